@@ -1,0 +1,108 @@
+"""A network is a pytree of arrays with its static description.
+
+Every technique is a pure function `Network -> Network`, and they chain.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxr18.nn.resnet import ResNet
+from jaxr18.spec import NetSpec
+
+
+@struct.dataclass
+class Network:
+  """Arrays, and the spec that gives them meaning.
+
+  Attributes:
+    params: kernels, batch norm's scales and biases, bounds of quantized
+      inputs, by layer path.
+    batch_stats: batch norm's running means and variances.
+    masks: bool, the tree of `params`; True keeps, a scalar True where nothing
+      is pruned.
+    spec: static; networks of different specs have different tree structures.
+  """
+
+  params: Any
+  batch_stats: Any
+  masks: Any
+  spec: NetSpec = struct.field(pytree_node=False)
+
+
+Transform = Callable[[Network], Network]
+
+
+def chain(*transforms: Transform) -> Transform:
+  """The transforms one after the other, the first first."""
+
+  def chained(net: Network) -> Network:
+    return functools.reduce(lambda n, t: t(n), transforms, net)
+
+  return chained
+
+
+def init(key: jax.Array, spec: NetSpec) -> Network:
+  """A network with He-normal kernels, nothing pruned, bounds of 1."""
+  shape = (1, spec.resolution, spec.resolution, spec.channels)
+  variables = ResNet(spec).init(key, jnp.zeros(shape, jnp.float32))
+  params = variables["params"]
+  masks = jax.tree.map(lambda _: jnp.array(True), params)
+  return Network(params, variables["batch_stats"], masks, spec)
+
+
+def apply_masks(params: Any, masks: Any) -> Any:
+  """Zero where a mask is False (`where`, since nan * 0 is nan)."""
+  return jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, masks)
+
+
+def forward(net: Network, images: jax.Array, dtype=jnp.float32) -> jax.Array:
+  """Logits in evaluation.
+
+  Args:
+    net: the network; its masks are applied.
+    images: [batch, resolution, resolution, channels], normalized.
+    dtype: of activations and kernels in convolutions.
+
+  Returns:
+    [batch, classes], float32.
+  """
+  return ResNet(net.spec).apply(_variables(net), images.astype(dtype))
+
+
+def forward_train(
+  net: Network, images: jax.Array, dtype=jnp.float32
+) -> tuple[jax.Array, Any]:
+  """Logits in training, and the batch statistics moved by this batch."""
+  logits, updated = ResNet(net.spec, train=True).apply(
+    _variables(net), images.astype(dtype), mutable=["batch_stats"]
+  )
+  return logits, updated["batch_stats"]
+
+
+def calibrate(net: Network, images: jax.Array) -> Network:
+  """Sets the bound of every quantized input from one batch of images.
+
+  Batch norm uses the batch's statistics, so a network that was just
+  initialized can be calibrated; the running statistics stay as they are.
+  """
+  _, sown = ResNet(net.spec, train=True).apply(
+    _variables(net), images, mutable=["batch_stats", "calibration"]
+  )
+  return net.replace(params=_merge(net.params, sown.get("calibration", {})))
+
+
+def _variables(net: Network) -> dict[str, Any]:
+  params = apply_masks(net.params, net.masks)
+  return {"params": params, "batch_stats": net.batch_stats}
+
+
+def _merge(old: dict, new: dict) -> dict:
+  return {
+    k: _merge(v, new[k]) if isinstance(v, dict) and k in new else new.get(k, v)
+    for k, v in old.items()
+  }

@@ -1,0 +1,127 @@
+"""The ResNet of a `NetSpec` in Linen: nothing but layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxr18.nn import conv as fast_conv
+from jaxr18.nn import quantize
+from jaxr18.spec import FLOAT_BITS, BlockSpec, ConvSpec, HeadSpec, NetSpec
+
+kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class _Quantized(nn.Module):
+  """A layer whose kernel and input are quantized before they meet."""
+
+  def quantized(self, x, kernel, spec, signed):
+    """x and kernel on the grids of the spec's bits.
+
+    When the collection 'calibration' is mutable, the input's bound is taken
+    from x itself and sown there.
+    """
+    if spec.a_bits != FLOAT_BITS:
+      bound = self.param("input_bound", nn.initializers.ones, ())
+      if self.is_mutable_collection("calibration"):
+        bound = quantize.initial_bound(x, spec.a_bits, signed)
+        self.put_variable("calibration", "input_bound", bound)
+      x = quantize.quantize_input(x, bound, spec.a_bits, signed)
+    return x, quantize.quantize_kernel(kernel, spec.w_bits).astype(x.dtype)
+
+
+class Conv(_Quantized):
+  """One convolution without bias, dense or grouped."""
+
+  spec: ConvSpec
+  signed: bool
+
+  @nn.compact
+  def __call__(self, x):
+    s = self.spec
+    shape = (s.kernel, s.kernel, x.shape[-1] // s.groups, s.features)
+    kernel = self.param("kernel", kernel_init, shape)
+    x, kernel = self.quantized(x, kernel, s, self.signed)
+    return fast_conv.conv(
+      x, kernel, stride=s.stride, padding=s.kernel // 2, groups=s.groups
+    )
+
+
+class SeparableConv(nn.Module):
+  """A depthwise convolution, then a pointwise one (Howard et al., 2017)."""
+
+  spec: ConvSpec
+  signed: bool
+
+  @nn.compact
+  def __call__(self, x):
+    s = self.spec
+    bits = dict(w_bits=s.w_bits, a_bits=s.a_bits)
+    features = x.shape[-1]
+    depthwise = ConvSpec(features, s.kernel, s.stride, features, **bits)
+    pointwise = ConvSpec(s.features, 1, **bits)
+    x = Conv(depthwise, self.signed, name="depthwise")(x)
+    return Conv(pointwise, True, name="pointwise")(x)
+
+
+class Head(_Quantized):
+  """The classifier: a dense layer with bias."""
+
+  spec: HeadSpec
+
+  @nn.compact
+  def __call__(self, x):
+    s = self.spec
+    shape = (x.shape[-1], s.classes)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    bias = self.param("bias", nn.initializers.zeros, (s.classes,))
+    x, kernel = self.quantized(x, kernel, s, signed=False)
+    return x @ kernel + bias.astype(x.dtype)
+
+
+def _conv(spec: ConvSpec, name: str, signed: bool = False):
+  kind = SeparableConv if spec.depthwise else Conv
+  return kind(spec, signed, name=name)
+
+
+class Block(nn.Module):
+  """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)) (He et al., 2015)."""
+
+  spec: BlockSpec
+  train: bool
+
+  @nn.compact
+  def __call__(self, x):
+    y = _conv(self.spec.conv1, "conv1")(x)
+    y = nn.relu(_batch_norm("bn1", self.train)(y))
+    y = _conv(self.spec.conv2, "conv2")(y)
+    y = _batch_norm("bn2", self.train)(y)
+    if self.spec.proj is not None:
+      x = _conv(self.spec.proj, "proj")(x)
+      x = _batch_norm("proj_bn", self.train)(x)
+    return nn.relu(y + x)
+
+
+def _batch_norm(name: str, train: bool):
+  return nn.BatchNorm(
+    use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name
+  )
+
+
+class ResNet(nn.Module):
+  """Normalized images [batch, size, size, channels] -> logits [batch, classes].
+
+  With `train`, batch norm uses the batch's statistics and updates the
+  collection 'batch_stats'.
+  """
+
+  spec: NetSpec
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = _conv(self.spec.stem, "stem", signed=True)(images)
+    x = nn.relu(_batch_norm("stem_bn", self.train)(x))
+    for name, block in self.spec.blocks():
+      x = Block(block, self.train, name=name)(x)
+    x = jnp.mean(x, axis=(1, 2))
+    return Head(self.spec.head, name="head")(x).astype(jnp.float32)

@@ -1,0 +1,447 @@
+"""The static description of a network: what it is, without its numbers.
+
+A `NetSpec` is frozen and hashable, so it can be a static argument of jit, and
+it goes through JSON and back, so a checkpoint can carry it. Everything about
+a network that is not an array is here: widths, depths, strides, groups, bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+FLOAT_BITS = 32  # means: not quantized
+BITS = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvSpec:
+  """A square convolution with padding kernel // 2.
+
+  Attributes:
+    features: output channels.
+    kernel: side of the kernel, in taps.
+    stride: in both directions.
+    groups: channel groups; input and output channels are divisible by it.
+    depthwise: a depthwise kernel x kernel convolution, then a pointwise 1x1,
+      with no activation between; then `groups` is 1.
+    w_bits: bits of a weight, 32 for unquantized.
+    a_bits: bits of an input activation, 32 for unquantized.
+  """
+
+  features: int
+  kernel: int = 3
+  stride: int = 1
+  groups: int = 1
+  depthwise: bool = False
+  w_bits: int = FLOAT_BITS
+  a_bits: int = FLOAT_BITS
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+  """A basic block: conv1, conv2 and the shortcut.
+
+  `proj` is the 1x1 convolution of a projection shortcut, None for the
+  identity. It is stated and not derived by comparing shapes: after pruning,
+  widths can coincide where a projection still stands.
+  """
+
+  conv1: ConvSpec
+  conv2: ConvSpec
+  proj: ConvSpec | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+  """The classifier: a dense layer with bias on the pooled features."""
+
+  classes: int = 10
+  w_bits: int = FLOAT_BITS
+  a_bits: int = FLOAT_BITS
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One convolution or dense layer, as `NetSpec.layers` lists them.
+
+  `path` is the layer's path in the parameter tree, `unit` the path of the
+  `ConvSpec` it belongs to (a depthwise-separable convolution has two layers).
+  `in_size` and `out_size` are sides of the feature map in pixels.
+  `signed_input` is False where the input comes straight from a ReLU.
+  """
+
+  path: str
+  unit: str
+  kind: str  # 'conv' or 'dense'
+  in_features: int
+  features: int
+  kernel: int
+  stride: int
+  groups: int
+  in_size: int
+  out_size: int
+  w_bits: int
+  a_bits: int
+  signed_input: bool
+
+  @property
+  def kernel_shape(self) -> tuple[int, ...]:
+    """Shape of the kernel: HWIO, or [in, out] of a dense layer."""
+    if self.kind == "dense":
+      return self.in_features, self.features
+    inputs = self.in_features // self.groups
+    return self.kernel, self.kernel, inputs, self.features
+
+  @property
+  def macs(self) -> int:
+    """Multiply-accumulates for one image, padding taps included."""
+    return math.prod(self.kernel_shape) * self.out_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class NetSpec:
+  """A ResNet: stem, stages of basic blocks, average pooling, head.
+
+  Attributes:
+    stem: the first convolution.
+    stages: blocks by stage.
+    head: the classifier.
+    resolution: side of the input image in pixels.
+    channels: channels of the input image.
+  """
+
+  stem: ConvSpec
+  stages: tuple[tuple[BlockSpec, ...], ...]
+  head: HeadSpec = HeadSpec()
+  resolution: int = 32
+  channels: int = 3
+
+  def blocks(self) -> Iterator[tuple[str, BlockSpec]]:
+    """The blocks in order, each with its name, such as 'stage1_block2'."""
+    for i, stage in enumerate(self.stages, 1):
+      for j, block in enumerate(stage, 1):
+        yield f"stage{i}_block{j}", block
+
+  def units(self) -> Iterator[tuple[str, ConvSpec | HeadSpec]]:
+    """What carries bits, in forward order, each with its path."""
+    yield "stem", self.stem
+    for name, block in self.blocks():
+      yield f"{name}/conv1", block.conv1
+      yield f"{name}/conv2", block.conv2
+      if block.proj is not None:
+        yield f"{name}/proj", block.proj
+    yield "head", self.head
+
+  def layers(self) -> tuple[Layer, ...]:
+    """Every convolution and dense layer, in forward order."""
+    out: list[Layer] = []
+    size = self.resolution
+    features = self.channels
+
+    def conv(path, spec, in_features, in_size, signed):
+      out_size = (in_size - 1) // spec.stride + 1
+      common = dict(
+        unit=path, kind="conv", w_bits=spec.w_bits, a_bits=spec.a_bits
+      )
+      if spec.depthwise:
+        out.append(
+          Layer(
+            path=f"{path}/depthwise",
+            in_features=in_features,
+            features=in_features,
+            kernel=spec.kernel,
+            stride=spec.stride,
+            groups=in_features,
+            in_size=in_size,
+            out_size=out_size,
+            signed_input=signed,
+            **common,
+          )
+        )
+        out.append(
+          Layer(
+            path=f"{path}/pointwise",
+            in_features=in_features,
+            features=spec.features,
+            kernel=1,
+            stride=1,
+            groups=1,
+            in_size=out_size,
+            out_size=out_size,
+            signed_input=True,
+            **common,
+          )
+        )
+      else:
+        out.append(
+          Layer(
+            path=path,
+            in_features=in_features,
+            features=spec.features,
+            kernel=spec.kernel,
+            stride=spec.stride,
+            groups=spec.groups,
+            in_size=in_size,
+            out_size=out_size,
+            signed_input=signed,
+            **common,
+          )
+        )
+      return spec.features, out_size
+
+    features, size = conv("stem", self.stem, features, size, True)
+    for name, block in self.blocks():
+      inner, inner_size = conv(
+        f"{name}/conv1", block.conv1, features, size, False
+      )
+      stream, out_size = conv(
+        f"{name}/conv2", block.conv2, inner, inner_size, False
+      )
+      if block.proj is not None:
+        conv(f"{name}/proj", block.proj, features, size, False)
+      features, size = stream, out_size
+    out.append(
+      Layer(
+        path="head",
+        unit="head",
+        kind="dense",
+        in_features=features,
+        features=self.head.classes,
+        kernel=1,
+        stride=1,
+        groups=1,
+        in_size=1,
+        out_size=1,
+        w_bits=self.head.w_bits,
+        a_bits=self.head.a_bits,
+        signed_input=False,
+      )
+    )
+    return tuple(out)
+
+  def to_json(self) -> str:
+    return json.dumps(dataclasses.asdict(self), indent=1)
+
+  @staticmethod
+  def from_json(text: str) -> NetSpec:
+    """The inverse of `to_json`; raises ValueError on anything else."""
+    try:
+      return _net_from_dict(json.loads(text))
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as e:
+      raise ValueError(f"not a network's description in JSON: {e!r}") from e
+
+
+def _net_from_dict(d: dict[str, Any]) -> NetSpec:
+  def conv(c):
+    return None if c is None else ConvSpec(**c)
+
+  stages = tuple(
+    tuple(BlockSpec(**{k: conv(v) for k, v in b.items()}) for b in stage)
+    for stage in d["stages"]
+  )
+  return NetSpec(
+    stem=conv(d["stem"]),
+    stages=stages,
+    head=HeadSpec(**d["head"]),
+    resolution=d["resolution"],
+    channels=d["channels"],
+  )
+
+
+def resnet(
+  widths: Sequence[int] = (64, 128, 256, 512),
+  blocks: Sequence[int] = (2, 2, 2, 2),
+  strides: Sequence[int] = (1, 2, 2, 2),
+  groups: Sequence[int] = (1, 1, 1, 1),
+  depthwise: Sequence[bool] = (False, False, False, False),
+  stem_features: int | None = None,
+  classes: int = 10,
+  resolution: int = 32,
+) -> NetSpec:
+  """A ResNet of basic blocks for small images (He et al., 2015).
+
+  The five sequences are by stage and equally long. `groups` and `depthwise`
+  apply to the 3x3 convolutions of a stage's blocks; the stem and the 1x1
+  projections stay dense. `stem_features` is the first width by default.
+
+  Raises:
+    ValueError: a width not divisible by its groups, or unequal lengths.
+  """
+  lengths = {
+    name: len(v)
+    for name, v in dict(
+      widths=widths,
+      blocks=blocks,
+      strides=strides,
+      groups=groups,
+      depthwise=depthwise,
+    ).items()
+  }
+  if len(set(lengths.values())) != 1:
+    raise ValueError(
+      f"one entry a stage is needed in each sequence, got lengths {lengths}"
+    )
+  stem = ConvSpec(stem_features or widths[0])
+  features = stem.features
+  stages = []
+  for i in range(len(widths)):
+    stage = []
+    for j in range(blocks[i]):
+      stride = strides[i] if j == 0 else 1
+      conv1, conv2 = (
+        ConvSpec(widths[i], stride=s, groups=groups[i], depthwise=depthwise[i])
+        for s in (stride, 1)
+      )
+      proj = None
+      if stride != 1 or features != widths[i]:
+        proj = ConvSpec(widths[i], kernel=1, stride=stride)
+      stage.append(BlockSpec(conv1, conv2, proj))
+      features = widths[i]
+    stages.append(tuple(stage))
+  spec = NetSpec(stem, tuple(stages), HeadSpec(classes), resolution)
+  check(spec)
+  return spec
+
+
+def resnet18() -> NetSpec:
+  """The ResNet-18 for CIFAR: 11,173,962 parameters, 555,422,720 MACs."""
+  return resnet()
+
+
+def check(spec: NetSpec) -> None:
+  """Raises ValueError, naming the layer, where a spec is not a network."""
+  for path, unit in spec.units():
+    for name in ("w_bits", "a_bits"):
+      if getattr(unit, name) not in BITS:
+        raise ValueError(
+          f"{path}: {name} (={getattr(unit, name)}) must be one of {BITS}"
+        )
+    if isinstance(unit, ConvSpec):
+      if unit.features < 1 or unit.stride < 1 or unit.kernel % 2 != 1:
+        raise ValueError(
+          f"{path}: features and stride must be positive and the kernel odd,"
+          f" got {unit}"
+        )
+      if unit.depthwise and unit.groups != 1:
+        raise ValueError(
+          f"{path}: a depthwise convolution has groups=1 in its spec, got"
+          f" groups={unit.groups}"
+        )
+  for layer in spec.layers():
+    for name in ("in_features", "features"):
+      if getattr(layer, name) % layer.groups:
+        raise ValueError(
+          f"{layer.path}: {name} (={getattr(layer, name)}) must be divisible"
+          f" by groups (={layer.groups})"
+        )
+  features = spec.stem.features
+  for name, block in spec.blocks():
+    if block.proj is None:
+      if block.conv1.stride != 1 or block.conv2.features != features:
+        raise ValueError(
+          f"{name}: an identity shortcut needs stride 1 and {features}"
+          f" features, got stride {block.conv1.stride} and"
+          f" {block.conv2.features}; give the block a proj"
+        )
+    elif (block.proj.features, block.proj.stride) != (
+      block.conv2.features,
+      block.conv1.stride,
+    ):
+      raise ValueError(
+        f"{name}: proj must have conv2's features and conv1's stride, got"
+        f" {block.proj}"
+      )
+    features = block.conv2.features
+
+
+def with_bits(spec: NetSpec, rules: Sequence[tuple[str, int, int]]) -> NetSpec:
+  """Sets bits by ordered rules `(regex, w_bits, a_bits)` on layer paths.
+
+  The first rule whose regex matches a whole path ('stem',
+  'stage1_block2/conv1', 'head') decides it.
+
+  Raises:
+    ValueError: a layer that no rule matches, or a rule that decides no layer.
+  """
+  paths = [path for path, _ in spec.units()]
+  used = set()
+  bits = {}
+  for path in paths:
+    for i, (pattern, w_bits, a_bits) in enumerate(rules):
+      if re.fullmatch(pattern, path):
+        bits[path] = {"w_bits": w_bits, "a_bits": a_bits}
+        used.add(i)
+        break
+    else:
+      raise ValueError(
+        f"no bits rule matches layer {path!r}; the rules are"
+        f" {[r[0] for r in rules]}; end them with ('.*', 32, 32)"
+      )
+  for i, rule in enumerate(rules):
+    if i not in used:
+      raise ValueError(
+        f"bits rule {tuple(rule)} decides no layer (an earlier rule may take"
+        f" them all); the layers are {paths}"
+      )
+  spec = dataclasses.replace(
+    spec,
+    stem=dataclasses.replace(spec.stem, **bits["stem"]),
+    head=dataclasses.replace(spec.head, **bits["head"]),
+    stages=tuple(
+      tuple(
+        dataclasses.replace(
+          block,
+          **{
+            field: dataclasses.replace(
+              conv, **bits[f"stage{i}_block{j}/{field}"]
+            )
+            for field, conv in vars(block).items()
+            if conv is not None
+          },
+        )
+        for j, block in enumerate(stage, 1)
+      )
+      for i, stage in enumerate(spec.stages, 1)
+    ),
+  )
+  check(spec)
+  return spec
+
+
+def compound_scale(
+  coefficient: float,
+  widths: Sequence[int],
+  blocks: Sequence[int],
+  resolution: int,
+  *,
+  alpha: float = 1.2,
+  beta: float = 1.1,
+  gamma: float = 1.15,
+  multiple: int = 8,
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+  """Scales depth, width and resolution together (EfficientNet, Tan 2019).
+
+  Depths grow by alpha**coefficient (rounded up), widths by beta**coefficient
+  (to the nearest `multiple`, at least one, never below 0.9 of the exact
+  value), the resolution by gamma**coefficient (rounded). MACs grow by about
+  (alpha * beta**2 * gamma**2)**coefficient, 1.92**coefficient by default.
+
+  Returns:
+    (widths, blocks, resolution), the arguments of `resnet`.
+  """
+
+  def width(w):
+    exact = w * beta**coefficient
+    rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
+    return rounded + multiple if rounded < 0.9 * exact else rounded
+
+  return (
+    tuple(width(w) for w in widths),
+    tuple(max(1, math.ceil(b * alpha**coefficient - 1e-9)) for b in blocks),
+    max(1, round(resolution * gamma**coefficient)),
+  )
