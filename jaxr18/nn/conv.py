@@ -1,7 +1,25 @@
-"""One two-dimensional convolution: dense, grouped or depthwise."""
+"""One two-dimensional convolution, by whatever path is fastest here.
+
+The convolution and its two gradients are primitives of their own, each the
+transpose of the others. A jaxpr therefore shows the mathematical operation, and
+only its lowering decides how it is computed on the platform.
+"""
+
+import functools
+import os
 
 import jax
 from jax import lax
+from jax import numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxr18.nn import onednn
+
+PATHS = ("auto", "xla", "onednn")
+
+# Larger batches of kernels become groups of XLA's convolution.
+_MAX_UNROLLED = 16
 
 
 def conv(
@@ -11,6 +29,7 @@ def conv(
   stride: int = 1,
   padding: int = 1,
   groups: int = 1,
+  path: str | None = None,
 ) -> jax.Array:
   """Convolves images with a kernel.
 
@@ -21,16 +40,237 @@ def conv(
     padding: zeros added on each of the four sides, in pixels.
     groups: how many blocks the channels are split into; `in_features` of them
       with one input channel each is a depthwise convolution.
+    path: how to compute it and its gradients: 'xla' (XLA's own convolution),
+      'onednn' (on one CPU device, float32) or 'auto', the fastest that can be
+      had. By default the environment variable JAXR18_CONV, otherwise 'auto'.
 
   Returns:
     [batch, out_height, out_width, features], with
     `out = (size + 2 * padding - kernel) // stride + 1`.
+
+  Raises:
+    ValueError: if the shapes or the path do not fit.
+    TypeError: if the two types differ.
   """
+  path = path or os.environ.get("JAXR18_CONV") or "auto"
+  if path not in PATHS:
+    raise ValueError(f"`path` (={path!r}) must be one of {PATHS}.")
+  # Inside shard_map both must vary over the same axes of the mesh.
+  axes = [_varying(x), _varying(kernel)]
+  if axes[0] != axes[1]:
+    x = lax.pcast(x, tuple(axes[1] - axes[0]), to="varying")
+    kernel = lax.pcast(kernel, tuple(axes[0] - axes[1]), to="varying")
+  return conv_p.bind(
+    x, kernel, stride=stride, padding=padding, groups=groups, path=path
+  )
+
+
+def _varying(x) -> frozenset:
+  """The axes of the mesh along which `x` differs, inside shard_map."""
+  aval = jax.typeof(x)
+  kind = getattr(aval, "manual_axis_type", aval)  # before jax 0.10: aval.vma
+  return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+# The three operations in terms of XLA's convolution. `size` is the result's
+# height and width where the operands do not tell it.
+
+
+def _xla_conv(x, kernel, *, stride, padding, groups):
   return lax.conv_general_dilated(
     x,
     kernel,
     window_strides=(stride, stride),
     padding=((padding, padding), (padding, padding)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=groups,
   )
+
+
+def _xla_conv_grad_input(dy, kernel, *, size, **how):
+  features = kernel.shape[2] * how["groups"]
+  x = jax.ShapeDtypeStruct((dy.shape[0], *size, features), dy.dtype)
+  return jax.linear_transpose(lambda x: _xla_conv(x, kernel, **how), x)(dy)[0]
+
+
+def _xla_conv_grad_kernel(x, dy, *, size, **how):
+  shape = (*size, x.shape[3] // how["groups"], dy.shape[3])
+  kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+  return jax.linear_transpose(lambda k: _xla_conv(x, k, **how), kernel)(dy)[0]
+
+
+# Abstract evaluation: the result's shape.
+
+
+def _conv_shape(x, kernel, *, stride, padding, groups):
+  if x.ndim != 4 or kernel.ndim != 4:
+    raise ValueError(
+      "conv takes images [batch, height, width, in_features] and a kernel "
+      "[kernel, kernel, in_features / groups, features]; got the shapes "
+      f"{x.shape} and {kernel.shape}."
+    )
+  if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+    raise ValueError(
+      f"in_features (={x.shape[3]}) must be groups (={groups}) times the "
+      f"kernel's third axis (={kernel.shape[2]}), and features "
+      f"(={kernel.shape[3]}) must be divisible by groups."
+    )
+  size = [
+    (n + 2 * padding - k) // stride + 1
+    for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+  ]
+  if min(size) < 1:
+    raise ValueError(
+      f"A kernel of {kernel.shape[:2]} does not fit images of {x.shape[1:3]} "
+      f"with padding (={padding})."
+    )
+  return (x.shape[0], *size, kernel.shape[3])
+
+
+def _conv_grad_input_shape(dy, kernel, *, size, groups, **_):
+  return (dy.shape[0], *size, kernel.shape[2] * groups)
+
+
+def _conv_grad_kernel_shape(x, dy, *, size, groups, **_):
+  return (*size, x.shape[3] // groups, dy.shape[3])
+
+
+# Lowering: the path that computes it.
+
+
+def _choose(path, platform, devices, a, b) -> str:
+  """The path for operands `a` and `b` on so many devices of a platform."""
+  if path == "onednn":
+    reason = onednn.reason() if platform == "cpu" else f"this is {platform}"
+    if a.dtype != jnp.float32:
+      reason = f"it computes float32 and this is {a.dtype}"
+    if reason:
+      raise ValueError(f"The path 'onednn' cannot be had: {reason}.")
+    return path
+  fits = (
+    path == "auto"
+    and platform == "cpu"
+    and devices == 1  # XLA cannot partition a custom call
+    and a.dtype == jnp.float32
+    and a.size > 0
+    and b.size > 0
+  )
+  return "onednn" if fits and onednn.ready() else "xla"
+
+
+def _lower(platform, name, shape, xla, ctx, a, b, *, path, **params):
+  devices = getattr(ctx.module_context.axis_context, "num_devices", None) or 1
+  path = _choose(path, platform, devices, *ctx.avals_in)
+  if path == "onednn":
+    how = {k: v for k, v in params.items() if k != "size"}
+    run = functools.partial(
+      onednn.call, name, shape(*ctx.avals_in, **params), **how
+    )
+  else:
+    run = functools.partial(xla, **params)
+  return mlir.lower_fun(run, multiple_results=False)(ctx, a, b)
+
+
+# Batching: images alone join the batch; kernels are unrolled, since as groups
+# of one convolution they are several times slower on a CPU.
+
+
+def _batch(primitive, fold, xla, args, axes, **params):
+  a, b = args
+  size = next(
+    x.shape[axis]
+    for x, axis in zip(args, axes, strict=True)
+    if axis is not None
+  )
+  if fold and axes[1] is None:
+    a = jnp.moveaxis(a, axes[0], 0)
+    y = primitive.bind(a.reshape(-1, *a.shape[2:]), b, **params)
+    return y.reshape(size, -1, *y.shape[1:]), 0
+  if size > _MAX_UNROLLED:
+    run = functools.partial(
+      xla, **{k: v for k, v in params.items() if k != "path"}
+    )
+    return jax.vmap(run, in_axes=axes)(a, b), 0
+
+  def member(x, axis, i):
+    if axis is None:
+      return x
+    return lax.index_in_dim(x, i, axis, keepdims=False)
+
+  ys = [
+    primitive.bind(member(a, axes[0], i), member(b, axes[1], i), **params)
+    for i in range(size)
+  ]
+  return jnp.stack(ys), 0
+
+
+def _define(name, shape, xla, fold) -> Primitive:
+  primitive = Primitive(name)
+
+  @primitive.def_abstract_eval
+  def _(a, b, *, path, **params):
+    if a.dtype != b.dtype:
+      raise TypeError(
+        f"{name} needs operands of one type, got {a.dtype} and {b.dtype}."
+      )
+    return a.update(shape=shape(a, b, **params), weak_type=False)
+
+  @primitive.def_impl
+  def _(a, b, **params):
+    return _compiled(primitive, tuple(params.items()))(a, b)
+
+  rule = functools.partial
+  mlir.register_lowering(
+    primitive, rule(_lower, "cpu", name, shape, xla), platform="cpu"
+  )
+  mlir.register_lowering(primitive, rule(_lower, "other", name, shape, xla))
+  batching.primitive_batchers[primitive] = rule(_batch, primitive, fold, xla)
+  return primitive
+
+
+@functools.cache
+def _compiled(primitive, params):
+  return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+
+conv_p = _define("conv", _conv_shape, _xla_conv, True)
+conv_grad_input_p = _define(
+  "conv_grad_input", _conv_grad_input_shape, _xla_conv_grad_input, True
+)
+conv_grad_kernel_p = _define(
+  "conv_grad_kernel", _conv_grad_kernel_shape, _xla_conv_grad_kernel, False
+)
+
+
+# Differentiation: each operation is linear in both operands, and to transpose
+# it in one of them is one of the other two operations.
+
+
+def _conv(x, kernel, *, size=None, **params):
+  return conv_p.bind(x, kernel, **params)
+
+
+def _grad_input(dy, kernel, x, *, size=None, **params):
+  return conv_grad_input_p.bind(dy, kernel, size=x.aval.shape[1:3], **params)
+
+
+def _grad_kernel(x, dy, kernel, *, size=None, **params):
+  size = kernel.aval.shape[:2]
+  return conv_grad_kernel_p.bind(x, dy, size=size, **params)
+
+
+ad.defbilinear(
+  conv_p,
+  lambda ct, x, kernel, **params: _grad_input(ct, kernel, x, **params),
+  lambda ct, x, kernel, **params: _grad_kernel(x, ct, kernel, **params),
+)
+ad.defbilinear(
+  conv_grad_input_p,
+  lambda ct, dy, kernel, **params: _conv(ct, kernel, **params),
+  lambda ct, dy, kernel, **params: _grad_kernel(ct, dy, kernel, **params),
+)
+ad.defbilinear(
+  conv_grad_kernel_p,
+  lambda ct, x, dy, **params: _grad_input(dy, ct, x, **params),
+  lambda ct, x, dy, **params: _conv(x, ct, **params),
+)

@@ -1,0 +1,218 @@
+// oneDNN's convolution and its two gradients as XLA custom calls.
+//
+// Images are NHWC and kernels HWIO, straight from XLA's buffers; the kernel,
+// which is small, is reordered into whatever layout oneDNN runs fastest.
+// XLA runs independent calls side by side, so calls take turns and the scratch
+// memory is ours: the library's own, shared, would be overwritten.
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+using Buffer = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+using Shape = ffi::Span<const int64_t>;
+
+enum Kind { kForward, kGradInput, kGradKernel };
+
+// Memory that only grows.
+class Arena {
+ public:
+  void* Get(size_t bytes) {
+    if (bytes > size_) {
+      size_ = (bytes + 4095) / 4096 * 4096;
+      data_.reset();  // before the new one, so that both are never held
+      data_.reset(std::aligned_alloc(4096, size_));
+      if (data_ == nullptr) {
+        size_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return data_.get();
+  }
+
+ private:
+  std::unique_ptr<void, decltype(&std::free)> data_{nullptr, std::free};
+  size_t size_ = 0;
+};
+
+// A primitive with the scratch memory that it needs.
+struct Step {
+  dnnl::primitive primitive;
+  memory::desc scratch;
+
+  Step() = default;
+  template <typename Desc>
+  void Set(const Desc& desc) {
+    primitive = dnnl::primitive(desc.get());
+    scratch = desc.scratchpad_desc();
+  }
+};
+
+// A convolution of one shape, ready to run.
+struct Plan {
+  memory::desc x, y, kernel, blocked;
+  Step convolve, reorder;
+};
+
+struct Library {
+  std::mutex turn;
+  dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream{engine};
+  std::map<std::vector<int64_t>, Plan> plans;
+  Arena scratch, weights;
+
+  memory Wrap(const memory::desc& desc, const void* data) {
+    return memory(desc, engine, const_cast<void*>(data));
+  }
+
+  void Run(const Step& step, std::unordered_map<int, memory> args) {
+    args.emplace(DNNL_ARG_SCRATCHPAD,
+                 Wrap(step.scratch, scratch.Get(step.scratch.get_size())));
+    step.primitive.execute(stream, args);
+  }
+};
+
+Library& Lib() {
+  static Library* library = new Library;  // outlives XLA's threads
+  return *library;
+}
+
+Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
+              int64_t padding, int64_t groups) {
+  using Tag = memory::format_tag;
+  const auto f32 = memory::data_type::f32;
+  const auto direct = dnnl::algorithm::convolution_direct;
+  const memory::dims strides{stride, stride}, pads{padding, padding};
+  const memory::dims dims =
+      groups == 1 ? memory::dims{k[3], k[2], k[0], k[1]}
+                  : memory::dims{groups, k[3] / groups, k[2], k[0], k[1]};
+  const memory::desc any(dims, f32, Tag::any);
+  const dnnl::engine& engine = Lib().engine;
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+
+  Plan plan;
+  plan.x = memory::desc({x[0], x[3], x[1], x[2]}, f32, Tag::nhwc);
+  plan.y = memory::desc({y[0], y[3], y[1], y[2]}, f32, Tag::nhwc);
+  plan.kernel = memory::desc(dims, f32, groups == 1 ? Tag::hwio : Tag::hwigo);
+  const dnnl::convolution_forward::primitive_desc forward(
+      engine, dnnl::prop_kind::forward_training, direct, plan.x, any, plan.y,
+      strides, pads, pads, attr);
+  if (kind == kForward) {
+    plan.blocked = forward.weights_desc();
+    plan.convolve.Set(forward);
+  } else if (kind == kGradInput) {
+    const dnnl::convolution_backward_data::primitive_desc backward(
+        engine, direct, plan.x, any, plan.y, strides, pads, pads, forward,
+        attr);
+    plan.blocked = backward.weights_desc();
+    plan.convolve.Set(backward);
+  } else {
+    const dnnl::convolution_backward_weights::primitive_desc backward(
+        engine, direct, plan.x, any, plan.y, strides, pads, pads, forward,
+        attr);
+    plan.blocked = backward.diff_weights_desc();
+    plan.convolve.Set(backward);
+  }
+  if (plan.blocked != plan.kernel) {
+    const bool back = kind == kGradKernel;
+    plan.reorder.Set(dnnl::reorder::primitive_desc(
+        engine, back ? plan.blocked : plan.kernel, engine,
+        back ? plan.kernel : plan.blocked, attr));
+  }
+  return plan;
+}
+
+void Convolve(Kind kind, Shape xs, Shape ks, Shape ys, const float* x,
+              const float* k, const float* y, int64_t stride, int64_t padding,
+              int64_t groups) {
+  Library& lib = Lib();
+  std::lock_guard<std::mutex> lock(lib.turn);
+  std::vector<int64_t> key{kind, stride, padding, groups};
+  for (Shape shape : {xs, ks, ys}) {
+    key.insert(key.end(), shape.begin(), shape.end());
+  }
+  auto found = lib.plans.find(key);
+  if (found == lib.plans.end()) {
+    Plan plan = MakePlan(kind, xs, ks, ys, stride, padding, groups);
+    found = lib.plans.emplace(std::move(key), std::move(plan)).first;
+  }
+  const Plan& plan = found->second;
+
+  const bool reordered = static_cast<bool>(plan.reorder.primitive);
+  const memory kernel = lib.Wrap(plan.kernel, k);
+  const memory blocked =
+      reordered
+          ? lib.Wrap(plan.blocked, lib.weights.Get(plan.blocked.get_size()))
+          : kernel;
+  const memory in = lib.Wrap(plan.x, x), out = lib.Wrap(plan.y, y);
+  if (reordered && kind != kGradKernel) {
+    lib.Run(plan.reorder, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
+  }
+  if (kind == kForward) {
+    lib.Run(plan.convolve, {{DNNL_ARG_SRC, in},
+                            {DNNL_ARG_WEIGHTS, blocked},
+                            {DNNL_ARG_DST, out}});
+  } else if (kind == kGradInput) {
+    lib.Run(plan.convolve, {{DNNL_ARG_DIFF_DST, out},
+                            {DNNL_ARG_WEIGHTS, blocked},
+                            {DNNL_ARG_DIFF_SRC, in}});
+  } else {
+    lib.Run(plan.convolve, {{DNNL_ARG_SRC, in},
+                            {DNNL_ARG_DIFF_DST, out},
+                            {DNNL_ARG_DIFF_WEIGHTS, blocked}});
+  }
+  if (reordered && kind == kGradKernel) {
+    lib.Run(plan.reorder, {{DNNL_ARG_FROM, blocked}, {DNNL_ARG_TO, kernel}});
+  }
+  lib.stream.wait();
+}
+
+// The operands are x and kernel, y's gradient and kernel, or x and y's
+// gradient; the result is the third of (x, kernel, y).
+template <Kind kind>
+ffi::Error Call(Buffer a, Buffer b, Result r, int64_t stride, int64_t padding,
+                int64_t groups) {
+  const Shape as = a.dimensions(), bs = b.dimensions(), rs = r->dimensions();
+  const float *ad = a.typed_data(), *bd = b.typed_data(),
+              *rd = r->typed_data();
+  try {
+    if (kind == kForward) {
+      Convolve(kind, as, bs, rs, ad, bd, rd, stride, padding, groups);
+    } else if (kind == kGradInput) {
+      Convolve(kind, rs, bs, as, rd, bd, ad, stride, padding, groups);
+    } else {
+      Convolve(kind, as, rs, bs, ad, rd, bd, stride, padding, groups);
+    }
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  }
+  return ffi::Error::Success();
+}
+
+constexpr auto kBinding = [] {
+  return ffi::Ffi::Bind()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Ret<Buffer>()
+      .Attr<int64_t>("stride")
+      .Attr<int64_t>("padding")
+      .Attr<int64_t>("groups");
+};
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Conv, Call<kForward>, kBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvGradInput, Call<kGradInput>, kBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvGradKernel, Call<kGradKernel>, kBinding());

@@ -1,0 +1,242 @@
+"""Binds oneDNN's convolutions to XLA on the CPU, if this machine can.
+
+The library comes from PyPI (`pip install jaxr18[cpu]`), the binding is one C++
+file, compiled once with the system's compiler into the user's cache.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+
+import jax
+import numpy as np
+from absl import logging
+from jax import lax
+
+_LIBRARY = "onednn-cpu-gomp"
+_HEADERS = "onednn-devel-cpu-gomp"
+_SOURCE = pathlib.Path(__file__).with_name("onednn.cc")
+_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-w")
+
+# The operation's name here -> the symbol in onednn.cc.
+_SYMBOLS = {
+  "conv": "Conv",
+  "conv_grad_input": "ConvGradInput",
+  "conv_grad_kernel": "ConvGradKernel",
+}
+
+
+class Unavailable(Exception):
+  """The reason why oneDNN cannot be used here."""
+
+
+def call(
+  name: str,
+  shape: tuple[int, ...],
+  a: jax.Array,
+  b: jax.Array,
+  *,
+  stride: int,
+  padding: int,
+  groups: int,
+) -> jax.Array:
+  """Runs one operation of oneDNN; call it only where `ready()` is true.
+
+  Args:
+    name: 'conv' of images and kernel, 'conv_grad_input' of the output's
+      gradient and the kernel, or 'conv_grad_kernel' of images and the output's
+      gradient; float32, images as NHWC, kernels as HWIO.
+    shape: the result's shape.
+    a: the first operand.
+    b: the second operand.
+    stride: pixels between two outputs.
+    padding: zeros added on each of the four sides.
+    groups: how many blocks the channels are split into.
+
+  Returns:
+    The result, float32.
+  """
+  result = jax.ShapeDtypeStruct(shape, np.float32)
+  run = jax.ffi.ffi_call(f"jaxr18_{name}", result, vmap_method="sequential")
+  return run(
+    a,
+    b,
+    stride=np.int64(stride),
+    padding=np.int64(padding),
+    groups=np.int64(groups),
+  )
+
+
+def ready() -> bool:
+  """Whether oneDNN serves here; builds, loads and checks it the first time."""
+  return reason() is None
+
+
+def reason() -> str | None:
+  """Why oneDNN does not serve here, or None where it does."""
+  with _LOCK:
+    return _reason()
+
+
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def _reason() -> str | None:
+  try:
+    library = ctypes.cdll.LoadLibrary(str(_build()))
+    for name, symbol in _SYMBOLS.items():
+      jax.ffi.register_ffi_target(
+        f"jaxr18_{name}",
+        jax.ffi.pycapsule(getattr(library, symbol)),
+        platform="cpu",
+      )
+    _check()
+  except (Unavailable, OSError) as error:
+    logging.info("Convolutions run on XLA and not on oneDNN: %s", error)
+    return str(error)
+  return None
+
+
+def _file(package: str, name: str) -> pathlib.Path:
+  """The path of an installed package's file."""
+  try:
+    files = importlib.metadata.files(package) or ()
+  except importlib.metadata.PackageNotFoundError:
+    raise Unavailable(
+      f'{package} is not installed; pip install "jaxr18[cpu]"'
+    ) from None
+  for file in files:
+    if file.match(name):
+      path = pathlib.Path(file.locate()).resolve()
+      if path.exists():
+        return path
+  raise Unavailable(f"{package} has no {name}")
+
+
+def _build() -> pathlib.Path:
+  """Compiles the binding, unless the user's cache has it; returns its path."""
+  machine = (platform.system(), platform.machine())
+  if machine != ("Linux", "x86_64"):
+    raise Unavailable(f"it needs Linux on x86_64, and this is {machine}")
+  library = _file(_LIBRARY, "libdnnl.so.3")
+  header = _file(_HEADERS, "oneapi/dnnl/dnnl.hpp")
+  versions = [
+    f"{package} {importlib.metadata.version(package)}"
+    for package in ("jaxlib", _LIBRARY, _HEADERS)
+  ]
+  text = "\n".join([_SOURCE.read_text(), str(library), *_FLAGS, *versions])
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  target = pathlib.Path(root) / "jaxr18" / f"onednn-{digest}.so"
+  if target.exists():
+    return target
+
+  compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+  if not compiler:
+    raise Unavailable("there is no C++ compiler; install g++ or set CXX")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    built = pathlib.Path(folder) / target.name
+    command = [
+      compiler,
+      *_FLAGS,
+      f"-I{jax.ffi.include_dir()}",
+      f"-I{header.parents[2]}",
+      str(_SOURCE),
+      str(library),
+      f"-Wl,-rpath,{library.parent}",
+      "-o",
+      str(built),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+      lines = done.stderr.strip().splitlines() or ["no message"]
+      raise Unavailable(f"{compiler} could not build the binding: {lines[0]}")
+    os.replace(built, target)  # whole or not at all, whoever else builds it
+  print(f"Built {target} (oneDNN for convolutions on the CPU)", file=sys.stderr)
+  return target
+
+
+def _check():
+  """Compares each operation with XLA's on small shapes."""
+  # In a thread of its own: the caller may be in the middle of a trace.
+  failed = []
+
+  def target():
+    try:
+      _compare()
+    except Exception as error:  # whatever is wrong, XLA serves
+      failed.append(error)
+
+  thread = threading.Thread(target=target)
+  thread.start()
+  thread.join()
+  if failed:
+    raise Unavailable(f"its self-check failed: {failed[0]}")
+
+
+def _compare():
+  # in_features, features, groups, kernel, stride, padding
+  cases = [
+    (3, 16, 1, 3, 1, 1),
+    (16, 32, 1, 3, 2, 1),
+    (16, 32, 1, 1, 2, 0),
+    (32, 32, 2, 3, 1, 1),
+    (16, 16, 8, 3, 2, 1),
+    (16, 16, 16, 3, 1, 1),
+  ]
+  rng = np.random.default_rng(0)
+
+  def run(arrays):
+    results = []
+    for case, (x, kernel, dy) in zip(cases, arrays, strict=True):
+      _, _, groups, _, stride, padding = case
+      how = dict(stride=stride, padding=padding, groups=groups)
+
+      def conv(x, kernel, how=how):
+        return lax.conv_general_dilated(
+          x,
+          kernel,
+          (how["stride"],) * 2,
+          [(how["padding"],) * 2] * 2,
+          dimension_numbers=("NHWC", "HWIO", "NHWC"),
+          feature_group_count=how["groups"],
+        )
+
+      y, grad = jax.vjp(conv, x, kernel)
+      expected = (y, *grad(dy))
+      got = (
+        call("conv", y.shape, x, kernel, **how),
+        call("conv_grad_input", x.shape, dy, kernel, **how),
+        call("conv_grad_kernel", kernel.shape, x, dy, **how),
+      )
+      results.append((got, expected))
+    return results
+
+  arrays = []
+  for in_features, features, groups, kernel, stride, padding in cases:
+    size = (8 + 2 * padding - kernel) // stride + 1
+    shapes = (
+      (2, 8, 8, in_features),
+      (kernel, kernel, in_features // groups, features),
+      (2, size, size, features),
+    )
+    arrays.append([rng.standard_normal(s).astype(np.float32) for s in shapes])
+  cpu = jax.local_devices(backend="cpu")[0]
+  with jax.default_device(cpu):
+    results = jax.device_get(jax.jit(run)(arrays))
+  for case, pairs in zip(cases, results, strict=True):
+    for name, got, expected in zip(_SYMBOLS, *pairs, strict=True):
+      error = np.abs(got - expected).max() / np.abs(expected).max()
+      if not error < 1e-5:
+        raise Unavailable(f"{name} of {case} is off by {error:.1e}")
