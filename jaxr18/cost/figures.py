@@ -1,0 +1,160 @@
+"""What scoring returns: three figures, a row a layer, tables, JSON.
+
+The figures are defined in `jaxr18.cost.score`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from rich.table import Table
+
+PARAMS_REFERENCE = 5.6e6
+MACS_REFERENCE = 2.8e8
+BIAS_BITS = 32  # what is added to a 32-bit accumulator
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """One of the three figures, and its two terms."""
+
+  params_term: float
+  ops_term: float
+
+  @property
+  def total(self) -> float:
+    return self.params_term + self.ops_term
+
+
+@dataclasses.dataclass(frozen=True)
+class Course(Figure):
+  """The course's figure and the numbers that went into its formula."""
+
+  p_s: float
+  p_u: float
+  q_w: int
+  q_a: int
+  w: int
+  f: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerScore:
+  """What one layer has and costs, summed over an ensemble's members.
+
+  Attributes:
+    path, kernel_shape, groups, w_bits, a_bits: as in the spec.
+    weights: of the kernel; `kept` of them are not masked.
+    biases: folded from batch norm, or the head's; `biases_kept` not masked.
+    macs: for one image, over all members and views.
+    encoding: of the stored kernel: 'dense', 'bitmask' or 'indices'.
+    stored_bits: of kernel, biases and scales.
+  """
+
+  path: str
+  kernel_shape: tuple[int, ...]
+  groups: int
+  w_bits: int
+  a_bits: int
+  weights: int
+  kept: int
+  biases: int
+  biases_kept: int
+  macs: int
+  encoding: str
+  stored_bits: int
+
+  @property
+  def exact(self) -> Figure:
+    """The layer's share of the exact figure."""
+    bits = self.kept * self.w_bits + self.biases_kept * BIAS_BITS
+    return Figure(
+      bits / 32 / PARAMS_REFERENCE,
+      self.macs * max(self.w_bits, self.a_bits) / 32 / MACS_REFERENCE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """The three figures of a network (defined in `jaxr18.cost.score`)."""
+
+  course: Course
+  exact: Figure
+  stored: Figure
+  rows: tuple[LayerScore, ...]
+  members: int = 1
+  views: int = 1
+
+  @property
+  def macs(self) -> int:
+    """For one image, over all members and views."""
+    return sum(row.macs for row in self.rows)
+
+  def as_dict(self) -> dict[str, Any]:
+    """Plain numbers, strings, lists and dicts."""
+    out = {
+      name: {**dataclasses.asdict(figure), 'total': figure.total}
+      for name, figure in self._figures()
+    }
+    out |= {'members': self.members, 'views': self.views, 'macs': self.macs}
+    return out | {'rows': [dataclasses.asdict(row) for row in self.rows]}
+
+  def to_json(self) -> str:
+    return json.dumps(self.as_dict())
+
+  def _figures(self):
+    return (
+      ('course', self.course), ('exact', self.exact), ('stored', self.stored)
+    )  # fmt: skip
+
+  def table(self) -> Table:
+    """A rich table: a line a layer with its shares of the exact figure."""
+    title = 'Score by layer'
+    if self.members * self.views > 1:
+      title += f', {self.members} members x {self.views} views'
+    table = Table(title=title, title_justify='left')
+    table.add_column('layer', overflow='fold')
+    for name in (
+      'kernel', 'groups', 'weights', 'density', 'bits w/a', 'MACs',
+      'params %', 'ops %', 'stored as'):  # fmt: skip
+      table.add_column(name, justify='right')
+    params, ops = self.exact.params_term, self.exact.ops_term
+    for row in self.rows:
+      table.add_row(
+        row.path,
+        'x'.join(map(str, row.kernel_shape)),
+        str(row.groups),
+        f'{row.weights:,}',
+        f'{row.kept / row.weights:.3f}',
+        f'{row.w_bits}/{row.a_bits}',
+        f'{row.macs:,}',
+        f'{100 * row.exact.params_term / max(params, 1e-30):.2f}',
+        f'{100 * row.exact.ops_term / max(ops, 1e-30):.2f}',
+        row.encoding,
+      )
+    weights = sum(row.weights for row in self.rows)
+    kept = sum(row.kept for row in self.rows)
+    table.add_section()
+    table.add_row(
+      'sum', '', '', f'{weights:,}', f'{kept / weights:.3f}', '',
+      f'{self.macs:,}', '100.00', '100.00', '')  # fmt: skip
+    return table
+
+  def summary(self) -> Table:
+    """A rich table of the three figures and their terms."""
+    table = Table(title='Score, lower is better', title_justify='left')
+    table.add_column('figure')
+    for name in ('params', 'ops', 'score'):
+      table.add_column(name, justify='right')
+    for name, figure in self._figures():
+      table.add_row(
+        name, f'{figure.params_term:.6f}', f'{figure.ops_term:.6f}',
+        f'{figure.total:.6f}')  # fmt: skip
+    c = self.course
+    table.caption = (
+      f'course: w={c.w:,} f={c.f:,} p_s={c.p_s:.4f} p_u={c.p_u:.4f}'
+      f' q_w={c.q_w} q_a={c.q_a}'
+    )
+    return table
