@@ -40,6 +40,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxr18.cost import free
 from jaxr18.cost.counted import MacReport, MacRow, OtherRow
+from jaxr18.nn import conv
 
 _REMAT_SCOPE = 'rematted_computation'
 
@@ -170,9 +171,31 @@ def _ragged_dot(eqn) -> tuple[int, int]:
   return macs, 1
 
 
+# Our own convolution and its gradients, however the platform computes them:
+# each multiplies every output's gradient (or value) with every tap once.
+
+
+def _own_conv(eqn) -> tuple[int, int]:
+  kernel, y = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+  return math.prod(y) * math.prod(kernel[:3]), eqn.params['groups']
+
+
+def _own_grad_input(eqn) -> tuple[int, int]:
+  dy, kernel = (v.aval.shape for v in eqn.invars)
+  return math.prod(dy) * math.prod(kernel[:3]), eqn.params['groups']
+
+
+def _own_grad_kernel(eqn) -> tuple[int, int]:
+  dy, kernel = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+  return math.prod(dy) * math.prod(kernel[:3]), eqn.params['groups']
+
+
 _RULES = {
   prim.conv_general_dilated_p: _conv,
   prim.dot_general_p: _dot,
+  conv.conv_p: _own_conv,
+  conv.conv_grad_input_p: _own_grad_input,
+  conv.conv_grad_kernel_p: _own_grad_kernel,
 }
 _RULES_BY_NAME = {'ragged_dot_general': _ragged_dot}  # not exported by JAX
 
