@@ -1,0 +1,285 @@
+"""An experiment from its config to its result: train, test, score.
+
+The only place that reads a config; below it are plain arguments.
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from jaxr18 import data, network
+from jaxr18.cost import score as score_lib
+from jaxr18.network import Network
+from jaxr18.train import checkpoint
+from jaxr18.train import state as state_lib
+from jaxr18.train.evaluate import Evaluation, evaluate
+from jaxr18.train.loop import StopSignal, train
+from jaxr18.train.progress import write_atomically
+from jaxr18.train.step import make_mesh, make_train_step
+from jaxr18.validate import ConfigError, network_spec, validate
+
+# What may differ between a run and its resumption: it changes no number.
+FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress")
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  stop: StopSignal | None = None,
+) -> dict[str, Any]:
+  """Runs the config's phases in order, then tests and scores the last network.
+
+  Every phase resumes in its middle; a finished one is read from its files.
+
+  Returns:
+    What result.json holds.
+  """
+  stop = stop or StopSignal()
+  validate(config)
+  prepare_workdir(config, workdir)
+  if (workdir / "result.json").exists():
+    return json.loads((workdir / "result.json").read_text())
+  dataset = load_data(config)
+  mesh = make_mesh()
+  phases = {}
+  for name in config.phases:
+    phases[name] = run_phase(config, name, workdir, dataset, mesh, stop)
+  net = load_network(workdir, config.phases[-1])
+  test = evaluate(net, dataset.test, dataset, config.eval_batch_size, mesh)
+  result = make_result(config, net, test, phases)
+  if jax.process_index() == 0:
+    write_atomically(
+      workdir / "result.json", json.dumps(result, indent=1) + "\n"
+    )
+  return result
+
+
+def prepare_workdir(config, workdir: pathlib.Path) -> None:
+  """Makes the workdir and keeps the config in it, or checks the one there.
+
+  Raises:
+    checkpoint.CheckpointError: it cannot be written, or belongs to another
+      config.
+  """
+  path = workdir / "config.json"
+  new = json.loads(config.to_json())
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      if jax.process_index() == 0:
+        write_atomically(path, json.dumps(new, indent=1) + "\n")
+      return
+    old = json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError) as e:
+    raise checkpoint.CheckpointError(
+      f"cannot use {workdir} as a workdir: {e}; give another --workdir"
+    ) from e
+  before, after = _flatten(old), _flatten(new)
+  changed = [
+    f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
+    for k in sorted(before.keys() | after.keys())
+    if before.get(k) != after.get(k)
+    and not any(k == f or k.startswith(f + ".") for f in FREE)
+  ]
+  if changed:
+    raise checkpoint.CheckpointError(
+      f"{workdir} was begun with another config: {'; '.join(changed)}; set it"
+      " back, or give another --workdir"
+    )
+
+
+def load_data(config) -> data.Dataset:
+  d = config.data
+  dataset = data.load(
+    d.name,
+    data_dir=d.dir,
+    validation=d.validation,
+    split_seed=d.split_seed,
+    limit=d.limit,
+    cache_dir=d.cache_dir,
+  )
+  count = len(dataset.train.labels)
+  for name in config.phases:
+    size = config[name].batch_size
+    devices = jax.device_count()
+    if size > count or size % devices:
+      raise ConfigError(
+        f"config.{name}.batch_size (={size}) must be at most the {count}"
+        f" training images and divisible by the {devices} devices; change it"
+      )
+  return dataset
+
+
+def run_phase(
+  config, name: str, workdir: pathlib.Path, dataset, mesh, stop
+) -> dict[str, Any]:
+  """Trains one phase, or reads what it left when it was finished.
+
+  Returns:
+    What phase.json holds: the chosen step, its validation accuracy, seconds.
+  """
+  directory = workdir / name
+  done = directory / "phase.json"
+  if done.exists():
+    return json.loads(done.read_text())
+  c = config[name]
+  spec = network_spec(c.network, dataset.classes)
+  key = jax.random.fold_in(
+    jax.random.key(config.seed), config.phases.index(name)
+  )
+  init_key, train_key = jax.random.split(key)
+  net = network.init(init_key, spec)
+  if c.init:
+    source = load_network(workdir, c.init)
+    net = start_from(net, source, where=f"config.{name}.init (={c.init!r})")
+  images = dataset.train.images[: config.eval_batch_size]
+  net = network.calibrate(
+    net,
+    data.normalize(images, dataset.mean, dataset.std, spec.resolution),
+  )
+  teacher = load_network(workdir, c.teacher) if c.teacher else None
+  steps_per_epoch = len(dataset.train.labels) // c.batch_size
+  optimizer = state_lib.make_optimizer(
+    c.optimizer,
+    learning_rate=c.learning_rate,
+    steps=c.epochs * steps_per_epoch,
+    warmup_steps=round(c.warmup_epochs * steps_per_epoch),
+    momentum=c.momentum,
+    weight_decay=c.weight_decay,
+    clip_norm=c.clip_norm,
+  )
+  train_step = make_train_step(
+    optimizer,
+    mesh,
+    mean=dataset.mean,
+    std=dataset.std,
+    pad=c.augment.pad,
+    flip=c.augment.flip,
+    cutout=c.augment.cutout,
+    temperature=c.temperature,
+    kd_weight=c.kd_weight,
+    label_smoothing=c.label_smoothing,
+    ema_decay=c.ema_decay,
+    dtype=jnp.dtype(c.dtype),
+  )
+  _, info = train(
+    state_lib.create(net, optimizer, average=c.ema_decay > 0),
+    train_step,
+    dataset,
+    phase=name,
+    directory=directory,
+    meta={"config": json.loads(config.to_json()), "phase": name},
+    teacher=teacher,
+    key=train_key,
+    seed=config.seed,
+    epochs=c.epochs,
+    batch_size=c.batch_size,
+    eval_batch_size=config.eval_batch_size,
+    every_seconds=config.checkpoint.every_seconds,
+    progress=config.progress,
+    mesh=mesh,
+    stop=stop,
+  )
+  if jax.process_index() == 0:
+    write_atomically(done, json.dumps(info, indent=1) + "\n")
+  return info
+
+
+def start_from(net: Network, source: Network, where: str) -> Network:
+  """The source's numbers in the new spec, whose bits may differ.
+
+  Raises:
+    ConfigError: a parameter that the source lacks or has in another shape.
+  """
+  old = checkpoint.flatten((source.params, source.batch_stats))
+
+  def take(name, leaf):
+    if name in old and old[name].shape == leaf.shape:
+      return jnp.asarray(old[name])
+    if name.endswith("input_bound"):  # new where bits are; calibrated later
+      return leaf
+    got = f"is {list(old[name].shape)}" if name in old else "is missing"
+    raise ConfigError(
+      f"{where}: {name} {got} there, expected {list(leaf.shape)}; start from"
+      " a network of the same widths, blocks and groups"
+    )
+
+  new = (net.params, net.batch_stats)
+  names = checkpoint.flatten(new)
+  leaves = [take(n, leaf) for n, leaf in names.items()]
+  params, batch_stats = jax.tree.unflatten(jax.tree.structure(new), leaves)
+  return net.replace(params=params, batch_stats=batch_stats)
+
+
+def load_network(workdir: pathlib.Path, source: str = "") -> Network:
+  """A finished network: of a phase, or of another run's workdir.
+
+  Args:
+    workdir: of the run.
+    source: a phase's name; '' for the last phase; or another workdir.
+
+  Raises:
+    checkpoint.CheckpointError: there is none, or it is damaged.
+  """
+  directory = workdir / source
+  if not source or not directory.is_dir():
+    other = pathlib.Path(source).expanduser() if source else workdir
+    path = other / "config.json"
+    if not path.is_file():
+      raise checkpoint.CheckpointError(
+        f"{other} holds no run: there is no {path}; give the --workdir of a"
+        " run that has finished"
+      )
+    directory = other / json.loads(path.read_text())["phases"][-1]
+  if not (directory / "phase.json").is_file():
+    raise checkpoint.CheckpointError(
+      f"{directory} is not finished: it has no phase.json; run its command"
+      " again to its end"
+    )
+  manager = checkpoint.open_manager(directory / "checkpoints")
+  step = json.loads((directory / "phase.json").read_text())["step"]
+  return checkpoint.network_from(*checkpoint.read(manager, step))
+
+
+def make_result(
+  config, net: Network, test: Evaluation, phases: dict[str, Any]
+) -> dict[str, Any]:
+  """Everything that a table or a reader needs of a run."""
+  score = score_lib.score(net.spec, masks=net.masks)
+  versions = ("jax", "flax", "optax", "orbax-checkpoint", "aqtp", "numpy")
+  device = jax.devices()[0]
+  return {
+    "test_accuracy": test.accuracy,
+    "test_correct": test.correct,
+    "test_count": test.count,
+    "test_loss": test.loss,
+    "validation_accuracy": phases[config.phases[-1]]["validation_accuracy"],
+    "score": json.loads(score.to_json()),
+    "phases": phases,
+    "seconds": sum(p["seconds"] for p in phases.values()),
+    "seed": config.seed,
+    "config": json.loads(config.to_json()),
+    "spec": json.loads(net.spec.to_json()),
+    "command": shlex.join(sys.argv),
+    "device": f"{jax.device_count()} x {device.device_kind}",
+    "platform": f"{platform.machine()}, Python {platform.python_version()}",
+    "versions": {v: importlib.metadata.version(v) for v in versions},
+  }
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+  out = {}
+  for k, v in tree.items():
+    if isinstance(v, dict):
+      out |= _flatten(v, f"{prefix}{k}.")
+    else:
+      out[prefix + k] = v
+  return out

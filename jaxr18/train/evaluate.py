@@ -1,0 +1,64 @@
+"""Counting correct answers, every image once, whatever the batch size."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxr18 import data
+from jaxr18.network import Network, forward
+from jaxr18.train.step import replicate, shard
+
+
+class Evaluation(NamedTuple):
+  """correct of count images; loss is the mean cross entropy in nats."""
+
+  correct: int
+  count: int
+  loss: float
+
+  @property
+  def accuracy(self) -> float:
+    return self.correct / self.count
+
+
+@functools.partial(jax.jit, static_argnames=("mean", "std", "mesh"))
+def _predict(net: Network, images, mean, std, mesh):
+  x = data.normalize(images, mean, std, net.spec.resolution)
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(forward(net, x), whole)
+
+
+def predict(
+  net: Network, images: np.ndarray, dataset, batch_size: int, mesh: Mesh
+) -> np.ndarray:
+  """Logits [n, classes] of uint8 images [n, h, w, c], in float32.
+
+  The last batch is filled up with zeros, so one program serves all; the
+  filling is cut off again.
+  """
+  devices = mesh.devices.size
+  batch_size = -(-min(batch_size, len(images)) // devices) * devices
+  net = replicate(net, mesh)
+  out = []
+  for start in range(0, len(images), batch_size):
+    part = images[start : start + batch_size]
+    fill = batch_size - len(part)
+    part = np.pad(part, [(0, fill)] + [(0, 0)] * (images.ndim - 1))
+    logits = _predict(net, shard(part, mesh), dataset.mean, dataset.std, mesh)
+    out.append(np.asarray(logits)[: batch_size - fill])
+  return np.concatenate(out)
+
+
+def evaluate(
+  net: Network, split, dataset, batch_size: int, mesh: Mesh
+) -> Evaluation:
+  """The network's answers on all images of a split."""
+  logits = predict(net, split.images, dataset, batch_size, mesh)
+  log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)), np.float64)
+  loss = -log_p[np.arange(len(logits)), split.labels].mean()
+  correct = int(np.sum(np.argmax(logits, -1) == split.labels))
+  return Evaluation(correct, len(logits), float(loss))

@@ -1,0 +1,100 @@
+"""What training carries from one step to the next, and its optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxr18.network import Network
+
+
+@struct.dataclass
+class TrainState:
+  """Everything a checkpoint holds; randomness follows from seed and step.
+
+  Attributes:
+    step: of the phase, int32; the number of updates made.
+    net: the network that is trained.
+    opt_state: the optimizer's.
+    average: `net`'s moving average, or None.
+    totals: sums over the epoch so far: loss, correct, count.
+  """
+
+  step: jax.Array
+  net: Network
+  opt_state: Any
+  average: Network | None
+  totals: dict[str, jax.Array]
+
+  @property
+  def evaluated(self) -> Network:
+    """The network that is validated and kept: the average if there is one."""
+    return self.net if self.average is None else self.average
+
+
+def zero_totals() -> dict[str, jax.Array]:
+  return {
+    "loss": jnp.zeros((), jnp.float32),
+    "correct": jnp.zeros((), jnp.int32),
+    "count": jnp.zeros((), jnp.int32),
+  }
+
+
+def create(
+  net: Network, optimizer: optax.GradientTransformation, average: bool
+) -> TrainState:
+  """The state before the first step."""
+  # A copy, since the step donates its input and no buffer twice.
+  copied = jax.tree.map(jnp.copy, net) if average else None
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    net=net,
+    opt_state=optimizer.init(net.params),
+    average=copied,
+    totals=zero_totals(),
+  )
+
+
+def kernels(params: Any) -> Any:
+  """True for kernels: what weight decay applies to."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == "kernel", params
+  )
+
+
+def make_optimizer(
+  name: str,
+  *,
+  learning_rate: float,
+  steps: int,
+  warmup_steps: int,
+  momentum: float,
+  weight_decay: float,
+  clip_norm: float,
+) -> optax.GradientTransformation:
+  """SGD with Nesterov momentum or AdamW, warm-up then cosine to zero.
+
+  Weight decay is on kernels only; SGD's is the L2 kind, coupled to the
+  momentum, AdamW's decoupled. A clip_norm of 0 is off.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    init_value=learning_rate / max(1, warmup_steps),
+    peak_value=learning_rate,
+    warmup_steps=warmup_steps,
+    decay_steps=max(steps, warmup_steps + 1),
+  )
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  if name == "sgd":
+    return optax.chain(
+      clip,
+      optax.add_decayed_weights(weight_decay, mask=kernels),
+      optax.sgd(schedule, momentum, nesterov=True),
+    )
+  if name == "adamw":
+    return optax.chain(
+      clip,
+      optax.adamw(schedule, weight_decay=weight_decay, mask=kernels),
+    )
+  raise ValueError(f"optimizer (={name!r}) must be 'sgd' or 'adamw'")
