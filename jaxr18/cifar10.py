@@ -7,6 +7,7 @@ program that reads TFDS folders reads this one too.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import io
@@ -24,11 +25,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
-
-try:
-  import fcntl
-except ImportError:  # Windows: two first runs at once are then not serialized
-  fcntl = None
 
 NAME = 'cifar10'
 SHAPE = (32, 32, 3)
@@ -116,12 +112,11 @@ def prepare(
       path = pathlib.Path(archive).expanduser()
       if not path.is_file():
         raise DataError(f'No archive at {path}.')
-      _check_sha256(path, source.sha256)
+      _check_sha256(path, source)
     else:
-      path = root / 'downloads' / source.url.rsplit('/', 1)[-1]
+      path = root / source.url.rsplit('/', 1)[-1]
       download(source, path)
-    splits, names = read_archive(path)
-    write_folder(root, splits, names)
+    write_folder(root, *read_archive(path))
     if not archive:
       path.unlink()
   return root
@@ -130,70 +125,89 @@ def prepare(
 @contextlib.contextmanager
 def _locked(path: pathlib.Path):
   """Holds an exclusive lock on the file `path`; it ends with the process."""
-  with open(path, 'w') as f:
-    if fcntl:
+  while True:
+    with open(path, 'w') as f:
       fcntl.flock(f, fcntl.LOCK_EX)
-    yield
+      try:
+        held = os.path.samestat(os.fstat(f.fileno()), path.stat())
+      except FileNotFoundError:
+        held = False
+      if held:  # else whoever had it deleted it: what we hold guards nothing
+        try:
+          yield
+        finally:
+          path.unlink()
+        return
 
 
-def _check_sha256(path: pathlib.Path, expected: str) -> None:
+def _check_sha256(path: pathlib.Path, source: Source) -> None:
   with open(path, 'rb') as f:
     got = hashlib.file_digest(f, 'sha256').hexdigest()
-  if got != expected:
+  if got != source.sha256:
     raise DataError(
-      f'{path} ({path.stat().st_size:,} bytes) has SHA-256 {got}, expected '
-      f'{expected}: it is damaged or another file. The right one is '
-      f'{OFFICIAL.url}.'
+      f'{path} ({_size(path):,} bytes) has SHA-256 {got}, expected '
+      f'{source.sha256}: it is damaged or another file. Fetch '
+      f'{source.url} again.'
     )
 
 
 def download(
-  source: Source, path: pathlib.Path, attempts: int = 5, wait: float = 1.0
+  source: Source, path: pathlib.Path, attempts: int = 3, wait: float = 1.0
 ) -> None:
   """Downloads `source.url` to `path`, which appears only when it is right.
 
-  The bytes so far stay in `path` + '.part': a broken connection is taken up
-  again `attempts` times (with `wait` seconds, doubled every time, in between)
-  and by the next call.
+  The bytes so far stay in `path` + '.part', and both a connection that breaks
+  and the next call go on from there.
+
+  Args:
+    source: where from, and the checksum.
+    path: the file wanted.
+    attempts: give up after so many in a row that brought no byte.
+    wait: seconds before the second attempt, doubled for every further one.
 
   Raises:
     DataError: the server can't be reached, or the checksum is wrong (the bad
       bytes are then deleted).
   """
-  if path.exists():
-    return _check_sha256(path, source.sha256)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
-  for attempt in range(attempts):
+  if path.exists():  # of a run that was killed between this and the writing
+    os.replace(path, part)
+  failed = 0
+  while True:
+    have = _size(part)
     try:
       _fetch(source.url, part)
       break
-    except (OSError, http.client.HTTPException) as e:
-      gone = isinstance(e, urllib.error.HTTPError) and e.code < 500
-      if gone or attempt == attempts - 1:
-        kept = part.stat().st_size if part.exists() else 0
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
+      failed = failed + 1 if _size(part) <= have else 1
+      refused = isinstance(e, urllib.error.HTTPError) and e.code < 500
+      if refused or failed == attempts:
         raise DataError(
-          f'Could not download {source.url} to {path}: {e} '
-          f'(attempt {attempt + 1} of {attempts}; {kept:,} bytes are kept in '
-          f'{part.name} for the next).'
+          f'Could not download {source.url} to {path}: {e} (attempt {failed} '
+          f'of {attempts}; {_size(part):,} bytes are kept for the next time).'
         ) from e
-      time.sleep(wait * 2**attempt)
+    time.sleep(wait * 2 ** (failed - 1))
   try:
-    _check_sha256(part, source.sha256)
+    _check_sha256(part, source)
   except DataError:
     part.unlink()  # nothing to build on: the next call starts from zero
     raise
   os.replace(part, path)
 
 
+def _size(path: pathlib.Path) -> int:
+  return path.stat().st_size if path.exists() else 0
+
+
 def _fetch(url: str, part: pathlib.Path) -> None:
   """Appends to `part` what it lacks of `url`."""
-  have = part.stat().st_size if part.exists() else 0
+  have = _size(part)
   request = urllib.request.Request(url, headers={'User-Agent': 'jaxr18'})
   if have:
     request.add_header('Range', f'bytes={have}-')
   try:
-    response = urllib.request.urlopen(request, timeout=60)
+    response = urllib.request.urlopen(request, timeout=20)
   except urllib.error.HTTPError as e:
     if e.code == 416 and have:  # all of it was there: the checksum decides
       return
@@ -290,7 +304,11 @@ def write_folder(root: pathlib.Path, splits, names) -> None:
   shutil.rmtree(staging, ignore_errors=True)  # a killed run's, under our lock
   try:
     builder = _builder(staging, splits, names)
-    builder.download_and_prepare(file_format='array_record')
+    count = sum(len(labels) for _, labels in splits.values())
+    print(f'Writing {count:,} images to {root}/{NAME} ...', file=sys.stderr)
+    tfds.display_progress_bar(False)  # it draws over several lines
+    with contextlib.redirect_stdout(io.StringIO()):  # prints the staging path
+      builder.download_and_prepare(file_format='array_record')
     target = root / pathlib.Path(builder.data_path).relative_to(staging)
     target.parent.mkdir(exist_ok=True)
     os.replace(builder.data_path, target)
@@ -315,11 +333,16 @@ def _builder(data_dir: pathlib.Path, splits, names):
 
       def _generate_examples(self, split, images, labels):
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-          yield i, {
-            'id': f'{split}_{i:05d}',
-            'image': io.BytesIO(_png(image)),  # an array would need TensorFlow
-            'label': int(label),
-          }
+          yield (
+            i,
+            {
+              'id': f'{split}_{i:05d}',
+              'image': io.BytesIO(
+                _png(image)
+              ),  # an array would need TensorFlow
+              'label': int(label),
+            },
+          )
 
   # What the folder's dataset_info.json names, for programs without jaxr18.
   Cifar10.__module__ = cifar.__name__

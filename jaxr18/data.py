@@ -1,4 +1,4 @@
-"""TFDS's CIFAR-10 or the embedded digits -> uint8 arrays; augmentation.
+"""TFDS's CIFAR-10 or the embedded digits -> uint8 arrays and batches.
 
 `load` returns everything as NumPy arrays in memory (CIFAR-10 is 184 MB).
 `batches` and `augment` are pure functions of the seed, the epoch and the step:
@@ -8,6 +8,7 @@ a resumed run sees the same pixels as one that was never interrupted.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import io
 import os
@@ -16,20 +17,19 @@ import sys
 import tempfile
 import time
 import zipfile
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxr18 import cifar10
+from jaxr18.augment import FLIPS as FLIPS
+from jaxr18.augment import augment as augment
+from jaxr18.augment import normalize as normalize
 from jaxr18.cifar10 import DataError
 
 NAMES = ('cifar10', 'digits')
-FLIPS = ('none', 'random', 'alternating')
 
 # Over the 50,000 training images. The (0.2023, 0.1994, 0.2010) of many
 # repositories is the mean of the images' own deviations, a known mistake.
@@ -39,7 +39,8 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 _TEST_DIGITS = 360  # of 1,797: about a fifth
 
 
-class Split(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
   """Labelled images in the order of the original set.
 
   Attributes:
@@ -58,15 +59,20 @@ class Split(NamedTuple):
 
   def take(self, rows) -> 'Split':
     """The images at `rows` (ints or a slice)."""
-    return Split(*(array[rows] for array in self))
+    return Split(self.images[rows], self.labels[rows], self.index[rows])
 
 
-class Dataset(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
   """Three splits and what is needed to normalize them.
 
   Attributes:
+    name: as in `load`.
+    classes: their number; labels are 0..classes - 1.
+    train, validation, test: no image is in two of them.
     mean, std: of each channel, in units of 0..1; see `normalize`.
-    fingerprint: hex digest of the source's content, split apart.
+    fingerprint: digest of the files that everything was read from: the same
+      where training, validation and test images are the same.
   """
 
   name: str
@@ -181,8 +187,7 @@ def batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
   """
   if not 1 <= batch_size <= n:
     raise ValueError(
-      f'batch_size (={batch_size}) must be from 1 to the {n:,} training '
-      'images.'
+      f'batch_size (={batch_size}) must be from 1 to the {n:,} training images.'
     )
   steps = n // batch_size
   order = _permutation(n, seed, epoch)[: steps * batch_size]
@@ -194,9 +199,6 @@ def _permutation(n: int, *seeds: int) -> np.ndarray:
   # does not promise that for Generator.permutation.
   bits = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(n)
   return np.argsort(bits, kind='stable')
-
-
-# --- Reading -----------------------------------------------------------------
 
 
 def _digits_arrays() -> dict[str, np.ndarray]:
@@ -230,35 +232,37 @@ def _statistics(images: np.ndarray):
 def _cifar10_arrays(data_dir: str, cache_dir: str):
   """CIFAR-10's arrays and the digest of the files that they come from."""
   root = cifar10.resolve_data_dir(data_dir)
-  try:
-    builder = cifar10.open_folder(root)
-    if builder is None:
-      logging.info('No CIFAR-10 in %s: preparing it there.', root)
+  builder = cifar10.open_folder(root)
+  if builder is None:
+    try:
       builder = cifar10.open_folder(cifar10.prepare(str(root)))
-  except (DataError, OSError) as e:
+    except (DataError, OSError) as e:
+      raise DataError(
+        f'CIFAR-10 is not prepared in {root}, and preparing it there failed: '
+        f'{e}\nTwo ways out: (1) a prepared folder, named by TFDS_DATA_DIR or '
+        '--config.data.dir; `python -m jaxr18.data --data_dir=DIR` prepares '
+        'one where there is internet access, and anywhere with '
+        f'--archive=FILE, which is {cifar10.OFFICIAL.url}; (2) the embedded '
+        'data: --config=configs/kd_quant.py:digits, or config.data.name = '
+        "'digits' in any config."
+      ) from e
+  try:
+    files = [
+      pathlib.Path(file)
+      for split in ('train', 'test')
+      for file in builder.info.splits[split].filepaths
+    ]
+    fingerprint = _digest(files)
+    cache = _cache_folder(cache_dir) / f'cifar10-{fingerprint}.npz'
+    if (arrays := _read_cache(cache)) is None:
+      arrays = _read_records(builder, 'train') | _read_records(builder, 'test')
+      _write_cache(cache, arrays)
+  except Exception as e:  # there is no end to how files can be damaged
     raise DataError(
-      f'CIFAR-10 can not be had. No prepared folder in {root}, and preparing '
-      f'it there failed: {e}\nTwo ways out: (1) name a folder that is '
-      'prepared, by TFDS_DATA_DIR or --config.data.dir (on a machine with '
-      'internet access `python -m jaxr18.data --data_dir=DIR` prepares one, '
-      f'or anywhere with --archive=FILE from {cifar10.OFFICIAL.url}); (2) use '
-      "the embedded data: --config=configs/kd_quant.py:digits, or "
-      "config.data.name = 'digits'."
+      f'CIFAR-10 in {builder.data_path} can not be read: '
+      f'{type(e).__name__}: {e}\nDelete that folder, and '
+      f'`python -m jaxr18.data --data_dir={root}` prepares it again.'
     ) from e
-  files = [
-    pathlib.Path(file)
-    for split in ('train', 'test')
-    for file in builder.info.splits[split].filepaths
-  ]
-  fingerprint = _digest(files)
-  cache = _cache_folder(cache_dir) / f'cifar10-{fingerprint}.npz'
-  arrays = _read_cache(cache)
-  if arrays is None:
-    arrays = {}
-    for split in ('train', 'test'):
-      images, labels = _read_records(builder, split)
-      arrays |= {f'{split}_images': images, f'{split}_labels': labels}
-    _write_cache(cache, arrays)
   return arrays, fingerprint
 
 
@@ -273,7 +277,7 @@ def _digest(files) -> str:
 
 
 def _read_records(builder, split: str, chunk: int = 2000):
-  """All images and labels of a split, in the order of their ids."""
+  """`{split}_images` and `{split}_labels`, in the order of their ids."""
   # Raw records in chunks: TFDS's own loop over examples takes 3 times as long.
   source = builder.as_data_source(split=split).data_source
   n = len(source)
@@ -283,13 +287,13 @@ def _read_records(builder, split: str, chunk: int = 2000):
     rows = range(start, min(start + chunk, n))
     for i, record in zip(rows, source.__getitems__(list(rows)), strict=True):
       example = tf_example_pb2.Example.FromString(record).features.feature
-      png = example['image'].bytes_list.value[0]
-      images[i] = np.asarray(Image.open(io.BytesIO(png)))
+      image = Image.open(io.BytesIO(example['image'].bytes_list.value[0]))
+      images[i] = np.asarray(image)
       labels[i] = example['label'].int64_list.value[0]
       order[i] = int(example['id'].bytes_list.value[0].rpartition(b'_')[2])
   # TFDS shuffles what it writes; the ids ('train_00042') give the order back.
   rows = np.argsort(order, kind='stable')
-  return images[rows], labels[rows]
+  return {f'{split}_images': images[rows], f'{split}_labels': labels[rows]}
 
 
 def _cache_folder(cache_dir: str) -> pathlib.Path:
@@ -324,199 +328,6 @@ def _write_cache(path: pathlib.Path, arrays) -> None:
     logging.warning('No cache of the decoded images in %s: %s', path.parent, e)
     if temporary:
       pathlib.Path(temporary).unlink(missing_ok=True)
-
-
-# --- On the device -----------------------------------------------------------
-
-
-def normalize(images, mean, std, resolution: int) -> jax.Array:
-  """uint8 images -> float32 of mean 0 and deviation 1, at `resolution`.
-
-  Args:
-    images: uint8 [n, size, size, channels].
-    mean, std: of each channel, in units of 0..1.
-    resolution: the side wanted; another one than `size` resizes linearly,
-      antialiased.
-
-  Returns:
-    float32 [n, resolution, resolution, channels].
-  """
-  x = images.astype(jnp.float32) / 255
-  x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
-  n, *size, channels = x.shape
-  if size != [resolution, resolution]:
-    shape = (n, resolution, resolution, channels)
-    x = jax.image.resize(x, shape, 'linear', antialias=True)
-  return x
-
-
-class Views(NamedTuple):
-  """How each image is seen.
-
-  Attributes:
-    dy, dx: int32 [n], the crop's corner in the padded image, 0..2 * pad.
-    flip: bool [n], mirrored left to right.
-  """
-
-  dy: jax.Array
-  dx: jax.Array
-  flip: jax.Array
-
-
-def sample_views(
-  key, n: int, *, pad: int = 4, flip: str = 'random', flip_bits=None
-) -> Views:
-  """Draws `n` views.
-
-  Args:
-    key: of this step.
-    n: images.
-    pad: the crop moves by up to so many pixels each way.
-    flip: one of `FLIPS`; 'alternating' takes `flip_bits` (bool [n]) as they
-      are, see `alternating_flip`.
-  """
-  y_key, x_key, flip_key = jax.random.split(key, 3)
-  dy = jax.random.randint(y_key, (n,), 0, 2 * pad + 1)
-  dx = jax.random.randint(x_key, (n,), 0, 2 * pad + 1)
-  if flip == 'none':
-    bits = jnp.zeros(n, bool)
-  elif flip == 'random':
-    bits = jax.random.bernoulli(flip_key, shape=(n,))
-  elif flip == 'alternating':
-    if flip_bits is None:
-      raise ValueError("flip='alternating' needs flip_bits.")
-    bits = flip_bits
-  else:
-    raise ValueError(f'flip (={flip!r}) must be one of {FLIPS}.')
-  return Views(dy, dx, bits)
-
-
-def alternating_flip(key, index, epoch) -> jax.Array:
-  """Which images to mirror: all of them exactly every other epoch.
-
-  Each image starts with its own random bit, which turns every epoch (Jordan,
-  "94% on CIFAR-10 in 3.29 seconds", 2024): two epochs in a row show each
-  image in both ways, where random flips show half of them twice the same.
-
-  Args:
-    key: of the run: the same in every step.
-    index: int [n], which images.
-    epoch: int.
-
-  Returns:
-    bool [n].
-  """
-  bit = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i)))
-  return bit(index) ^ (epoch % 2 == 1)
-
-
-def apply_views(images, views: Views, pad: int) -> jax.Array:
-  """Pads by reflection, crops to the size as it was, and mirrors.
-
-  Reflection (without repeating the edge) leaves no dark frame, and stays
-  uint8. One gather does all: 0.1 ms for 128 images on a CPU core, against 0.4
-  for padding and dynamic slices.
-
-  Args:
-    images: [n, height, width, channels] of any type.
-    views: of `n`.
-    pad: as the views were sampled with; less than height and width.
-  """
-  _, height, width, _ = images.shape
-  if not 0 <= pad < min(height, width):
-    raise ValueError(
-      f'pad (={pad}) must be at least 0 and less than the images '
-      f'({height}x{width}).'
-    )
-
-  def look(image, dy, dx, flip):
-    rows = jnp.arange(height) + dy - pad
-    columns = jnp.arange(width)
-    columns = jnp.where(flip, width - 1 - columns, columns) + dx - pad
-    rows, columns = _reflect(rows, height), _reflect(columns, width)
-    return image[rows[:, None], columns[None]]
-
-  return jax.vmap(look)(images, *views)
-
-
-def _reflect(i, size: int):
-  return size - 1 - abs(size - 1 - abs(i))
-
-
-def cut_out(key, images, side: int, mean) -> jax.Array:
-  """Fills a square in each image with the channels' mean.
-
-  The square's centre is any pixel, so it may stand out over the edge (DeVries
-  and Taylor, "Improved Regularization of CNNs with Cutout", 2017).
-
-  Args:
-    key: of this step.
-    images: uint8 [n, height, width, channels].
-    side: of the square, in pixels.
-    mean: of each channel, in units of 0..1: 0 after `normalize`, up to the
-      rounding to uint8.
-  """
-  n, height, width, _ = images.shape
-  y_key, x_key = jax.random.split(key)
-
-  def inside(key, size):
-    first = jax.random.randint(key, (n, 1), 0, size) - side // 2
-    i = jnp.arange(size)
-    return (i >= first) & (i < first + side)
-
-  square = inside(y_key, height)[:, :, None] & inside(x_key, width)[:, None]
-  fill = jnp.round(jnp.asarray(mean) * 255).astype(images.dtype)
-  return jnp.where(square[..., None], fill, images)
-
-
-def augment(
-  key,
-  images,
-  step,
-  *,
-  index=None,
-  epoch=None,
-  pad: int = 4,
-  flip: str = 'random',
-  cutout: int = 0,
-  mean=CIFAR10_MEAN,
-) -> jax.Array:
-  """Pad and crop, flip, cutout: a pure function of (key, step, images).
-
-  Args:
-    key: of the run, the same in every step (the step is folded in here): the
-      alternating flip needs what stays the same over the run, and everything
-      else what differs from step to step.
-    images: uint8 [n, height, width, channels].
-    step: int, may be traced.
-    index: int [n], `Split.index` of the images; only for flip='alternating'.
-    epoch: int, may be traced; only for flip='alternating'.
-    pad: pixels on each side; 0 is no crop.
-    flip: one of `FLIPS`.
-    cutout: side of the square in pixels; 0 is none.
-    mean: `Dataset.mean`; what cutout fills with.
-
-  Returns:
-    Images of the same shape and type.
-  """
-  flip_key, step_key = jax.random.split(key)
-  view_key, cut_key = jax.random.split(jax.random.fold_in(step_key, step))
-  bits = None
-  if flip == 'alternating':
-    if index is None or epoch is None:
-      raise ValueError("flip='alternating' needs index and epoch.")
-    bits = alternating_flip(flip_key, index, epoch)
-  if pad or flip != 'none':
-    views = sample_views(
-      view_key, images.shape[0], pad=pad, flip=flip, flip_bits=bits
-    )
-    images = apply_views(images, views, pad)
-  if cutout:
-    images = cut_out(cut_key, images, cutout, mean)
-  return images
-
-
-# --- python -m jaxr18.data ---------------------------------------------------
 
 
 def main(argv=None, source: cifar10.Source = cifar10.OFFICIAL) -> int:
