@@ -76,37 +76,37 @@ class MacReport:
 
   def table(self) -> Table:
     """A rich table, equal rows taken together."""
-    table = Table(title='Multiply-accumulates', title_justify='left')
-    table.add_column('path', overflow='fold')
-    table.add_column('primitive', overflow='fold')
-    for name in ('shapes', 'groups', 'times', 'MACs', '%'):
-      table.add_column(name, justify='right')
+    table = Table(title="Multiply-accumulates", title_justify="left")
+    table.add_column("path", overflow="fold")
+    table.add_column("primitive", overflow="fold")
+    for name in ("shapes", "groups", "times", "MACs", "%"):
+      table.add_column(name, justify="right")
     merged: dict[MacRow, int] = collections.defaultdict(int)
     for row in self.rows:
       merged[row] += 1
     for row, n in merged.items():
-      lhs, rhs, out = ('x'.join(map(str, s)) for s in row.shapes)
+      lhs, rhs, out = ("x".join(map(str, s)) for s in row.shapes)
       share = 100 * n * row.macs / max(self.total, 1)
       table.add_row(
-        row.path or '(top)',
-        '/'.join((*row.transforms, row.primitive)),
-        f'{lhs} * {rhs} -> {out}',
+        row.path or "(top)",
+        "/".join((*row.transforms, row.primitive)),
+        f"{lhs} * {rhs} -> {out}",
         str(row.groups),
         str(n * row.repeats * row.devices),
-        f'{n * row.macs:,}',
-        f'{share:.2f}',
+        f"{n * row.macs:,}",
+        f"{share:.2f}",
       )
     table.add_section()
-    table.add_row('total', '', '', '', '', f'{self.total:,}', '100.00')
+    table.add_row("total", "", "", "", "", f"{self.total:,}", "100.00")
     return table
 
   def to_json(self) -> str:
     """A JSON object with total, per_device, rows and other."""
     return json.dumps(
       {
-        'total': self.total,
-        'per_device': self.per_device,
-        'rows': [dataclasses.asdict(row) for row in self.rows],
-        'other': [dataclasses.asdict(row) for row in self.other],
+        "total": self.total,
+        "per_device": self.per_device,
+        "rows": [dataclasses.asdict(row) for row in self.rows],
+        "other": [dataclasses.asdict(row) for row in self.other],
       }
     )

@@ -95,66 +95,88 @@ class Score:
   def as_dict(self) -> dict[str, Any]:
     """Plain numbers, strings, lists and dicts."""
     out = {
-      name: {**dataclasses.asdict(figure), 'total': figure.total}
+      name: {**dataclasses.asdict(figure), "total": figure.total}
       for name, figure in self._figures()
     }
-    out |= {'members': self.members, 'views': self.views, 'macs': self.macs}
-    return out | {'rows': [dataclasses.asdict(row) for row in self.rows]}
+    out |= {"members": self.members, "views": self.views, "macs": self.macs}
+    return out | {"rows": [dataclasses.asdict(row) for row in self.rows]}
 
   def to_json(self) -> str:
     return json.dumps(self.as_dict())
 
   def _figures(self):
     return (
-      ('course', self.course), ('exact', self.exact), ('stored', self.stored)
-    )  # fmt: skip
+      ("course", self.course),
+      ("exact", self.exact),
+      ("stored", self.stored),
+    )
 
   def table(self) -> Table:
     """A rich table: a line a layer with its shares of the exact figure."""
-    title = 'Score by layer'
+    title = "Score by layer"
     if self.members * self.views > 1:
-      title += f', {self.members} members x {self.views} views'
-    table = Table(title=title, title_justify='left')
-    table.add_column('layer', overflow='fold')
+      title += f", {self.members} members x {self.views} views"
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", overflow="fold")
     for name in (
-      'kernel', 'groups', 'weights', 'density', 'bits w/a', 'MACs',
-      'params %', 'ops %', 'stored as'):  # fmt: skip
-      table.add_column(name, justify='right')
+      "kernel",
+      "groups",
+      "weights",
+      "density",
+      "bits w/a",
+      "MACs",
+      "params %",
+      "ops %",
+      "stored as",
+    ):
+      table.add_column(name, justify="right")
     params, ops = self.exact.params_term, self.exact.ops_term
     for row in self.rows:
       table.add_row(
         row.path,
-        'x'.join(map(str, row.kernel_shape)),
+        "x".join(map(str, row.kernel_shape)),
         str(row.groups),
-        f'{row.weights:,}',
-        f'{row.kept / row.weights:.3f}',
-        f'{row.w_bits}/{row.a_bits}',
-        f'{row.macs:,}',
-        f'{100 * row.exact.params_term / max(params, 1e-30):.2f}',
-        f'{100 * row.exact.ops_term / max(ops, 1e-30):.2f}',
+        f"{row.weights:,}",
+        f"{row.kept / row.weights:.3f}",
+        f"{row.w_bits}/{row.a_bits}",
+        f"{row.macs:,}",
+        f"{100 * row.exact.params_term / max(params, 1e-30):.2f}",
+        f"{100 * row.exact.ops_term / max(ops, 1e-30):.2f}",
         row.encoding,
       )
     weights = sum(row.weights for row in self.rows)
     kept = sum(row.kept for row in self.rows)
     table.add_section()
     table.add_row(
-      'sum', '', '', f'{weights:,}', f'{kept / weights:.3f}', '',
-      f'{self.macs:,}', '100.00', '100.00', '')  # fmt: skip
+      "sum",
+      "",
+      "",
+      f"{weights:,}",
+      f"{kept / weights:.3f}",
+      "",
+      f"{self.macs:,}",
+      "100.00",
+      "100.00",
+      "",
+    )
     return table
 
   def summary(self) -> Table:
     """A rich table of the three figures and their terms."""
-    table = Table(title='Score, lower is better', title_justify='left')
-    table.add_column('figure')
-    for name in ('params', 'ops', 'score'):
-      table.add_column(name, justify='right')
+    table = Table(title="Score, lower is better", title_justify="left")
+    table.add_column("figure")
+    for name in ("params", "ops", "score"):
+      table.add_column(name, justify="right")
     for name, figure in self._figures():
       table.add_row(
-        name, f'{figure.params_term:.6f}', f'{figure.ops_term:.6f}',
-        f'{figure.total:.6f}')  # fmt: skip
+        name,
+        f"{figure.params_term:.6f}",
+        f"{figure.ops_term:.6f}",
+        f"{figure.total:.6f}",
+      )
     c = self.course
     table.caption = (
-      f'course: w={c.w:,} f={c.f:,} p_s={c.p_s:.4f} p_u={c.p_u:.4f}'
-      f' q_w={c.q_w} q_a={c.q_a}'
+      f"course: w={c.w:,} f={c.f:,} p_s={c.p_s:.4f} p_u={c.p_u:.4f}"
+      f" q_w={c.q_w} q_a={c.q_a}"
     )
     return table

@@ -65,11 +65,18 @@ def layer_weights(
   if masks is None:
     removed = round(size * sparsity)
     counts = (
-      size, size - removed, 0, folded, folded, params, params - removed, 0
-    )  # fmt: skip
+      size,
+      size - removed,
+      0,
+      folded,
+      folded,
+      params,
+      params - removed,
+      0,
+    )
     return LayerWeights(*(members * n for n in counts))
 
-  kernel = _mask(masks, f'{layer.path}/kernel', layer.kernel_shape, members)
+  kernel = _mask(masks, f"{layer.path}/kernel", layer.kernel_shape, members)
   dead = ~kernel.any(axis=tuple(range(1, kernel.ndim - 1)))  # out channels
   kept = int(kernel.sum())
   structured = int(_in_dead_channels(kernel, dead, layer.groups).sum())
@@ -78,40 +85,48 @@ def layer_weights(
     vector = _mask(masks, path, (layer.features,), members)
     params_kept += int(vector.sum())
     params_structured += int((~vector & dead).sum())
-    if path.endswith('/bias'):
+    if path.endswith("/bias"):
       biases_kept = int(vector.sum())
   return LayerWeights(
-    members * size, kept, structured, members * folded, biases_kept,
-    members * params, params_kept, params_structured)  # fmt: skip
+    members * size,
+    kept,
+    structured,
+    members * folded,
+    biases_kept,
+    members * params,
+    params_kept,
+    params_structured,
+  )
 
 
 def _vector_paths(layer: Layer) -> tuple[str, ...]:
   """The [features] parameters that belong to a layer: bias, or batch norm."""
-  if layer.kind == 'dense':
-    return (f'{layer.path}/bias',)
-  if layer.path == f'{layer.unit}/depthwise':
+  if layer.kind == "dense":
+    return (f"{layer.path}/bias",)
+  if layer.path == f"{layer.unit}/depthwise":
     return ()  # its batch norm comes after the pointwise convolution
-  block, _, name = layer.unit.rpartition('/')
-  norm = {
-    'stem': 'stem_bn', 'conv1': 'bn1', 'conv2': 'bn2', 'proj': 'proj_bn'
-  }[name]  # fmt: skip
-  norm = f'{block}/{norm}' if block else norm
-  return f'{norm}/scale', f'{norm}/bias'
+  block, _, name = layer.unit.rpartition("/")
+  norm = {"stem": "stem_bn", "conv1": "bn1", "conv2": "bn2", "proj": "proj_bn"}[
+    name
+  ]
+  norm = f"{block}/{norm}" if block else norm
+  return f"{norm}/scale", f"{norm}/bias"
 
 
 def _mask(masks, path, shape, members) -> np.ndarray:
   """The mask at a path as [members, *shape]."""
   node = masks
-  for key in path.split('/'):
+  for key in path.split("/"):
     try:
       node = node[key]
     except (KeyError, TypeError, IndexError):
       raise ValueError(
-        f'masks have no {path!r}; they must have the tree of the parameters,'
-        ' with a scalar True where nothing is pruned') from None  # fmt: skip
+        f"masks have no {path!r}; they must have the tree of the parameters,"
+        " with a scalar True where nothing is pruned"
+      ) from None
   mask = np.asarray(node)
   if mask.dtype != bool:
-    raise ValueError(f'mask {path!r} has dtype {mask.dtype}, expected bool')
+    raise ValueError(f"mask {path!r} has dtype {mask.dtype}, expected bool")
   shape = tuple(shape)
   stacked = members, *shape
   if mask.shape in ((), shape, stacked):
@@ -120,17 +135,18 @@ def _mask(masks, path, shape, members) -> np.ndarray:
     return np.broadcast_to(mask.reshape(members, *[1] * len(shape)), stacked)
   if mask.shape[1:] == shape:
     hint = (
-      f'a stack of {mask.shape[0]} networks is charged with'
-      f' members={mask.shape[0]}'
+      f"a stack of {mask.shape[0]} networks is charged with"
+      f" members={mask.shape[0]}"
     )
   else:
     hint = (
-      'a network that was shrunk has smaller masks, and those from before'
-      ' are not charged again'
+      "a network that was shrunk has smaller masks, and those from before"
+      " are not charged again"
     )
   raise ValueError(
-    f'mask {path!r} has shape {mask.shape}, expected {shape} or (), with'
-    f' members={members}: {hint}')  # fmt: skip
+    f"mask {path!r} has shape {mask.shape}, expected {shape} or (), with"
+    f" members={members}: {hint}"
+  )
 
 
 def _in_dead_channels(kernel, dead, groups) -> np.ndarray:

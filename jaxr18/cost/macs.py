@@ -42,13 +42,13 @@ from jaxr18.cost import free
 from jaxr18.cost.counted import MacReport, MacRow, OtherRow
 from jaxr18.nn import conv
 
-_REMAT_SCOPE = 'rematted_computation'
+_REMAT_SCOPE = "rematted_computation"
 
 
 def count_macs(
   fn: Callable[..., Any],
   *args: Any,
-  branches: str = 'equal',
+  branches: str = "equal",
   while_trips: int | Mapping[str, int] | None = None,
   other: bool = False,
 ) -> MacReport:
@@ -72,9 +72,8 @@ def count_macs(
     ValueError: a primitive that may multiply and is not understood, branches
       that differ, or a loop of unknown length, with the source line.
   """
-  if branches not in ('equal', 'largest'):
-    raise ValueError(
-      f"branches (={branches!r}) must be 'equal' or 'largest'")  # fmt: skip
+  if branches not in ("equal", "largest"):
+    raise ValueError(f"branches (={branches!r}) must be 'equal' or 'largest'")
   shapes = jax.tree.map(_shape_struct, args)
   jaxpr = jax.make_jaxpr(fn)(*shapes).jaxpr
   jaxpr, _ = dce_jaxpr(jaxpr, True)
@@ -84,7 +83,7 @@ def count_macs(
 
 
 def _shape_struct(x):
-  if hasattr(x, 'shape') and hasattr(x, 'dtype'):
+  if hasattr(x, "shape") and hasattr(x, "dtype"):
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
   return x
 
@@ -97,18 +96,23 @@ class _Frame:
   transforms: tuple[str, ...] = ()
   repeats: int = 1
   devices: int = 1
+  sources: tuple[Any, ...] = ()
 
   def enter(self, eqn) -> _Frame:
     scopes, transforms = list(self.scopes), list(self.transforms)
     for part in eqn.source_info.name_stack.stack:
-      if type(part).__name__ == 'Transform':
+      if type(part).__name__ == "Transform":
         transforms.append(part.name)
       elif part.name == _REMAT_SCOPE:
-        transforms.append('remat')
+        transforms.append("remat")
       else:
         scopes.append(part.name)
     return dataclasses.replace(
-      self, scopes=tuple(scopes), transforms=tuple(transforms))  # fmt: skip
+      self,
+      scopes=tuple(scopes),
+      transforms=tuple(transforms),
+      sources=(eqn.source_info, *self.sources),
+    )
 
   def times(self, repeats: int, devices: int = 1) -> _Frame:
     return dataclasses.replace(
@@ -119,12 +123,14 @@ class _Frame:
 
   @property
   def path(self) -> str:
-    return '/'.join(self.scopes)
+    return "/".join(self.scopes)
 
 
 def _where(eqn, frame: _Frame) -> str:
-  line = source_info_util.summarize(eqn.source_info)
-  return f'{eqn.primitive.name!r} at {frame.path or "(top)"} ({line})'
+  # Inside JAX's own jitted functions there is no line of the user's.
+  lines = (source_info_util.summarize(source) for source in frame.sources)
+  line = next(filter(None, lines), "source unknown")
+  return f"{eqn.primitive.name!r} at {frame.path or '(top)'} ({line})"
 
 
 # One rule a primitive: eqn -> (MACs of one run, groups).
@@ -133,14 +139,19 @@ def _where(eqn, frame: _Frame) -> str:
 def _conv(eqn) -> tuple[int, int]:
   p = eqn.params
   rhs, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-  _, in_axis, *rhs_spatial = p['dimension_numbers'].rhs_spec
-  batch_axis, feature_axis, *out_spatial = p['dimension_numbers'].out_spec
+  _, in_axis, *rhs_spatial = p["dimension_numbers"].rhs_spec
+  batch_axis, feature_axis, *out_spatial = p["dimension_numbers"].out_spec
   macs = out[batch_axis] * out[feature_axis] * rhs[in_axis]
   for i, (o, k) in enumerate(zip(out_spatial, rhs_spatial, strict=True)):
     macs *= _taps(
-      out[o], rhs[k], p['window_strides'][i], p['padding'][i][0],
-      p['lhs_dilation'][i], p['rhs_dilation'][i])  # fmt: skip
-  return macs, p['feature_group_count'] * p['batch_group_count']
+      out[o],
+      rhs[k],
+      p["window_strides"][i],
+      p["padding"][i][0],
+      p["lhs_dilation"][i],
+      p["rhs_dilation"][i],
+    )
+  return macs, p["feature_group_count"] * p["batch_group_count"]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -153,14 +164,14 @@ def _taps(out, kernel, stride, pad, lhs_dilation, rhs_dilation) -> int:
 
 
 def _dot(eqn) -> tuple[int, int]:
-  (contracted, _), _ = eqn.params['dimension_numbers']
+  (contracted, _), _ = eqn.params["dimension_numbers"]
   lhs = eqn.invars[0].aval.shape
   out = eqn.outvars[0].aval.shape
   return math.prod(out) * math.prod(lhs[i] for i in contracted), 1
 
 
 def _ragged_dot(eqn) -> tuple[int, int]:
-  numbers = eqn.params['ragged_dot_dimension_numbers']
+  numbers = eqn.params["ragged_dot_dimension_numbers"]
   (lhs_contracted, _), _ = numbers.dot_dimension_numbers
   lhs = eqn.invars[0].aval.shape
   out = eqn.outvars[0].aval.shape
@@ -177,17 +188,17 @@ def _ragged_dot(eqn) -> tuple[int, int]:
 
 def _own_conv(eqn) -> tuple[int, int]:
   kernel, y = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-  return math.prod(y) * math.prod(kernel[:3]), eqn.params['groups']
+  return math.prod(y) * math.prod(kernel[:3]), eqn.params["groups"]
 
 
 def _own_grad_input(eqn) -> tuple[int, int]:
   dy, kernel = (v.aval.shape for v in eqn.invars)
-  return math.prod(dy) * math.prod(kernel[:3]), eqn.params['groups']
+  return math.prod(dy) * math.prod(kernel[:3]), eqn.params["groups"]
 
 
 def _own_grad_kernel(eqn) -> tuple[int, int]:
   dy, kernel = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-  return math.prod(dy) * math.prod(kernel[:3]), eqn.params['groups']
+  return math.prod(dy) * math.prod(kernel[:3]), eqn.params["groups"]
 
 
 _RULES = {
@@ -197,7 +208,7 @@ _RULES = {
   conv.conv_grad_input_p: _own_grad_input,
   conv.conv_grad_kernel_p: _own_grad_kernel,
 }
-_RULES_BY_NAME = {'ragged_dot_general': _ragged_dot}  # not exported by JAX
+_RULES_BY_NAME = {"ragged_dot_general": _ragged_dot}  # not exported by JAX
 
 
 class _Walk:
@@ -222,8 +233,8 @@ class _Walk:
         self._cond(eqn, inside, platforms)
       elif eqn.primitive is prim.while_p:
         self._while(eqn, inside)
-      elif name == 'platform_index':
-        platforms[eqn.outvars[0]] = eqn.params['platforms']
+      elif name == "platform_index":
+        platforms[eqn.outvars[0]] = eqn.params["platforms"]
       elif name in free.MOVEMENT:
         pass
       elif name in free.ARITHMETIC:
@@ -252,7 +263,7 @@ class _Walk:
       sizes = (
         math.prod(v.aval.shape)
         for v in (*eqn.invars, *eqn.outvars)
-        if hasattr(v.aval, 'shape')
+        if hasattr(v.aval, "shape")
       )
       elements = max(sizes, default=0) * frame.repeats * frame.devices
       self.others.append(OtherRow(frame.path, eqn.primitive.name, elements))
@@ -261,34 +272,36 @@ class _Walk:
     """A primitive that runs its one jaxpr, once or a known number of times."""
     p = eqn.params
     if eqn.primitive is prim.scan_p:
-      frame = frame.times(p['length'])
-    elif eqn.primitive.name == 'shard_map':
-      axes = p.get('newly_manual_axes', p.get('manual_axes'))
-      frame = frame.times(1, math.prod(p['mesh'].shape[a] for a in axes))
-    elif eqn.primitive.name == 'pallas_call':
-      grid = p['grid_mapping'].grid
+      frame = frame.times(p["length"])
+    elif eqn.primitive.name == "shard_map":
+      axes = p.get("newly_manual_axes", p.get("manual_axes"))
+      frame = frame.times(1, math.prod(p["mesh"].shape[a] for a in axes))
+    elif eqn.primitive.name == "pallas_call":
+      grid = p["grid_mapping"].grid
       if not all(isinstance(n, int) for n in grid):
-        raise ValueError(f'{_where(eqn, frame)}: its grid {grid} is not static')
+        raise ValueError(f"{_where(eqn, frame)}: its grid {grid} is not static")
       frame = frame.times(math.prod(grid))
     if eqn.primitive is prim.linear_solve_p:
-      jaxprs = [p['jaxprs'].solve.jaxpr]
-    elif eqn.primitive.name == 'linear_call':
-      jaxprs = [p['callee'].jaxpr]
+      jaxprs = [p["jaxprs"].solve.jaxpr]
+    elif eqn.primitive.name == "linear_call":
+      jaxprs = [p["callee"].jaxpr]
     else:
       jaxprs = list(jaxprs_in_params(p))
     if not jaxprs:
       raise ValueError(
-        f'no rule to count the MACs of {_where(eqn, frame)}: add one to'
-        ' jaxr18.cost.macs, or its name to jaxr18.cost.free if it never'
-        ' multiplies')  # fmt: skip
+        f"no rule to count the MACs of {_where(eqn, frame)}: add one to"
+        " jaxr18.cost.macs, or its name to jaxr18.cost.free if it never"
+        " multiplies"
+      )
     if len(jaxprs) == 1:
       self.jaxpr(jaxprs[0], frame)
       return
     for jaxpr in jaxprs:
       if self._macs(jaxpr, frame):
         raise ValueError(
-          f'{_where(eqn, frame)} holds {len(jaxprs)} jaxprs and it is not'
-          ' known how often each runs: the counter needs a case')  # fmt: skip
+          f"{_where(eqn, frame)} holds {len(jaxprs)} jaxprs and it is not"
+          " known how often each runs: the counter needs a case"
+        )
 
   def _macs(self, jaxpr, frame) -> int:
     apart = _Walk(self.branches, self.while_trips, False)
@@ -296,7 +309,7 @@ class _Walk:
     return sum(row.macs for row in apart.rows)
 
   def _cond(self, eqn, frame, platforms):
-    branches = [b.jaxpr for b in eqn.params['branches']]
+    branches = [b.jaxpr for b in eqn.params["branches"]]
     here = platforms.get(eqn.invars[0])
     if here is not None:  # lax.platform_dependent: the default backend's
       backend = jax.default_backend()
@@ -304,23 +317,25 @@ class _Walk:
         if names is None or backend in names:
           return self.jaxpr(branch, frame)
     macs = [self._macs(b, frame) for b in branches]
-    if self.branches == 'equal' and len(set(macs)) > 1:
+    if self.branches == "equal" and len(set(macs)) > 1:
       raise ValueError(
-        f'{_where(eqn, frame)}: its branches cost {macs} MACs; pass'
-        " branches='largest' to charge the dearest")  # fmt: skip
+        f"{_where(eqn, frame)}: its branches cost {macs} MACs; pass"
+        " branches='largest' to charge the dearest"
+      )
     self.jaxpr(branches[macs.index(max(macs))], frame)
 
   def _while(self, eqn, frame):
-    cond = eqn.params['cond_jaxpr'].jaxpr
-    body = eqn.params['body_jaxpr'].jaxpr
+    cond = eqn.params["cond_jaxpr"].jaxpr
+    body = eqn.params["body_jaxpr"].jaxpr
     trips = self.while_trips
     if isinstance(trips, Mapping):
       trips = trips.get(frame.path)
     if trips is None:
       if self._macs(cond, frame) or self._macs(body, frame):
         raise ValueError(
-          f'{_where(eqn, frame)} multiplies, and the jaxpr does not hold its'
-          f' trips; pass while_trips={{{frame.path!r}: trips}}')  # fmt: skip
+          f"{_where(eqn, frame)} multiplies, and the jaxpr does not hold its"
+          f" trips; pass while_trips={{{frame.path!r}: trips}}"
+        )
       trips = 1  # nothing to charge; its elementwise work is listed once
     self.jaxpr(cond, frame.times(trips + 1))
     self.jaxpr(body, frame.times(trips))

@@ -91,27 +91,34 @@ def course_score(
     ValueError: numbers out of range, p_s + p_u > 1, or p_s > 0 on a network
       that is shrunk.
   """
-  for name, bits in (('q_w', q_w), ('q_a', q_a)):
+  for name, bits in (("q_w", q_w), ("q_a", q_a)):
     _check_bits(name, bits)
-  for name, n in (('w', w), ('f', f)):
+  for name, n in (("w", w), ("f", f)):
     if n < 0:
-      raise ValueError(f'{name} (={n}) must not be negative')
-  for name, p in (('p_s', p_s), ('p_u', p_u)):
+      raise ValueError(f"{name} (={n}) must not be negative")
+  for name, p in (("p_s", p_s), ("p_u", p_u)):
     if not 0 <= p <= 1:
-      raise ValueError(f'{name} (={p}) must be within [0, 1]')
+      raise ValueError(f"{name} (={p}) must be within [0, 1]")
   if p_s + p_u > 1 + 1e-12:
     raise ValueError(
-      f'p_s + p_u (={p_s} + {p_u}) must be at most 1: both are fractions of'
-      ' the same w, and a weight is removed once')  # fmt: skip
+      f"p_s + p_u (={p_s} + {p_u}) must be at most 1: both are fractions of"
+      " the same w, and a weight is removed once"
+    )
   if shrunk and p_s:
     raise ValueError(
-      f'p_s (={p_s}) must be 0 on a shrunk network: its w (={w}) and f (={f})'
-      ' have lost those channels already')  # fmt: skip
+      f"p_s (={p_s}) must be 0 on a shrunk network: its w (={w}) and f (={f})"
+      " have lost those channels already"
+    )
   return Course(
     max(0.0, 1 - (p_s + p_u)) * q_w / 32 * w / PARAMS_REFERENCE,
     (1 - p_s) * max(q_w, q_a) / 32 * f / MACS_REFERENCE,
-    p_s, p_u, q_w, q_a, w, f,
-  )  # fmt: skip
+    p_s,
+    p_u,
+    q_w,
+    q_a,
+    w,
+    f,
+  )
 
 
 def score(
@@ -147,19 +154,17 @@ def score(
     ValueError: masks that do not fit, bits or fractions out of range, p_s on
       a shrunk network or twice, or passes of `counted` that are not charged.
   """
-  for name, n in (('members', members), ('views', views)):
+  for name, n in (("members", members), ("views", views)):
     if not isinstance(n, int) or n < 1:
-      raise ValueError(f'{name} (={n!r}) must be an int, at least 1')
+      raise ValueError(f"{name} (={n!r}) must be an int, at least 1")
   if not 0 <= sparsity <= 1:
-    raise ValueError(f'sparsity (={sparsity}) must be within [0, 1]')
+    raise ValueError(f"sparsity (={sparsity}) must be within [0, 1]")
   if masks is not None and sparsity:
     raise ValueError(
-      f'masks say what is removed: drop them or sparsity (={sparsity})'
+      f"masks say what is removed: drop them or sparsity (={sparsity})"
     )
   layers = spec.layers()
-  counts = [
-    layer_weights(layer, masks, sparsity, members) for layer in layers
-  ]
+  counts = [layer_weights(layer, masks, sparsity, members) for layer in layers]
   rows = tuple(
     _row(layer, count, members * views)
     for layer, count in zip(layers, counts, strict=True)
@@ -179,18 +184,19 @@ def score(
 def _check_bits(name: str, bits: int) -> None:
   if not isinstance(bits, int) or not 1 <= bits <= FLOAT_BITS:
     raise ValueError(
-      f'{name} (={bits!r}) must be an int from 1 to {FLOAT_BITS}')  # fmt: skip
+      f"{name} (={bits!r}) must be an int from 1 to {FLOAT_BITS}"
+    )
 
 
 def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
-  _check_bits(f'{layer.path}: w_bits', layer.w_bits)
-  _check_bits(f'{layer.path}: a_bits', layer.a_bits)
+  _check_bits(f"{layer.path}: w_bits", layer.w_bits)
+  _check_bits(f"{layer.path}: a_bits", layer.a_bits)
   members = count.size // math.prod(layer.kernel_shape)
   index_bits = max(1, math.ceil(math.log2(count.size)))
   encodings = {
-    'dense': count.size * layer.w_bits,
-    'bitmask': count.size + count.kept * layer.w_bits,
-    'indices': count.kept * (layer.w_bits + index_bits),
+    "dense": count.size * layer.w_bits,
+    "bitmask": count.size + count.kept * layer.w_bits,
+    "indices": count.kept * (layer.w_bits + index_bits),
   }
   encoding = min(encodings, key=encodings.get)
   scales = 0
@@ -231,16 +237,20 @@ def _course(rows, counts, p_s, shrunk) -> Course:
     p_s = masked  # on a shrunk network, channels masked since then
   elif p_s and masked:
     raise ValueError(
-      f'p_s (={p_s}) is charged already: the masks remove whole channels'
-      f' (p_s={masked:.4f}); leave p_s out')  # fmt: skip
+      f"p_s (={p_s}) is charged already: the masks remove whole channels"
+      f" (p_s={masked:.4f}); leave p_s out"
+    )
   else:
     declared = True
   return course_score(
-    w, f, p_s=p_s, p_u=removed - masked,
+    w,
+    f,
+    p_s=p_s,
+    p_u=removed - masked,
     q_w=max(row.w_bits for row in rows),
     q_a=max(row.a_bits for row in rows),
     shrunk=shrunk and declared,
-  )  # fmt: skip
+  )
 
 
 def _is_shrunk(spec: NetSpec, shrunk_from: NetSpec | None) -> bool:
@@ -254,19 +264,21 @@ def _check_counted(rows, counted: MacReport) -> None:
   """Holds a count by layer path against the rows."""
   macs = dict.fromkeys((row.path for row in rows), 0)
   for path, n in counted.by_path().items():
-    scopes = path.split('/')
-    tails = ('/'.join(scopes[i:]) for i in range(len(scopes)))
+    scopes = path.split("/")
+    tails = ("/".join(scopes[i:]) for i in range(len(scopes)))
     tail = next((t for t in tails if t in macs), None)
     if tail is None:
       raise ValueError(
-        f'{n} MACs at {path!r} belong to no layer of the spec; its layers are'
-        f' {list(macs)}')  # fmt: skip
+        f"{n} MACs at {path!r} belong to no layer of the spec; its layers are"
+        f" {list(macs)}"
+      )
     macs[tail] += n
   for row in rows:
     if macs[row.path] != row.macs:
       ratio = macs[row.path] / row.macs
       raise ValueError(
-        f'{row.path}: predicting one image takes {macs[row.path]} MACs, and'
-        f' {row.macs} are charged ({ratio:.3g} times as many): every pass of'
-        ' an ensemble or of test-time augmentation is charged, with members='
-        ' and views=')  # fmt: skip
+        f"{row.path}: predicting one image takes {macs[row.path]} MACs, and"
+        f" {row.macs} are charged ({ratio:.3g} times as many): every pass of"
+        " an ensemble or of test-time augmentation is charged, with members="
+        " and views="
+      )
