@@ -14,11 +14,11 @@ def get_config(arg=""):
   config = base(phases=("teacher", "student"))
   teacher, student = config.teacher, config.student
   teacher.network.widths = (40, 80, 128, 160)
-  teacher.epochs = 10
+  teacher.epochs = 14
   student.network.widths = (26, 48, 72, 96)
   student.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
   student.teacher = "teacher"
-  student.epochs = 26
+  student.epochs = 40
   for phase in (teacher, student):
     phase.network.strides = (2, 2, 2, 1)
     phase.ema_decay = 0.998
