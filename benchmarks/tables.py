@@ -1,0 +1,86 @@
+"""Writes the README's tables from docs/results/: python -m benchmarks.tables
+
+Between `<!-- table: NAME -->` and `<!-- end -->` stands what this command
+puts there; `--check` only tells whether it is what the results say.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+MARKED = re.compile(
+  r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
+
+
+def load(name: str) -> dict[str, Any]:
+  """docs/results/NAME/result.json."""
+  return json.loads((RESULTS / name / "result.json").read_text())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+  """A Markdown table; all columns but the first are right-aligned."""
+  lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+  return "".join("| " + " | ".join(row) + " |\n" for row in lines)
+
+
+def runs() -> str:
+  """Every run of an experiment: accuracy, score, cost, time."""
+  rows = []
+  for path in sorted(RESULTS.glob("*/result.json")):
+    r = json.loads(path.read_text())
+    if "test_correct" not in r:
+      continue  # a benchmark's
+    s = r["score"]
+    rows.append(
+      [
+        f"[{path.parent.name}](docs/results/{path.parent.name}/result.json)",
+        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
+        f" {r['test_count']:,})",
+        f"{s['course']['total']:.4f}",
+        f"{s['exact']['total']:.4f}",
+        f"{s['stored']['total']:.4f}",
+        f"{s['macs'] / 1e6:.1f} M",
+        f"{s['course']['w'] / 1e6:.2f} M",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "test accuracy", "score: course", "exact", "stored",
+            "MACs", "parameters", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"runs": runs}
+
+
+def fill(text: str) -> str:
+  """The text with each marked table made anew."""
+  return MARKED.sub(
+    lambda m: m.group(1) + "\n" + TABLES[m.group(2)]() + "\n" + m.group(3),
+    text,
+  )
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--check", action="store_true", help="write nothing")
+  args = parser.parse_args(argv)
+  path = ROOT / "README.md"
+  text = path.read_text()
+  new = fill(text)
+  if args.check and new != text:
+    print("README.md is stale: run python -m benchmarks.tables")
+    return 1
+  if not args.check:
+    path.write_text(new)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
