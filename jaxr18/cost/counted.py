@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 
+from rich import box
 from rich.table import Table
 
 
@@ -76,11 +77,12 @@ class MacReport:
 
   def table(self) -> Table:
     """A rich table, equal rows taken together."""
-    table = Table(title="Multiply-accumulates", title_justify="left")
+    plain = dict(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    table = Table(title="Multiply-accumulates", title_justify="left", **plain)
     table.add_column("path", overflow="fold")
     table.add_column("primitive", overflow="fold")
     for name in ("shapes", "groups", "times", "MACs", "%"):
-      table.add_column(name, justify="right")
+      table.add_column(name, justify="right", overflow="fold")
     merged: dict[MacRow, int] = collections.defaultdict(int)
     for row in self.rows:
       merged[row] += 1

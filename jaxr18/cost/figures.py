@@ -9,6 +9,7 @@ import dataclasses
 import json
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 PARAMS_REFERENCE = 5.6e6
@@ -76,6 +77,11 @@ class LayerScore:
     )
 
 
+def _table(title: str) -> Table:
+  plain = dict(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+  return Table(title=title, title_justify="left", **plain)
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
   """The three figures of a network (defined in `jaxr18.cost.score`)."""
@@ -116,23 +122,16 @@ class Score:
     title = "Score by layer"
     if self.members * self.views > 1:
       title += f", {self.members} members x {self.views} views"
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for name in (
-      "kernel",
-      "groups",
-      "weights",
-      "density",
-      "bits w/a",
-      "MACs",
-      "params %",
-      "ops %",
-      "stored as",
-    ):
-      table.add_column(name, justify="right")
+    table = _table(title)
+    table.add_column("layer", no_wrap=True)
+    sparse = any(row.encoding != "dense" for row in self.rows)
+    names = ("kernel", "groups", "weights", "density", "w/a bits", "MACs")
+    names += ("params %", "ops %", "stored as")[: 3 if sparse else 2]
+    for name in names:
+      table.add_column(name, justify="right", overflow="fold")
     params, ops = self.exact.params_term, self.exact.ops_term
     for row in self.rows:
-      table.add_row(
+      cells = (
         row.path,
         "x".join(map(str, row.kernel_shape)),
         str(row.groups),
@@ -144,26 +143,17 @@ class Score:
         f"{100 * row.exact.ops_term / max(ops, 1e-30):.2f}",
         row.encoding,
       )
+      table.add_row(*cells[: 1 + len(names)])
     weights = sum(row.weights for row in self.rows)
     kept = sum(row.kept for row in self.rows)
+    sums = f"{weights:,}", f"{kept / weights:.3f}", "", f"{self.macs:,}"
     table.add_section()
-    table.add_row(
-      "sum",
-      "",
-      "",
-      f"{weights:,}",
-      f"{kept / weights:.3f}",
-      "",
-      f"{self.macs:,}",
-      "100.00",
-      "100.00",
-      "",
-    )
+    table.add_row("sum", "", "", *sums, "100.00", "100.00")
     return table
 
   def summary(self) -> Table:
     """A rich table of the three figures and their terms."""
-    table = Table(title="Score, lower is better", title_justify="left")
+    table = _table("Score, lower is better")
     table.add_column("figure")
     for name in ("params", "ops", "score"):
       table.add_column(name, justify="right")
@@ -176,7 +166,8 @@ class Score:
       )
     c = self.course
     table.caption = (
-      f"course: w={c.w:,} f={c.f:,} p_s={c.p_s:.4f} p_u={c.p_u:.4f}"
+      f"w={c.w:,} f={c.f:,}\np_s={c.p_s:.4f} p_u={c.p_u:.4f}"
       f" q_w={c.q_w} q_a={c.q_a}"
     )
+    table.caption_justify = "left"
     return table

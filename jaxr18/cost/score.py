@@ -192,7 +192,7 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
   _check_bits(f"{layer.path}: w_bits", layer.w_bits)
   _check_bits(f"{layer.path}: a_bits", layer.a_bits)
   members = count.size // math.prod(layer.kernel_shape)
-  index_bits = max(1, math.ceil(math.log2(count.size)))
+  index_bits = math.ceil(math.log2(math.prod(layer.kernel_shape)))
   encodings = {
     "dense": count.size * layer.w_bits,
     "bitmask": count.size + count.kept * layer.w_bits,
@@ -246,7 +246,7 @@ def _course(rows, counts, p_s, shrunk) -> Course:
     w,
     f,
     p_s=p_s,
-    p_u=removed - masked,
+    p_u=max(0.0, removed - masked),  # rounding may leave -1e-17
     q_w=max(row.w_bits for row in rows),
     q_a=max(row.a_bits for row in rows),
     shrunk=shrunk and declared,
