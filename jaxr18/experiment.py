@@ -18,6 +18,7 @@ import ml_collections
 from jaxr18 import data, network
 from jaxr18.cost import score as score_lib
 from jaxr18.network import Network
+from jaxr18.spec import NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
@@ -136,15 +137,11 @@ def run_phase(
     jax.random.key(config.seed), config.phases.index(name)
   )
   init_key, train_key = jax.random.split(key)
-  net = network.init(init_key, spec)
-  if c.init:
-    source = load_network(workdir, c.init)
-    net = start_from(net, source, where=f"config.{name}.init (={c.init!r})")
+  source = load_network(workdir, c.init) if c.init else None
+  where = f"config.{name}.init (={c.init!r})"
   images = dataset.train.images[: config.eval_batch_size]
-  net = network.calibrate(
-    net,
-    data.normalize(images, dataset.mean, dataset.std, spec.resolution),
-  )
+  images = data.normalize(images, dataset.mean, dataset.std, spec.resolution)
+  net = initial_network(init_key, spec, images, source, where)
   teacher = load_network(workdir, c.teacher) if c.teacher else None
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
   optimizer = state_lib.make_optimizer(
@@ -191,6 +188,21 @@ def run_phase(
   if jax.process_index() == 0:
     write_atomically(done, json.dumps(info, indent=1) + "\n")
   return info
+
+
+def initial_network(
+  key: jax.Array, spec: NetSpec, images, source: Network | None, where: str
+) -> Network:
+  """He-normal kernels or a source's numbers, and a bound for every input.
+
+  Bounds come from one batch of normalized images, but for those that the
+  source has learned.
+  """
+  net = network.init(key, spec)
+  if source is None:
+    return network.calibrate(net, images)
+  net = network.calibrate(start_from(net, source, where), images)
+  return start_from(net, source, where)
 
 
 def start_from(net: Network, source: Network, where: str) -> Network:
