@@ -11,12 +11,14 @@ parameters. No array is allocated by ours; PyTorch's run on the meta device.
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jaxr18 import network
 from jaxr18.cost.macs import count_macs
+from jaxr18.cost.score import course_score
+from jaxr18.nn.conv import conv
 from jaxr18.spec import resnet18
 from tests import flax_nets
 
@@ -197,6 +201,8 @@ def count_ours(module, shape):
   )
 
 
+RESNET18_PARAMS = 11_173_962
+
 NETWORKS = (
   ("ResNet-18", None, ResNet18, (1, 32, 32, 3)),
   ("MobileNetV2", flax_nets.MobileNetV2(), MobileNetV2, (1, 224, 224, 3)),
@@ -226,6 +232,37 @@ def side_by_side():
       )
 
 
+def xla_macs():
+  """Half of XLA's FLOPs of ResNet-18's layers, each one compiled alone."""
+  flops = 0
+  for layer in resnet18().layers():
+    kernel = jax.ShapeDtypeStruct(layer.kernel_shape, jnp.float32)
+    if layer.kind == "dense":
+      x = jax.ShapeDtypeStruct((1, layer.in_features), jnp.float32)
+      apply = jnp.matmul
+    else:
+      shape = (1, layer.in_size, layer.in_size, layer.in_features)
+      x = jax.ShapeDtypeStruct(shape, jnp.float32)
+      apply = functools.partial(
+        conv,
+        stride=layer.stride,
+        padding=layer.kernel // 2,
+        groups=layer.groups,
+        path="xla",
+      )
+    flops += jax.jit(apply).lower(x, kernel).cost_analysis()["flops"]
+  return int(flops) // 2
+
+
+def taps_on_padding(layer):
+  """MACs of a layer that multiply a zero of its padding."""
+  at = np.arange(layer.out_size)[:, None] * layer.stride
+  at = at + np.arange(layer.kernel) - layer.kernel // 2
+  inside = int(((at >= 0) & (at < layer.in_size)).sum())
+  weights = layer.macs // (layer.out_size * layer.kernel) ** 2
+  return layer.macs - weights * inside**2
+
+
 def tools():
   """(tool, what it reports for one image through ResNet-18, why) by tool."""
   import ptflops
@@ -241,6 +278,13 @@ def tools():
   last = layers[-1]
   pool, bias = last.features * last.out_size**2, 10
 
+  padding = sum(taps_on_padding(layer) for layer in layers)
+  yield (
+    "XLA cost_analysis / 2, layers alone",
+    xla_macs(),
+    -padding,
+    f"skips {padding:,} taps on the padding",
+  )
   image = torch.zeros(1, 3, 32, 32)
   yield (
     "PyTorch FlopCounterMode / 2",
@@ -255,7 +299,7 @@ def tools():
   flops = FlopCountAnalysis(ResNet18().eval(), image)
   flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
   yield (
-    'fvcore ("flops")',
+    "fvcore (its flops are MACs)",
     flops.total(),
     2 * norm,
     f"batch norm, 2 x {norm:,} elements",
@@ -305,13 +349,18 @@ def main():
   console.print(table)
   if args.tools:
     table = Table("tool", title="ResNet-18 for CIFAR, one image")
-    for name in ("reports", "minus ours", "unexplained"):
+    for name in ("reports", "minus ours", "unexplained", "course score"):
       table.add_column(name, justify="right")
     table.add_column("what it counts besides")
     ours = rows[0]["ours"]
     for name, macs, more, why in tools():
       table.add_row(
-        name, f"{macs:,}", f"{macs - ours:+,}", str(macs - ours - more), why
+        name,
+        f"{macs:,}",
+        f"{macs - ours:+,}",
+        str(macs - ours - more),
+        f"{course_score(RESNET18_PARAMS, macs).total:.6f}",
+        why,
       )
     console.print(table)
 

@@ -20,7 +20,8 @@ from jax import lax
 
 from jaxr18 import network
 from jaxr18.cost.macs import count_macs
-from jaxr18.spec import resnet, resnet18
+from jaxr18.spec import resnet, resnet18, with_bits
+from jaxr18.train import state, step
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESNET18_MACS = 555_422_720  # by hand, by PyTorch's FlopCounterMode
@@ -342,6 +343,31 @@ class TestTransformations:
       row.macs for row in report.rows if "transpose" not in row.transforms
     )
     assert forward == RESNET18_MACS
+
+  def test_the_training_step_of_an_experiment(self):
+    # Augmentation, teacher, quantized student, optimizer, averages, sharding.
+    student, teacher = (
+      resnet((4, 8), (1, 1), (1, 2), (1, groups), (False, False))
+      for groups in (2, 1)
+    )
+    student = with_bits(student, [(".*", 4, 4)])
+    optimizer = state.make_optimizer(
+      "sgd", learning_rate=0.1, steps=9, warmup_steps=1, momentum=0.9,
+      weight_decay=5e-4, clip_norm=1.0)  # fmt: skip
+    train_step = step.make_train_step(
+      optimizer, step.make_mesh(), mean=(0.5,) * 3, std=(0.2,) * 3, pad=4,
+      flip="random", cutout=8, temperature=4.0, kd_weight=0.9,
+      label_smoothing=0.1, ema_decay=0.99, dtype=jnp.float32)  # fmt: skip
+    key = jax.random.key(0)
+    create = lambda k: state.create(network.init(k, student), optimizer, True)
+    int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8)
+    nets = [resnet_shapes(spec, batch=4) for spec in (student, teacher)]
+    once = [total(network.forward, *net) for net in nets]
+    batch = step.Batch(images, int32(4), int32(4))
+    args = jax.eval_shape(create, key), nets[1][0], batch, key, int32()
+    # The stem's input has a gradient too: that of its learned bound.
+    assert total(train_step, *args) == 3 * once[0] + once[1]
 
   def test_remat_computes_again(self):
     inner = lambda x, w: layer(layer(x, w), w)

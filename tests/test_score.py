@@ -408,6 +408,12 @@ class TestSearch:
     much = scale_widths(resnet18(), found.value * 1.2 + 0.02, multiple=4)
     assert getattr(score(much), figure).total > target
 
+  def test_the_examples_of_the_page(self):
+    spec = resnet18()
+    assert round(solve(spec, 0.6, "width").value, 3) == 0.387
+    assert solve(spec, 0.6, "bits").value == 4
+    assert round(solve(spec, 2.2, "sparsity").value, 3) == 0.892
+
   def test_width_keeps_groups(self):
     spec = resnet((16, 32), (1, 1), (1, 2), (8, 1), (False, True))
     found = solve(spec, 0.01, "width")

