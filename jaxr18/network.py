@@ -46,6 +46,7 @@ def chain(*transforms: Transform) -> Transform:
   return chained
 
 
+@functools.partial(jax.jit, static_argnames="spec")
 def init(key: jax.Array, spec: NetSpec) -> Network:
   """A network with He-normal kernels, nothing pruned, bounds of 1."""
   shape = (1, spec.resolution, spec.resolution, spec.channels)
@@ -84,6 +85,7 @@ def forward_train(
   return logits, updated["batch_stats"]
 
 
+@jax.jit
 def calibrate(net: Network, images: jax.Array) -> Network:
   """Sets the bound of every quantized input from one batch of images.
 
