@@ -453,6 +453,12 @@ class TestControlFlow:
     with pytest.raises(ValueError, match="while_trips"):
       count_macs(f, X, W, while_trips={"elsewhere": 3})
 
+  def test_a_while_tests_once_more_than_it_runs(self):
+    f = lambda x, w: lax.while_loop(
+      lambda x: (x @ w).sum() < 9, lambda x: layer(x, w), x
+    )
+    assert total(f, X, W, while_trips=6) == 13 * ONE
+
   def test_while_that_does_not_multiply(self):
     f = lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 2, x)
     assert total(f, X) == 0
