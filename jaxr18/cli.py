@@ -1,64 +1,216 @@
-"""What the commands share: finding configs, plain errors, printing results."""
+"""What the commands share: flags, --help, plain errors, printed results.
 
-import os
+A command ends with 0 when it did what was asked, with 1 when that failed, and
+with 2 when the command line or the config cannot be run.
+"""
+
+import logging as std_logging
 import pathlib
 import re
 import sys
+import textwrap
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags, logging
 
-PACKAGE = pathlib.Path(__file__).parent
+from jaxr18 import configfile
+
+# A flag that a function here defines belongs to the command that called it.
+flags.disclaim_key_flags()
+
+HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
+
+# What libraries say of every run, or of one that was killed, and that nobody
+# who runs it can do anything about. All other warnings are shown.
+NOISE = (
+  "Metadata file does not exist",
+  "Attempted to create temporary directory",
+  "Sharding info not provided when restoring",
+  "No registered CheckpointArgs found",
+  "Failed to get item metadata",
+  "Skipping merge of OCDBT",
+)
+
+
+class ConfigFlag:
+  """--config=FILE and any number of --config.FIELD=VALUE."""
+
+  def __init__(self, file: flags.FlagHolder, fields: flags.FlagHolder):
+    self._file, self._fields = file, fields
+
+  @property
+  def file(self) -> str | None:
+    """As given: 'configs/kd_quant.py:digits'; None where it is not."""
+    return self._file.value
+
+  @property
+  def value(self):
+    """The `ConfigDict`, fields set but not validated; None without a file.
+
+    Raises:
+      configfile.ConfigError: the file is not there or gives no config.
+    """
+    if self.file is None:
+      return None
+    config = configfile.load(self.file)
+    configfile.override(config, self._fields.value)
+    return config
+
+
+def config_flag() -> ConfigFlag:
+  """Defines --config, which takes a Python file or a run's config.json."""
+  return ConfigFlag(
+    flags.DEFINE_string(
+      "config", None, "FILE.py, FILE.py:ARGUMENT or WORKDIR/config.json."
+    ),
+    flags.DEFINE_multi_string(_FIELDS, [], "Where --config.x=y is kept."),
+  )
+
+
+_FIELDS = "config_fields"
+
+
+def workdir_flag(
+  help_text: str = "A finished run's folder.",
+) -> flags.FlagHolder:
+  return flags.DEFINE_string("workdir", None, help_text)
+
+
+def data_dir_flag() -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "data_dir", None, "TFDS's folder, in place of the config's data.dir."
+  )
 
 
 def run(main: Callable, epilog: Callable[[], str] | None = None) -> None:
-  """absl's app.run with configs found from any folder and plain errors."""
-  argv = [find_config(a) for a in sys.argv]
-  if epilog and any(a in ("--help", "-help", "--helpfull") for a in argv[1:]):
-    print(epilog(), end="\n\n")
-  logging.set_verbosity(logging.WARNING)
+  """Parses the flags, calls main(config file and flags are set) and exits.
+
+  Args:
+    main: takes what is left of argv, as absl's does.
+    epilog: gives the end of what --help prints.
+  """
+  quiet()
+
+  def parse(argv):
+    if any(a in HELP for a in argv[1:]):
+      print(help_text(epilog))
+      sys.exit(0)
+    try:
+      return flags.FLAGS(_arguments(argv))
+    except flags.Error as e:
+      _fail(2, f"{e}\n--help lists the flags.")
 
   def guarded(rest):
-    # Imported late, as in main: flags are parsed before JAX is loaded.
-    from jaxr18 import cifar10, validate
-    from jaxr18.train import checkpoint, loop
-
     try:
+      if len(rest) > 1:
+        raise app.UsageError(
+          f"unexpected {' '.join(rest[1:])}: flags are written --name=value"
+        )
       return main(rest)
-    except validate.ConfigError as e:
-      sys.exit(f"The config cannot be run:\n{e}")
-    except (
-      checkpoint.CheckpointError,
-      loop.TrainingError,
-      cifar10.DataError,
-    ) as e:
-      sys.exit(f"Error: {e}")
+    except configfile.ConfigError as e:
+      lines = textwrap.indent(str(e), "  ")
+      _fail(2, f"The config cannot be run:\n{lines}")
+    except app.UsageError as e:
+      _fail(2, f"{e}\n--help says more.")
+    except KeyboardInterrupt:
+      _fail(130, "Interrupted.")
+    except Exception as e:
+      if not isinstance(e, _expected()):
+        raise
+      _fail(1, f"Error: {e}")
 
-  app.run(guarded, argv=argv)
+  app.run(guarded, argv=sys.argv, flags_parser=parse)
+
+
+def quiet() -> None:
+  """Warnings in one plain line each, without `NOISE`."""
+  logging.set_verbosity(logging.WARNING)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
+  handler.addFilter(
+    lambda record: not any(n in record.getMessage() for n in NOISE)
+  )
+  for noise in NOISE:
+    warnings.filterwarnings("ignore", message=f".*{re.escape(noise)}")
+
+
+def help_text(epilog: Callable[[], str] | None = None) -> str:
+  """The command's docstring, its flags, the configs that there are."""
+  lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    if flag.name == _FIELDS:
+      continue
+    name = f"  --{flag.name} "
+    if flag.default not in (None, "", False):
+      name = f"  --{flag.name}={flag.default} "
+    lines.append(
+      textwrap.fill(flag.help, 79, initial_indent=name.ljust(16),
+                    subsequent_indent=" " * 16)  # fmt: skip
+    )
+  if "config" in flags.FLAGS:
+    lines += ["", "Configs:", configfile.catalog()]
+  if epilog:
+    lines += ["", epilog()]
+  return "\n".join(lines)
+
+
+def _arguments(argv: list[str]) -> list[str]:
+  """Completes --config, and turns --config.x=y into a flag that absl knows."""
+  out, rest = argv[:1], list(argv[1:])
+  while rest:
+    a = rest.pop(0)
+    if a == "--":
+      return [*out, a, *rest]
+    if field := re.match(r"--?config\.", a):
+      if _FIELDS in flags.FLAGS:
+        if "=" not in a and rest and not rest[0].startswith("--"):
+          a += f"={rest.pop(0)}"
+        a = f"--{_FIELDS}={a[field.end() :]}"
+    out.append(find_config(a))
+  return out
 
 
 def find_config(argument: str) -> str:
-  """Completes --config=configs/x.py[:arg] where it is not below this folder.
-
-  The project's own configs are found from anywhere; a file below the current
-  folder comes first.
-  """
+  """Completes --config=configs/x.py[:arg], found from any folder."""
   match = re.fullmatch(r"(--?config=)([^:]+)(:.*)?", argument)
   if not match:
     return argument
   flag, path, rest = match.groups()
-  for root in (pathlib.Path(), PACKAGE, PACKAGE.parent):
-    if (root / path).is_file():
-      return f"{flag}{os.fspath(root / path)}{rest or ''}"
-  return argument
+  try:
+    return f"{flag}{configfile.find(path)}{rest or ''}"
+  except configfile.ConfigError:
+    return argument
 
 
-def config_name(filename: str) -> str:
-  """configs/kd_quant.py:digits -> kd_quant-digits."""
-  path, _, argument = filename.partition(":")
+def _expected() -> tuple[type[Exception], ...]:
+  """Errors whose text is all that a person needs; imported after one only."""
+  from jaxr18 import cifar10, workdir
+  from jaxr18.train import checkpoint, loop
+
+  return (
+    cifar10.DataError,
+    workdir.WorkdirError,
+    checkpoint.CheckpointError,
+    loop.TrainingError,
+  )
+
+
+def _fail(status: int, message: str) -> None:
+  print(message, file=sys.stderr)
+  sys.exit(status)
+
+
+def default_workdir(file: str) -> pathlib.Path:
+  """runs/NAME[-ARGUMENT] of a config; a run's config.json has its own."""
+  path, _, argument = file.partition(":")
+  if pathlib.Path(path).name == "config.json":
+    return pathlib.Path(path).parent
   name = pathlib.Path(path).stem
-  return f"{name}-{argument}" if argument else name
+  if argument:
+    name += "-" + re.sub(r"[^\w.=,+-]+", "_", argument)
+  return pathlib.Path("runs", name)
 
 
 def print_result(result: dict[str, Any], workdir) -> None:
@@ -78,7 +230,3 @@ def print_result(result: dict[str, Any], workdir) -> None:
     f"{score['macs']:,} MACs, {score['course']['w']:,} parameters,"
     f" {result['seconds']:.0f} s of training; all in {workdir}/result.json"
   )
-
-
-def workdir_flag() -> flags.FlagHolder:
-  return flags.DEFINE_string("workdir", None, "A finished run's folder.")

@@ -5,10 +5,21 @@ in configs/ starts from `base(phases)` and sets only what differs.
 """
 
 import dataclasses
+import difflib
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
+
+from jaxr18.spec import BITS
+
+Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
+
+# Images of each data set's training split, validation included.
+TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
+IMAGE_SIZE = 32  # pixels a side, of both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +31,8 @@ class Knob:
     doc: meaning and unit.
     low, high: inclusive bounds of a number, of each entry in a tuple.
     choices: the strings allowed.
-    length: of a tuple; None for any, 'stages' for one entry a stage.
+    by_stage: a tuple with one entry a stage.
+    bits_rules: a tuple of (regex, w_bits, a_bits).
   """
 
   default: Any
@@ -28,69 +40,167 @@ class Knob:
   low: float | None = None
   high: float | None = None
   choices: tuple[str, ...] | None = None
-  length: int | str | None = None
+  by_stage: bool = False
+  bits_rules: bool = False
+
+  @property
+  def kind(self) -> type:
+    """The type of the value, or of each entry in a tuple."""
+    many = isinstance(self.default, tuple)
+    return type(self.default[0] if many else self.default)
+
+  def allowed(self) -> str:
+    """What a value, or each entry in a tuple, must be, in a few words."""
+    if self.choices:
+      return f"one of {', '.join(map(repr, self.choices))}"
+    if self.kind in (int, float):
+      name = {int: "an int", float: "a number"}[self.kind]
+      return f"{name} from {self.low} to {self.high}"
+    return {bool: "True or False", str: "a string"}[self.kind]
+
+  def faults(self, value: Any) -> Faults:
+    """What is wrong with a value, taken by itself; nothing if it is right."""
+    if self.bits_rules:
+      yield from _rules_faults(value, self)
+    elif not isinstance(self.default, tuple):
+      yield from self._entry_faults(value, "", f"such as {self.default!r}")
+    elif not isinstance(value, tuple) or not value:
+      yield (
+        f"must be a tuple, not empty, each entry {self.allowed()}",
+        _as_tuple(value) or f"such as {self.default!r}",
+      )
+    else:
+      for i, entry in enumerate(value):
+        yield from self._entry_faults(
+          entry, f"has as entry {i} {entry!r}, which ", "change that entry"
+        )
+
+  def _entry_faults(self, value: Any, which: str, hint: str) -> Faults:
+    must = f"{which}must be {self.allowed()} ({self.doc})"
+    # Strict, since NumPy's numbers go neither through JSON nor into a spec.
+    right = type(value) is self.kind
+    if self.kind is float:
+      right = type(value) in (float, int)
+    if not right:
+      yield must, hint
+    elif self.choices and value not in self.choices:
+      near = difflib.get_close_matches(value, self.choices, 1)
+      yield must, f"write {near[0]!r}" if near else "choose one"
+    elif self.kind in (int, float) and not self.low <= value <= self.high:
+      if value < self.low:
+        yield must, f"raise it to {self.low} or more"
+      elif value > self.high:
+        yield must, f"lower it to {self.high} or less"
+      else:  # nan
+        yield must, hint
+
+
+def _as_tuple(value: Any) -> str:
+  """How to write a list or a single value as a tuple; '' for others."""
+  if isinstance(value, list) and value:
+    return f"write {tuple(value)!r}"
+  if type(value) in (int, float):
+    return f"write {(value,)!r}"
+  return ""
+
+
+def _rules_faults(rules: Any, knob: Knob) -> Faults:
+  form = "(regex, w_bits, a_bits)"
+  hint = f"such as {knob.default!r}"
+  if not isinstance(rules, tuple) or not rules:
+    yield f"must be a tuple of rules {form}", hint
+    return
+  for rule in rules:
+    if not isinstance(rule, tuple) or len(rule) != 3:
+      yield f"has the rule {rule!r}, which must be a tuple {form}", hint
+      continue
+    pattern, *bits = rule
+    if not isinstance(pattern, str):
+      yield f"has {pattern!r} in {rule!r}, which must be a regex", hint
+    else:
+      try:
+        re.compile(pattern)
+      except (re.error, OverflowError, RecursionError) as e:
+        yield (
+          f"has {pattern!r}, which must be a regex ({e})",
+          "mend it; it has to match whole layer paths, such as"
+          " 'stage1_.*/conv1'",
+        )
+    for name, b in zip(("w_bits", "a_bits"), bits, strict=True):
+      if type(b) is not int or b not in BITS:
+        yield (
+          f"has {name}={b!r} in {rule!r}, which must be one of {BITS}",
+          "choose one; 32 is unquantized",
+        )
 
 
 EXPERIMENT = {
   "seed": Knob(0, "of weights, batches and augmentation", 0, 2**31 - 1),
   "data": {
-    "name": Knob("cifar10", "the data set", choices=("cifar10", "digits")),
+    "name": Knob("cifar10", "the data set", choices=tuple(TRAINING_IMAGES)),
     "dir": Knob("", "TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default"),
-    "cache_dir": Knob("", "where decoded images are kept; '' is ~/.cache"),
-    "validation": Knob(5000, "images kept from training to select on", 0),
+    "cache_dir": Knob("", "for decoded images; '' is ~/.cache/jaxr18"),
+    "validation": Knob(5000, "training images held out to select on",
+                       0, 49_999),
     "split_seed": Knob(0, "of the validation split", 0, 2**31 - 1),
-    "limit": Knob(0, "use only so many images of each split; 0 is all", 0),
+    "limit": Knob(0, "use so many images of each split; 0 is all",
+                  0, 1_000_000),
   },
   "checkpoint": {
-    "every_seconds": Knob(60.0, "between two checkpoints in an epoch", 0.0),
+    "every_seconds": Knob(60.0, "between two checkpoints within an epoch; "
+                          "each epoch's end has one anyway", 0, 1e6),
   },
-  "eval_batch_size": Knob(500, "images a step of an evaluation", 1, 100000),
-  "progress": Knob("auto", "a live bar on a terminal, else plain lines",
+  "eval_batch_size": Knob(500, "images a step of an evaluation", 1, 100_000),
+  "progress": Knob("auto", "a live bar on a terminal, else a line an epoch",
                    choices=("auto", "bar", "plain", "none")),
 }  # fmt: skip
 
 PHASE = {
   "network": {
     "widths": Knob((64, 128, 256, 512), "channels by stage", 1, 8192),
-    "blocks": Knob((2, 2, 2, 2), "blocks by stage", 1, 100, length="stages"),
-    "strides": Knob((1, 2, 2, 2), "of a stage's first block", 1, 4,
-                    length="stages"),
-    "groups": Knob((1, 1, 1, 1), "of a stage's 3x3 convolutions", 1, 8192,
-                   length="stages"),
+    "blocks": Knob((2, 2, 2, 2), "blocks by stage", 1, 100, by_stage=True),
+    "strides": Knob((1, 2, 2, 2), "of each stage's first block", 1, 4,
+                    by_stage=True),
+    "groups": Knob((1, 1, 1, 1), "of each stage's 3x3 convolutions", 1, 8192,
+                   by_stage=True),
     "depthwise": Knob((False,) * 4, "depthwise-separable 3x3 convolutions",
-                      length="stages"),
+                      by_stage=True),
     "stem_features": Knob(0, "channels of the stem; 0 is widths[0]", 0, 8192),
-    "resolution": Knob(32, "side of the input in pixels", 4, 512),
-    "scale": Knob(0.0, "EfficientNet's compound coefficient", -8.0, 8.0),
+    "resolution": Knob(32, "side of the input in pixels; images are resized",
+                       4, 512),
+    "scale": Knob(0.0, "EfficientNet's coefficient: about 1.92**scale the "
+                  "MACs", -8, 8),
     "scale_multiple": Knob(8, "scaled widths are multiples of it", 1, 256),
     "bits": Knob(((".*", 32, 32),),
-                 "rules (regex on layer paths, w_bits, a_bits), the first "
-                 "match wins; 32 is unquantized"),
+                 "(regex on layer paths, w_bits, a_bits), first match wins; "
+                 "32 is unquantized", bits_rules=True),
   },
   "init": Knob("", "start from this earlier phase or finished workdir"),
   "teacher": Knob("", "distil from this earlier phase or finished workdir"),
-  "kd_weight": Knob(0.9, "weight of the soft term, if a teacher is given",
-                    0.0, 1.0),
-  "temperature": Knob(4.0, "of both softmaxes in the soft term", 0.01, 100.0),
-  "label_smoothing": Knob(0.0, "mass moved to all classes evenly", 0.0, 0.99),
-  "epochs": Knob(30, "passes over the training images", 1, 100000),
-  "batch_size": Knob(128, "images a step, over all devices", 1, 1000000),
-  "optimizer": Knob("sgd", "sgd is with Nesterov momentum",
+  "kd_weight": Knob(0.9, "weight of the soft loss, if there is a teacher",
+                    0, 1),
+  "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),
+  "label_smoothing": Knob(0.0, "mass moved to all classes evenly", 0, 0.99),
+  "epochs": Knob(30, "passes over the training images", 1, 100_000),
+  "batch_size": Knob(128, "images a step, over all devices", 1, 50_000),
+  "optimizer": Knob("sgd", "sgd has Nesterov momentum",
                     choices=("sgd", "adamw")),
-  "learning_rate": Knob(0.1, "at the end of the warm-up", 1e-9, 100.0),
-  "warmup_epochs": Knob(2.0, "linear, then a cosine to zero", 0.0),
-  "momentum": Knob(0.9, "of sgd", 0.0, 0.9999),
-  "weight_decay": Knob(5e-4, "on kernels only", 0.0, 10.0),
-  "clip_norm": Knob(0.0, "global norm of the gradient; 0 is off", 0.0),
+  "learning_rate": Knob(0.1, "at the end of the warm-up", 1e-9, 100),
+  "warmup_epochs": Knob(2.0, "linear; then a cosine to zero", 0, 100_000),
+  "momentum": Knob(0.9, "of sgd", 0, 0.9999),
+  "weight_decay": Knob(5e-4, "on kernels only", 0, 10),
+  "clip_norm": Knob(0.0, "largest norm of the whole gradient; 0 is off",
+                    0, 1e6),
   "ema_decay": Knob(0.0, "of averaged weights, which are then what is "
-                    "evaluated; 0 is off", 0.0, 0.99999),
+                    "evaluated; 0 is off", 0, 0.99999),
   "dtype": Knob("float32", "of convolutions in training",
                 choices=("float32", "bfloat16")),
   "augment": {
-    "pad": Knob(4, "random crops of images padded so many pixels", 0, 16),
-    "flip": Knob("random", "alternating flips every second epoch",
+    "pad": Knob(4, "random crops of images padded by so many pixels", 0, 16),
+    "flip": Knob("random", "mirroring; alternating is every second epoch",
                  choices=("none", "random", "alternating")),
-    "cutout": Knob(0, "side of a square set to the mean; 0 is off", 0, 32),
+    "cutout": Knob(0, "side of a blanked square in pixels; 0 is off",
+                   0, IMAGE_SIZE),
   },
 }  # fmt: skip
 
@@ -115,14 +225,26 @@ def knobs(phases: Sequence[str]) -> Iterator[tuple[str, Knob]]:
 
 
 def describe() -> str:
-  """All knobs as text, one a line; a phase's own fields under PHASE."""
-  lines = []
-  for name, knob in knobs(("PHASE",)):
-    allowed = ""
-    if knob.choices:
-      allowed = f" One of {', '.join(knob.choices)}."
-    lines.append(f"--config.{name}={knob.default}\n    {knob.doc}.{allowed}")
+  """All knobs with defaults and meaning, for --help."""
+  lines = ["Fields of every config (--config.data.name=digits):"]
+  lines += [_line(name, knob) for name, knob in _flat("", EXPERIMENT)]
+  lines += ["", "Fields of every phase (--config.PHASE.epochs=10):"]
+  lines += [_line(name, knob) for name, knob in _flat("", PHASE)]
   return "\n".join(lines)
+
+
+def _line(name: str, knob: Knob) -> str:
+  default = "''" if knob.default == "" else str(knob.default)
+  first = f"  {name}={default} "
+  if knob.choices:
+    doc = f"{knob.doc}; one of {', '.join(knob.choices)}"
+  else:
+    doc = knob.doc
+  margin = " " * 32
+  text = textwrap.fill(doc, 79, initial_indent=margin, subsequent_indent=margin)
+  if len(first) <= len(margin):
+    return first.ljust(len(margin)) + text[len(margin) :]
+  return f"{first.rstrip()}\n{text}"
 
 
 def _defaults(table: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.progress import write_atomically
 from jaxr18.train.step import make_mesh, make_train_step
 from jaxr18.validate import ConfigError, network_spec, validate
+from jaxr18.workdir import read_result
 
 # What may differ between a run and its resumption: it changes no number.
 FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress")
@@ -44,10 +45,12 @@ def run(
     What result.json holds.
   """
   stop = stop or StopSignal()
-  validate(config)
+  finished = (workdir / "result.json").exists()
+  # A finished run needs neither its teacher's workdir nor as many devices.
+  validate(config, 1 if finished else jax.device_count(), not finished)
   prepare_workdir(config, workdir)
-  if (workdir / "result.json").exists():
-    return json.loads((workdir / "result.json").read_text())
+  if finished:
+    return read_result(workdir)
   dataset = load_data(config)
   mesh = make_mesh()
   phases = {}
@@ -79,7 +82,7 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
         write_atomically(path, json.dumps(new, indent=1) + "\n")
       return
     old = json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError) as e:
+  except (OSError, ValueError) as e:
     raise checkpoint.CheckpointError(
       f"cannot use {workdir} as a workdir: {e}; give another --workdir"
     ) from e
@@ -99,7 +102,7 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
 
 def load_data(config) -> data.Dataset:
   d = config.data
-  dataset = data.load(
+  return data.load(
     d.name,
     data_dir=d.dir,
     validation=d.validation,
@@ -107,16 +110,6 @@ def load_data(config) -> data.Dataset:
     limit=d.limit,
     cache_dir=d.cache_dir,
   )
-  count = len(dataset.train.labels)
-  for name in config.phases:
-    size = config[name].batch_size
-    devices = jax.device_count()
-    if size > count or size % devices:
-      raise ConfigError(
-        f"config.{name}.batch_size (={size}) must be at most the {count}"
-        f" training images and divisible by the {devices} devices; change it"
-      )
-  return dataset
 
 
 def run_phase(
@@ -241,16 +234,11 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
   Raises:
     checkpoint.CheckpointError: there is none, or it is damaged.
   """
-  directory = workdir / source
-  if not source or not directory.is_dir():
-    other = pathlib.Path(source).expanduser() if source else workdir
-    path = other / "config.json"
-    if not path.is_file():
-      raise checkpoint.CheckpointError(
-        f"{other} holds no run: there is no {path}; give the --workdir of a"
-        " run that has finished"
-      )
-    directory = other / json.loads(path.read_text())["phases"][-1]
+  phases = _phases_of(workdir)
+  if source and source not in phases:
+    workdir, source = pathlib.Path(source).expanduser(), ""
+    phases = _phases_of(workdir)
+  directory = workdir / (source or phases[-1])
   if not (directory / "phase.json").is_file():
     raise checkpoint.CheckpointError(
       f"{directory} is not finished: it has no phase.json; run its command"
@@ -259,6 +247,17 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
   manager = checkpoint.open_manager(directory / "checkpoints")
   step = json.loads((directory / "phase.json").read_text())["step"]
   return checkpoint.network_from(*checkpoint.read(manager, step))
+
+
+def _phases_of(workdir: pathlib.Path) -> list[str]:
+  path = workdir / "config.json"
+  try:
+    return json.loads(path.read_text())["phases"]
+  except (OSError, ValueError, TypeError, KeyError) as e:
+    raise checkpoint.CheckpointError(
+      f"{workdir} holds no run: {path} cannot be read ({e!r}); give the"
+      " --workdir of a run that has finished"
+    ) from e
 
 
 def make_result(

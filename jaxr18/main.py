@@ -1,42 +1,52 @@
-"""Runs an experiment: python -m jaxr18.main --config=configs/kd_quant.py
+"""Runs an experiment: trains, tests and scores what a config describes.
 
-Train, test and score as the config says. The same command resumes a run that
-was stopped or killed. Any field can be set: --config.student.epochs=10; the
-fields are listed by --help.
+  python -m jaxr18.main --config=configs/kd_quant.py:digits
+  python -m jaxr18.main --config=configs/kd_quant.py --workdir=runs/mine \\
+      --config.student.epochs=10 --config.data.dir=~/tensorflow_datasets
+  python -m jaxr18.main --config=runs/mine/config.json --workdir=runs/again
+
+The same command resumes a run that was stopped or killed, and prints the
+result of one that is finished. Ctrl-C or SIGTERM saves before it stops. Every
+field of a config can be set by --config.FIELD=VALUE.
+
+Exit status: 0 when finished, or stopped and saved; 1 when the run failed; 2
+when the command or the config cannot be run, and then nothing was touched.
 """
 
 import pathlib
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app
 
-from jaxr18 import cli
+from jaxr18 import cli, configfile
 from jaxr18.config import describe
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the run lives; default: runs/NAME of the config."
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.workdir_flag(
+  "Where the run lives; default: runs/NAME[-ARGUMENT] of the config."
 )
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if _CONFIG.value is None:
-    raise app.UsageError("give --config=FILE, such as configs/kd_quant.py")
+  del argv
+  config = _CONFIG.value
+  if config is None:
+    raise app.UsageError(
+      f"give --config=FILE, one of\n{configfile.catalog()}\nor your own"
+    )
+  workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
+  workdir = workdir.expanduser()
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18 import experiment
   from jaxr18.train import loop
 
-  name = cli.config_name(
-    config_flags.get_config_filename(flags.FLAGS["config"])
-  )
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+  finished = (workdir / "result.json").exists()
   try:
-    result = experiment.run(_CONFIG.value, workdir, loop.on_stop_signals())
+    result = experiment.run(config, workdir, loop.on_stop_signals())
   except loop.Stopped as e:
     print(f"{e}; saved in {workdir}; the same command resumes it")
     return
+  if finished:
+    print(f"{workdir} was finished already:")
   cli.print_result(result, workdir)
 
 

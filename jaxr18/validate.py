@@ -4,242 +4,279 @@ ml_collections lets None through for any field, a list for a tuple, and any
 type inside a tuple. What is checked here can be relied on everywhere else.
 """
 
-import math
-import os
+import difflib
+import json
 import pathlib
 import re
 from typing import Any
 
 import ml_collections
 
-from jaxr18 import spec as spec_lib
-from jaxr18.config import EXPERIMENT, Knob, knobs
+from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
+from jaxr18.configfile import ConfigError as ConfigError
+from jaxr18.netconfig import check_network, misfit
+from jaxr18.netconfig import network_spec as network_spec
+from jaxr18.spec import NetSpec
+from jaxr18.workdir import WorkdirError, read_result
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MISSING = object()
 
 
-class ConfigError(ValueError):
-  """Everything that is wrong with a config, one line each."""
-
-
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(
+  config: ml_collections.ConfigDict, devices: int = 1, sources: bool = True
+) -> None:
   """Raises ConfigError where the config cannot be run.
 
   Each line names the field, its value, what is allowed and how to mend it.
+
+  Args:
+    config: as `base` makes it.
+    devices: that share a batch.
+    sources: whether other runs that `init` and `teacher` name must be there.
   """
-  problems = _phase_names(config)
-  if not problems:
-    fields = dict(knobs(config.phases))
-    problems += _unknown("config", config.to_dict(), fields)
-    for name, knob in fields.items():
-      problems += _field(f"config.{name}", _get(config, name), knob)
-  if not problems:
-    for i, name in enumerate(config.phases):
-      problems += _phase(config, name, config.phases[:i])
-  if problems:
-    raise ConfigError("\n".join(problems))
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"config (={config!r}) must be a ConfigDict; start from"
+      " jaxr18.config.base()"
+    )
+  check = Problems(config)
+  check.phases()
+  if not check.problems:
+    check.fields(EXPERIMENT | dict.fromkeys(config.phases, PHASE))
+    check.batches(devices)
+    specs: dict[str, NetSpec | None] = {}
+    for name in config.phases:
+      check.training(name)
+      spec = check_network(check, name)
+      if sources:
+        check.sources(name, spec, specs)
+      specs[name] = spec
+  if check.problems:
+    raise ConfigError("\n".join(check.problems))
 
 
-def network_spec(network: ml_collections.ConfigDict, classes: int):
-  """The `NetSpec` that a phase's network section describes.
+class Problems:
+  """What is wrong, found so far; who checks several fields asks `good` first.
 
-  Raises:
-    ValueError: sections that do not fit each other, bits rules that do not
-      fit the layers.
+  Attributes:
+    problems: one line each.
   """
-  widths, blocks, resolution = (
-    network.widths,
-    network.blocks,
-    network.resolution,
-  )
-  if network.scale:
-    widths, blocks, resolution = spec_lib.compound_scale(
-      network.scale,
-      widths,
-      blocks,
-      resolution,
-      multiple=network.scale_multiple,
+
+  def __init__(self, config):
+    self.config = config
+    self.problems: list[str] = []
+    self.bad: set[str] = set()
+
+  def add(self, field: str, must: str, mend: str) -> None:
+    """Notes what `field` must be and how to mend it."""
+    self.bad.add(field)
+    value = self.get(field)
+    shown = "is missing and" if value is _MISSING else f"(={_show(value)})"
+    self.problems.append(f"config.{field} {shown} {must}; {mend}")
+
+  def get(self, field: str) -> Any:
+    """A field's value by its dotted name; '' is the whole config."""
+    value = self.config
+    for part in field.split(".") if field else ():
+      if not isinstance(value, ml_collections.ConfigDict):
+        return _MISSING
+      try:
+        value = value.get(part, _MISSING)
+      except ml_collections.config_dict.RequiredValueError:
+        return _MISSING
+    return value
+
+  def good(self, *fields: str) -> bool:
+    """Whether the fields exist and nothing is wrong with them so far."""
+    return not any(
+      f == b or f.startswith(f"{b}.") for f in fields for b in self.bad
     )
-  spec = spec_lib.resnet(
-    widths,
-    blocks,
-    network.strides,
-    network.groups,
-    network.depthwise,
-    stem_features=network.stem_features or None,
-    classes=classes,
-    resolution=resolution,
-  )
-  return spec_lib.with_bits(spec, network.bits)
 
-
-def _phase_names(config) -> list[str]:
-  names = config.get("phases")
-  where = f"config.phases (={names!r})"
-  if not isinstance(names, tuple) or not names:
-    return [f"{where} must be a tuple of names, such as ('teacher', 'student')"]
-  out = []
-  for name in names:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-      out.append(
-        f"{where}: {name!r} must be a name of small letters, digits and _;"
-        " rename it"
+  def phases(self) -> None:
+    names = self.get("phases")
+    if not isinstance(names, tuple) or not names:
+      self.add(
+        "phases",
+        "must be a tuple of names, not empty",
+        "start the config from base(phases=('teacher', 'student'))",
       )
-    elif name in EXPERIMENT or name == "phases":
-      out.append(f"{where}: {name!r} is a field of its own; rename the phase")
-    elif not isinstance(config.get(name), ml_collections.ConfigDict):
-      out.append(
-        f"{where}: there is no section config.{name}; start the config from"
-        f" base(phases={names!r})"
-      )
-  if len(set(names)) != len(names):
-    out.append(f"{where} must not name a phase twice; rename one")
-  return out
-
-
-def _unknown(where: str, given: dict[str, Any], fields) -> list[str]:
-  known = set(fields) | {"phases"}
-  sections = {n.rsplit(".", k)[0] for n in known for k in range(1, 3)}
-  out = []
-  for k, v in given.items():
-    name = f"{where}.{k}".removeprefix("config.")
-    if name in known:
-      continue
-    if name in sections and isinstance(v, dict):
-      out += _unknown(f"config.{name}", v, fields)
-    else:
-      out.append(
-        f"config.{name} (={v!r}) is not a field that anything reads; remove"
-        " it, or name the phase in config.phases"
-      )
-  return out
-
-
-def _get(config, dotted: str):
-  value = config
-  for part in dotted.split("."):
-    value = value.get(part) if hasattr(value, "get") else None
-  return value
-
-
-def _field(where: str, value: Any, knob: Knob) -> list[str]:
-  where = f"{where} (={value!r})"
-  if where.split(" ")[0].endswith(".bits"):
-    return _bits(where, value)
-  if not isinstance(knob.default, tuple):
-    return _scalar(where, value, knob, type(knob.default))
-  kind = type(knob.default[0])
-  if not isinstance(value, tuple) or not value:
-    hint = (
-      f"write {tuple(value)!r}"
-      if isinstance(value, list)
-      else (f"such as {knob.default!r}")
-    )
-    return [f"{where} must be a tuple of {kind.__name__}s, not empty; {hint}"]
-  out = []
-  for entry in value:
-    out += _scalar(f"{where}: entry {entry!r}", entry, knob, kind)
-  return out
-
-
-def _scalar(where: str, value: Any, knob: Knob, kind: type) -> list[str]:
-  right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    right = True
-  if not right:
-    example = knob.default[0] if isinstance(knob.default, tuple) else None
-    example = knob.default if example is None else example
-    return [f"{where} must be of type {kind.__name__}; such as {example!r}"]
-  if knob.choices and value not in knob.choices:
-    return [f"{where} must be one of {', '.join(knob.choices)}; choose one"]
-  if kind in (int, float):
-    low = -math.inf if knob.low is None else knob.low
-    high = math.inf if knob.high is None else knob.high
-    if not low <= value <= high or not math.isfinite(value):
-      return [
-        f"{where} must be from {low} to {high} ({knob.doc}); such as"
-        f" {knob.default!r}"
-      ]
-  return []
-
-
-def _bits(where: str, rules: Any) -> list[str]:
-  form = "a tuple of (regex, w_bits, a_bits), such as (('.*', 32, 32),)"
-  if not isinstance(rules, tuple) or not rules:
-    return [f"{where} must be {form}"]
-  out = []
-  for rule in rules:
-    if (
-      not isinstance(rule, tuple)
-      or len(rule) != 3
-      or not isinstance(rule[0], str)
-      or any(type(b) is not int for b in rule[1:])
-    ):
-      out.append(f"{where}: rule {rule!r} must be in {form}")
-      continue
-    try:
-      re.compile(rule[0])
-    except re.error as e:
-      out.append(f"{where}: {rule[0]!r} is not a regex ({e}); mend it")
-    for b in rule[1:]:
-      if b not in spec_lib.BITS:
-        out.append(
-          f"{where}: {b} bits in rule {rule!r} must be one of"
-          f" {spec_lib.BITS}; 32 is unquantized"
+      return
+    for name in dict.fromkeys(names):
+      if not isinstance(name, str) or not NAME.fullmatch(name):
+        must = "a name of at most 64 small letters, digits and _"
+        self.add("phases", f"has {name!r}, which must be {must}", "rename it")
+      elif name in (*EXPERIMENT, "phases", *dir(ml_collections.ConfigDict)):
+        self.add(
+          "phases",
+          f"has {name!r}, which must not be a field or a method already",
+          "rename the phase",
         )
-  return out
-
-
-def _phase(config, name: str, earlier: tuple[str, ...]) -> list[str]:
-  """What can only be seen once all fields have their types."""
-  c = config[name]
-  where = f"config.{name}"
-  out = []
-  stages = len(c.network.widths)
-  for field, knob in knobs((name,)):
-    if knob.length == "stages" and field.startswith(f"{name}."):
-      value = _get(config, field)
-      if len(value) != stages:
-        out.append(
-          f"config.{field} (={value!r}) must have {stages} entries, one a"
-          f" stage, as {where}.network.widths has; write"
-          f" {(value * stages)[:stages]!r}"
+      elif self.get(name) is _MISSING:
+        self.add(
+          "phases",
+          f"has {name!r}, which must have a section config.{name}",
+          f"start the config from base(phases={names!r})",
         )
-  if not out:
+      elif names.count(name) > 1:
+        self.add("phases", f"must have {name!r} only once", "rename one")
+
+  def fields(self, table: dict[str, Any], prefix: str = "") -> None:
+    """Each field by itself, and that there is no other."""
+    section = self.get(prefix.rstrip("."))
+    for key in section.keys():
+      if key not in table and prefix + key != "phases":
+        self.add(prefix + key, "is not a field that anything reads",
+                 self.nearest(prefix + key))  # fmt: skip
+    for key, knob in table.items():
+      name = prefix + key
+      value = self.get(name)
+      if isinstance(knob, dict):
+        if isinstance(value, ml_collections.ConfigDict):
+          self.fields(knob, f"{name}.")
+        else:
+          self.add(
+            name,
+            f"must be a section with the fields {', '.join(knob)}",
+            f"leave it as base() makes it and set config.{name}.FIELD",
+          )
+      elif value is _MISSING:
+        self.add(name, f"must be {knob.allowed()}", f"such as {knob.default!r}")
+      else:
+        for must, mend in knob.faults(value):
+          self.add(name, must, mend)
+
+  def nearest(self, name: str) -> str:
+    known = [n for n, _ in knobs(self.config.phases)]
+    last = name.rsplit(".")[-1]
+    near = [n for n in known if n.rsplit(".")[-1] == last]
+    near = near or difflib.get_close_matches(name, known, 1)
+    if near:
+      return f"did you mean {' or '.join(f'config.{n}' for n in near)}?"
+    if isinstance(self.get(name), ml_collections.ConfigDict):
+      return "remove it, or name it in config.phases"
+    return "remove it; --help lists the fields"
+
+  def batches(self, devices: int) -> None:
+    if not self.good("data.name", "data.validation", "data.limit"):
+      return
+    data = self.config.data
+    total = TRAINING_IMAGES[data.name]
+    if data.validation >= total:
+      self.add(
+        "data.validation",
+        f"must be less than the {total} training images of {data.name}",
+        f"lower it, such as to {total // 10}",
+      )
+      return
+    count = min(data.limit or total, total - data.validation)
+    for name in self.config.phases:
+      if not self.good(f"{name}.batch_size", f"{name}.epochs"):
+        continue
+      size, epochs = self.config[name].batch_size, self.config[name].epochs
+      if size > count:
+        self.add(
+          f"{name}.batch_size",
+          f"must be at most {count}, the training images that data.validation"
+          f" (={data.validation}) and data.limit (={data.limit}) leave",
+          "lower it",
+        )
+      elif size % devices:
+        self.add(
+          f"{name}.batch_size",
+          f"must be divisible by the {devices} devices that share a batch",
+          f"write {max(1, size // devices) * devices}",
+        )
+      elif epochs * (count // size) >= 2**31:
+        self.add(
+          f"{name}.epochs",
+          f"must be fewer: {epochs * (count // size)} steps overflow an int32",
+          f"lower it to {2**31 // (count // size) - 1} or less",
+        )
+
+  def training(self, name: str) -> None:
+    c = self.config[name]
+    if self.good(f"{name}.warmup_epochs", f"{name}.epochs"):
+      if c.warmup_epochs > c.epochs:
+        self.add(
+          f"{name}.warmup_epochs",
+          f"must be at most config.{name}.epochs (={c.epochs})",
+          "lower it or train longer",
+        )
+    if self.good(f"{name}.kd_weight", f"{name}.teacher"):
+      if c.kd_weight == 0 and c.teacher:
+        self.add(
+          f"{name}.kd_weight",
+          "must be above 0 where there is a teacher",
+          f"raise it, or clear config.{name}.teacher (={c.teacher!r})",
+        )
+
+  def sources(self, name: str, spec, earlier: dict[str, Any]) -> None:
+    """init and teacher: there, finished, and fitting.
+
+    Args:
+      name: the phase.
+      spec: its network, or None if that is wrong already.
+      earlier: the same of each earlier phase.
+    """
+    for field in ("init", "teacher"):
+      full = f"{name}.{field}"
+      value = self.config[name][field] if self.good(full) else ""
+      if not value:
+        continue
+      if value in earlier:
+        source = earlier[value]
+      elif value in self.config.phases:
+        self.add(
+          full,
+          _must_be_source(earlier),
+          "choose one, or change the order in config.phases",
+        )
+        continue
+      else:
+        source = self.finished(full, value, earlier)
+      if field == "init" and spec and source:
+        if difference := misfit(spec, source):
+          self.add(
+            full,
+            f"must have the layers of config.{name}.network: {difference}",
+            "give both the same widths, blocks, strides and groups",
+          )
+
+  def finished(self, full: str, value: str, earlier) -> NetSpec | None:
+    """The network of another run's workdir."""
+    workdir = pathlib.Path(value).expanduser()
+    must = _must_be_source(earlier)
     try:
-      network_spec(c.network, classes=10)
-    except ValueError as e:
-      out.append(
-        f"{where}.network (={c.network.to_dict()!r}): {e}; change widths,"
-        " groups or bits"
+      result = read_result(workdir)
+      spec = NetSpec.from_json(json.dumps(result["spec"]))
+      data = result["config"]["data"]["name"]
+      phase = result["config"]["phases"][-1]
+      step = result["phases"][phase]["step"]
+    except (WorkdirError, ValueError, KeyError, TypeError) as e:
+      self.add(full, must, str(e) if isinstance(e, WorkdirError) else repr(e))
+      return None
+    kept = workdir / phase / "checkpoints" / str(step)
+    if not kept.is_dir():
+      self.add(full, must, f"there is no {kept} any more; run it again")
+    if self.good("data.name") and data != self.config.data.name:
+      self.add(
+        full,
+        f"must be of a run on the same data: it was {data!r}, here"
+        f" config.data.name is {self.config.data.name!r}",
+        "train one on these data first",
       )
-  size = c.network.resolution
-  for stride in c.network.strides:
-    size = (size - 1) // stride + 1
-  if c.warmup_epochs > c.epochs:
-    out.append(
-      f"{where}.warmup_epochs (={c.warmup_epochs}) must be at most epochs"
-      f" (={c.epochs}); lower it"
-    )
-  if c.kd_weight == 0 and c.teacher:
-    out.append(
-      f"{where}.kd_weight (=0) must be above 0 where a teacher is given;"
-      f" raise it or clear {where}.teacher (={c.teacher!r})"
-    )
-  for field in ("init", "teacher"):
-    value = c[field]
-    if value and value not in earlier and not _finished(value):
-      what = (
-        "is a later phase"
-        if value in config.phases
-        else ("is neither a phase before this one nor a finished workdir")
-      )
-      out.append(
-        f"{where}.{field} (={value!r}) {what}; the phases before it are"
-        f" {earlier}, and a finished workdir holds a result.json"
-      )
-  return out
+    return spec
 
 
-def _finished(workdir: str) -> bool:
-  return pathlib.Path(os.path.expanduser(workdir), "result.json").is_file()
+def _must_be_source(earlier) -> str:
+  must = "must be the workdir of a finished run"
+  return f"{must} or an earlier phase ({', '.join(earlier) or 'none here'})"
+
+
+def _show(value: Any) -> str:
+  """Its repr; of a section only the beginning."""
+  if not isinstance(value, ml_collections.ConfigDict):
+    return repr(value)
+  text = repr(value.to_dict())
+  return text if len(text) < 100 else f"{text[:96]} ..."

@@ -1,0 +1,180 @@
+"""Configs from files: a Python file's get_config, or a run's config.json.
+
+Values that are wrong are taken as they are: `validate` then names all of them
+at once, whether they stand in a file or on the command line.
+"""
+
+import ast
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from jaxr18.config import Knob, base, knobs
+
+PACKAGE = pathlib.Path(__file__).parent
+# configs/ is in the package where that is installed, beside it in a checkout.
+ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
+
+
+class ConfigError(ValueError):
+  """Everything that is wrong with a config, one line each."""
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """Reads 'FILE.py', 'FILE.py:ARGUMENT' or a run's 'WORKDIR/config.json'.
+
+  A relative FILE is looked for below the current folder, then among the
+  project's own.
+
+  Raises:
+    ConfigError: there is no such file, or it gives no config.
+  """
+  file, _, argument = name.partition(":")
+  path = find(file)
+  if path.suffix == ".json":
+    return from_json(path)
+  if path.suffix != ".py":
+    raise ConfigError(
+      f"--config={file} must be a .py with get_config or the config.json of a"
+      " workdir; give another file"
+    )
+  try:
+    spec = importlib.util.spec_from_file_location("config", path.resolve())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*([argument] if argument else []))
+  except Exception as e:  # whatever a person's file may raise
+    raise ConfigError(f"{name}{_line_of(e, path)}: {_text(e)}") from e
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"{name}: get_config returned {config!r}, expected what"
+      " jaxr18.config.base() returns; end it with 'return config'"
+    )
+  return ml_collections.ConfigDict(config).lock()
+
+
+def find(file: str) -> pathlib.Path:
+  """Completes a relative path to a config.
+
+  Raises:
+    ConfigError: no such file; the project's own are listed.
+  """
+  for root in (pathlib.Path(), ROOT):
+    path = root / pathlib.Path(file).expanduser()
+    if path.is_file():
+      return path
+  raise ConfigError(
+    f"--config={file}: there is no such file in {pathlib.Path.cwd()}; the"
+    f" project's own are\n{catalog()}"
+  )
+
+
+def catalog() -> str:
+  """The project's configs, one a line, with what they say of themselves."""
+  lines = []
+  for path in sorted(ROOT.glob("configs/*.py")):
+    about = ast.get_docstring(ast.parse(path.read_text())) or ""
+    lines.append(f"  configs/{path.name}\n      {about.splitlines()[0]}")
+  return "\n".join(lines)
+
+
+def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config that a run saved; fields it does not have get defaults.
+
+  Raises:
+    ConfigError: it cannot be read, or is no config.
+  """
+  try:
+    values = json.loads(path.read_text())
+    config = base(tuple(values["phases"]))
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise ConfigError(
+      f"{path} is not a config that a run has saved ({type(e).__name__}:"
+      f" {_text(e)}); give the config.json of a workdir"
+    ) from e
+  for name, value in _flat(values):
+    set_field(config, name, _as_tuples(value))
+  return config
+
+
+def override(
+  config: ml_collections.ConfigDict, assignments: Sequence[str]
+) -> None:
+  """Sets fields from the command line's 'train.epochs=10'.
+
+  Text is read as a Python value where the field is no string; what cannot be
+  read so stays text.
+  """
+  for assignment in assignments:
+    name, _, text = assignment.partition("=")
+    knob = _knob(config, name)
+    set_field(
+      config, name, text if knob and knob.kind is str else _literal(text)
+    )
+
+
+def set_field(
+  config: ml_collections.ConfigDict, name: str, value: Any
+) -> None:
+  """Sets a field whether it exists or not, whatever its type is."""
+  *sections, last = name.split(".")
+  knob = _knob(config, name)
+  if knob and knob.kind is float and type(value) is int:
+    value = float(value)
+  with config.unlocked(), config.ignore_type():
+    for section in sections:
+      if not isinstance(config.get(section), ml_collections.ConfigDict):
+        config[section] = ml_collections.ConfigDict()
+      config = config[section]
+    config[last] = value
+
+
+def _knob(config: ml_collections.ConfigDict, name: str) -> Knob | None:
+  phases = config.get("phases")
+  known = dict(knobs(phases if isinstance(phases, tuple) else ()))
+  return known.get(name)
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(
+      {"true": "True", "false": "False"}.get(text, text)
+    )
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return text
+
+
+def _as_tuples(value: Any) -> Any:
+  if isinstance(value, list):
+    return tuple(map(_as_tuples, value))
+  return value
+
+
+def _flat(values: dict[str, Any], prefix: str = ""):
+  for k, v in values.items():
+    if isinstance(v, dict):
+      yield from _flat(v, f"{prefix}{k}.")
+    else:
+      yield f"{prefix}{k}", v
+
+
+def _text(error: Exception) -> str:
+  """The message; ml_collections wraps a KeyError in an AttributeError."""
+  text = error.args[0] if error.args else repr(error)
+  if isinstance(text, Exception):
+    return _text(text)
+  return " ".join(str(text).split())
+
+
+def _line_of(error: Exception, path: pathlib.Path) -> str:
+  """The last line of the file that was running, such as ', line 24'."""
+  trace, line = error.__traceback__, getattr(error, "lineno", None)
+  while trace:
+    if trace.tb_frame.f_code.co_filename == str(path.resolve()):
+      line = trace.tb_lineno
+    trace = trace.tb_next
+  return f", line {line}" if line else ""

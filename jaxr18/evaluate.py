@@ -1,0 +1,52 @@
+"""Tests a finished run again: python -m jaxr18.evaluate --workdir=runs/NAME
+
+Loads the data and the network as the run's own config says, counts correct
+answers on the test split, and compares the count with the run's result.json.
+
+Exit status: 0 when they are the same; 1 when they differ, or the run is not
+finished or damaged; 2 when the command cannot be run.
+"""
+
+import pathlib
+
+from absl import app
+
+from jaxr18 import cli
+
+_WORKDIR = cli.workdir_flag()
+_DATA_DIR = cli.data_dir_flag()
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _WORKDIR.value:
+    raise app.UsageError("give --workdir=DIR of a finished run")
+  # Imported late: --help and a wrong flag need no JAX.
+  from jaxr18 import configfile, experiment
+  from jaxr18.train.evaluate import evaluate
+  from jaxr18.train.step import make_mesh
+  from jaxr18.workdir import WorkdirError, read_result
+
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  result = read_result(workdir)
+  config = configfile.from_json(workdir / "config.json")
+  if _DATA_DIR.value is not None:
+    config.data.dir = _DATA_DIR.value
+  net = experiment.load_network(workdir)
+  dataset = experiment.load_data(config)
+  test = evaluate(
+    net, dataset.test, dataset, config.eval_batch_size, make_mesh()
+  )
+  print(f"test accuracy {test.accuracy:.2%} ({test.correct} of {test.count})")
+  was = result["test_correct"], result["test_count"]
+  if (test.correct, test.count) != was:
+    raise WorkdirError(
+      f"{workdir}/result.json has {was[0]} of {was[1]}, measured on"
+      f" {result.get('device')}; a checkpoint or result that was changed, or"
+      " other data, or another device's rounding, makes such a difference"
+    )
+  print(f"the same as in {workdir}/result.json")
+
+
+if __name__ == "__main__":
+  cli.run(main)
