@@ -18,7 +18,8 @@ def get_config(arg=""):
   student.network.widths = (26, 48, 72, 96)
   student.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
   student.teacher = "teacher"
-  student.epochs = 40
+  student.kd_weight, student.temperature = 0.5, 2.0
+  student.epochs = 44
   for phase in (teacher, student):
     phase.network.strides = (2, 2, 2, 1)
     phase.ema_decay = 0.998
