@@ -29,6 +29,9 @@ class ConvSpec:
     groups: channel groups; input and output channels are divisible by it.
     depthwise: a depthwise kernel x kernel convolution, then a pointwise 1x1,
       with no activation between; then `groups` is 1.
+    ranks: (r_in, r_out) of a low-rank convolution: a 1x1 to r_in channels,
+      kernel x kernel from r_in to r_out, a 1x1 to `features`, with no
+      activation between; 0 leaves that 1x1 out. (0, 0) is full rank.
     w_bits: bits of a weight, 32 for unquantized.
     a_bits: bits of an input activation, 32 for unquantized.
   """
@@ -40,6 +43,32 @@ class ConvSpec:
   depthwise: bool = False
   w_bits: int = FLOAT_BITS
   a_bits: int = FLOAT_BITS
+  ranks: tuple[int, int] = (0, 0)
+
+  def parts(self, in_features: int) -> tuple[tuple[str, ConvSpec], ...]:
+    """The primitive convolutions in order, each with its name in the tree.
+
+    A convolution that is not factorized is its own only part, named ''.
+    """
+    bits = dict(w_bits=self.w_bits, a_bits=self.a_bits)
+    if self.depthwise:
+      inner = ConvSpec(
+        in_features, self.kernel, self.stride, in_features, **bits
+      )
+      return (
+        ("depthwise", inner),
+        ("pointwise", ConvSpec(self.features, 1, **bits)),
+      )
+    if not any(self.ranks):
+      return (("", self),)
+    r_in, r_out = self.ranks
+    inner = ConvSpec(r_out or self.features, self.kernel, self.stride, **bits)
+    parts = [("core", inner)]
+    if r_in:
+      parts.insert(0, ("reduce", ConvSpec(r_in, 1, **bits)))
+    if r_out:
+      parts.append(("expand", ConvSpec(self.features, 1, **bits)))
+    return tuple(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +99,8 @@ class Layer:
   """One convolution or dense layer, as `NetSpec.layers` lists them.
 
   `path` is the layer's path in the parameter tree, `unit` the path of the
-  `ConvSpec` it belongs to (a depthwise-separable convolution has two layers).
+  `ConvSpec` it belongs to: a depthwise-separable convolution has two layers, a
+  low-rank one up to three, and batch norm follows the one that `ends_unit`.
   `in_size` and `out_size` are sides of the feature map in pixels.
   `signed_input` is False where the input comes straight from a ReLU.
   """
@@ -88,6 +118,7 @@ class Layer:
   w_bits: int
   a_bits: int
   signed_input: bool
+  ends_unit: bool = True
 
   @property
   def kernel_shape(self) -> tuple[int, ...]:
@@ -143,56 +174,30 @@ class NetSpec:
     size = self.resolution
     features = self.channels
 
-    def conv(path, spec, in_features, in_size, signed):
-      out_size = (in_size - 1) // spec.stride + 1
-      common = dict(
-        unit=path, kind="conv", w_bits=spec.w_bits, a_bits=spec.a_bits
-      )
-      if spec.depthwise:
+    def conv(unit, spec, in_features, size, signed):
+      parts = spec.parts(in_features)
+      for i, (name, part) in enumerate(parts):
+        out_size = (size - 1) // part.stride + 1
         out.append(
           Layer(
-            path=f"{path}/depthwise",
+            path=f"{unit}/{name}" if name else unit,
+            unit=unit,
+            kind="conv",
             in_features=in_features,
-            features=in_features,
-            kernel=spec.kernel,
-            stride=spec.stride,
-            groups=in_features,
-            in_size=in_size,
+            features=part.features,
+            kernel=part.kernel,
+            stride=part.stride,
+            groups=part.groups,
+            in_size=size,
             out_size=out_size,
-            signed_input=signed,
-            **common,
+            w_bits=part.w_bits,
+            a_bits=part.a_bits,
+            signed_input=signed or i > 0,
+            ends_unit=i == len(parts) - 1,
           )
         )
-        out.append(
-          Layer(
-            path=f"{path}/pointwise",
-            in_features=in_features,
-            features=spec.features,
-            kernel=1,
-            stride=1,
-            groups=1,
-            in_size=out_size,
-            out_size=out_size,
-            signed_input=True,
-            **common,
-          )
-        )
-      else:
-        out.append(
-          Layer(
-            path=path,
-            in_features=in_features,
-            features=spec.features,
-            kernel=spec.kernel,
-            stride=spec.stride,
-            groups=spec.groups,
-            in_size=in_size,
-            out_size=out_size,
-            signed_input=signed,
-            **common,
-          )
-        )
-      return spec.features, out_size
+        in_features, size = part.features, out_size
+      return in_features, size
 
     features, size = conv("stem", self.stem, features, size, True)
     for name, block in self.blocks():
@@ -238,7 +243,10 @@ class NetSpec:
 
 def _net_from_dict(d: dict[str, Any]) -> NetSpec:
   def conv(c):
-    return None if c is None else ConvSpec(**c)
+    if c is None:
+      return None
+    conv = ConvSpec(**c)
+    return dataclasses.replace(conv, ranks=tuple(conv.ranks))
 
   stages = tuple(
     tuple(BlockSpec(**{k: conv(v) for k, v in b.items()}) for b in stage)
@@ -332,6 +340,7 @@ def check(spec: NetSpec) -> None:
           f"{path}: a depthwise convolution has groups=1 in its spec, got"
           f" groups={unit.groups}"
         )
+      _check_ranks(path, unit)
   for layer in spec.layers():
     for name in ("in_features", "features"):
       if getattr(layer, name) % layer.groups:
@@ -357,6 +366,24 @@ def check(spec: NetSpec) -> None:
         f" {block.proj}"
       )
     features = block.conv2.features
+
+
+def _check_ranks(path: str, unit: ConvSpec) -> None:
+  r = unit.ranks
+  if (
+    not isinstance(r, tuple)
+    or len(r) != 2
+    or any(type(n) is not int or n < 0 for n in r)
+  ):
+    raise ValueError(
+      f"{path}: ranks (={r!r}) must be two ints, such as (16, 16); 0 leaves a"
+      " side at full rank"
+    )
+  if any(r) and (unit.depthwise or unit.groups != 1):
+    raise ValueError(
+      f"{path}: a low-rank convolution is neither grouped nor depthwise, got"
+      f" {unit}"
+    )
 
 
 def with_bits(spec: NetSpec, rules: Sequence[tuple[str, int, int]]) -> NetSpec:

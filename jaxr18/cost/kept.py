@@ -103,8 +103,8 @@ def _vector_paths(layer: Layer) -> tuple[str, ...]:
   """The [features] parameters that belong to a layer: bias, or batch norm."""
   if layer.kind == "dense":
     return (f"{layer.path}/bias",)
-  if layer.path == f"{layer.unit}/depthwise":
-    return ()  # its batch norm comes after the pointwise convolution
+  if not layer.ends_unit:
+    return ()  # batch norm comes after the last convolution of a factorization
   block, _, name = layer.unit.rpartition("/")
   norm = {"stem": "stem_bn", "conv1": "bn1", "conv2": "bn2", "proj": "proj_bn"}[
     name

@@ -46,21 +46,21 @@ class Conv(_Quantized):
     )
 
 
-class SeparableConv(nn.Module):
-  """A depthwise convolution, then a pointwise one (Howard et al., 2017)."""
+class FactorizedConv(nn.Module):
+  """A depthwise-separable or a low-rank convolution, several in a row.
+
+  Depthwise, then pointwise (Howard et al., 2017); or 1x1 to few channels, the
+  kernel between few channels, 1x1 to all (Kim et al., 2016).
+  """
 
   spec: ConvSpec
   signed: bool
 
   @nn.compact
   def __call__(self, x):
-    s = self.spec
-    bits = dict(w_bits=s.w_bits, a_bits=s.a_bits)
-    features = x.shape[-1]
-    depthwise = ConvSpec(features, s.kernel, s.stride, features, **bits)
-    pointwise = ConvSpec(s.features, 1, **bits)
-    x = Conv(depthwise, self.signed, name="depthwise")(x)
-    return Conv(pointwise, True, name="pointwise")(x)
+    for i, (name, part) in enumerate(self.spec.parts(x.shape[-1])):
+      x = Conv(part, self.signed or i > 0, name=name)(x)
+    return x
 
 
 class Head(_Quantized):
@@ -79,7 +79,7 @@ class Head(_Quantized):
 
 
 def _conv(spec: ConvSpec, name: str, signed: bool = False):
-  kind = SeparableConv if spec.depthwise else Conv
+  kind = FactorizedConv if spec.depthwise or any(spec.ranks) else Conv
   return kind(spec, signed, name=name)
 
 
