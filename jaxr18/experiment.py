@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.experimental import multihost_utils
 
 from jaxr18 import data, network
 from jaxr18.cost import score as score_lib
@@ -22,8 +23,8 @@ from jaxr18.spec import NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
+from jaxr18.train.files import alone_in, read_json, write_atomically
 from jaxr18.train.loop import StopSignal, train
-from jaxr18.train.progress import write_atomically
 from jaxr18.train.step import make_mesh, make_train_step
 from jaxr18.validate import ConfigError, network_spec, validate
 from jaxr18.workdir import read_result
@@ -51,19 +52,28 @@ def run(
   prepare_workdir(config, workdir)
   if finished:
     return read_result(workdir)
-  dataset = load_data(config)
-  mesh = make_mesh()
-  phases = {}
-  for name in config.phases:
-    phases[name] = run_phase(config, name, workdir, dataset, mesh, stop)
-  net = load_network(workdir, config.phases[-1])
-  test = evaluate(net, dataset.test, dataset, config.eval_batch_size, mesh)
-  result = make_result(config, net, test, phases)
-  if jax.process_index() == 0:
-    write_atomically(
-      workdir / "result.json", json.dumps(result, indent=1) + "\n"
-    )
+  with alone_in(workdir, first=jax.process_index() == 0):
+    dataset = load_data(config)
+    mesh = make_mesh()
+    phases = {}
+    for name in config.phases:
+      phases[name] = run_phase(config, name, workdir, dataset, mesh, stop)
+    net = load_network(workdir, config.phases[-1])
+    test = evaluate(net, dataset.test, dataset, config.eval_batch_size, mesh)
+    result = make_result(config, net, test, phases)
+    write_together(workdir / "result.json", result)
   return result
+
+
+def write_together(path: pathlib.Path, value: Any, over: bool = True) -> None:
+  """Writes JSON in the first process; the others wait until it is there.
+
+  A file that is there is written `over` or left.
+  """
+  if jax.process_index() == 0 and (over or not path.exists()):
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(path.name)
 
 
 def prepare_workdir(config, workdir: pathlib.Path) -> None:
@@ -77,10 +87,7 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
   new = json.loads(config.to_json())
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-      if jax.process_index() == 0:
-        write_atomically(path, json.dumps(new, indent=1) + "\n")
-      return
+    write_together(path, new, over=False)
     old = json.loads(path.read_text())
   except (OSError, ValueError) as e:
     raise checkpoint.CheckpointError(
@@ -123,7 +130,7 @@ def run_phase(
   directory = workdir / name
   done = directory / "phase.json"
   if done.exists():
-    return json.loads(done.read_text())
+    return read_json(done)
   c = config[name]
   spec = network_spec(c.network, dataset.classes)
   key = jax.random.fold_in(
@@ -178,8 +185,7 @@ def run_phase(
     mesh=mesh,
     stop=stop,
   )
-  if jax.process_index() == 0:
-    write_atomically(done, json.dumps(info, indent=1) + "\n")
+  write_together(done, info)
   return info
 
 
@@ -244,9 +250,10 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
       f"{directory} is not finished: it has no phase.json; run its command"
       " again to its end"
     )
-  manager = checkpoint.open_manager(directory / "checkpoints")
-  step = json.loads((directory / "phase.json").read_text())["step"]
-  return checkpoint.network_from(*checkpoint.read(manager, step))
+  step = read_json(directory / "phase.json")["step"]
+  return checkpoint.network_from(
+    *checkpoint.read(directory / "checkpoints" / str(step))
+  )
 
 
 def _phases_of(workdir: pathlib.Path) -> list[str]:

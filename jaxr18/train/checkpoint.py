@@ -5,154 +5,156 @@ dictionary by path, beside a description in JSON that holds the spec and a hash
 of the arrays: Orbax restores a flipped byte without a word.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from jaxr18.network import Network
 from jaxr18.spec import NetSpec
+from jaxr18.train.files import CheckpointError as CheckpointError
+from jaxr18.train.files import writing
 
 FORMAT = "jaxr18 checkpoint 1"
 
 
-class CheckpointError(Exception):
-  """A checkpoint that cannot be written, read or trusted."""
+@dataclasses.dataclass
+class _LatestAndBest(checkpoint_managers.PreservationPolicy):
+  """Keeps the two latest checkpoints, since one may be damaged, and the best.
+
+  Orbax's own BestN reads a metric that has to be known when the checkpoint is
+  written; here it is written before the validation.
+  """
+
+  validation: Mapping[int, float]
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    steps = sorted(c.step for c in checkpoints)
+    kept = {*steps[-2:], best_step(steps, self.validation)}
+    return [c.step in kept for c in checkpoints]
 
 
-def _validation(metrics: dict[str, float]) -> float:
-  return metrics["validation"]
+def best_step(steps: Iterable[int], validation: Mapping[int, float]) -> int:
+  """The step of the highest validation accuracy, of equal ones the last.
+
+  Where none was validated, the last of all.
+  """
+  scored = [(validation[s], s) for s in steps if s in validation]
+  return max(scored)[1] if scored else max(steps)
 
 
-def open_manager(directory: str | os.PathLike) -> ocp.CheckpointManager:
-  """The checkpoints of one phase: the latest two and the best one are kept.
+def open_manager(
+  directory: str | os.PathLike, validation: Mapping[int, float]
+) -> ocp.CheckpointManager:
+  """The checkpoints of one phase; what a kill left half written is removed.
 
-  The best is that of the highest metric 'validation', of equal ones the
-  latest. Two are kept so that a damaged latest one loses little.
+  Args:
+    directory: made if it is missing.
+    validation: accuracy by step, read whenever a checkpoint is written.
 
   Raises:
     CheckpointError: the directory cannot be written.
   """
-  policy = checkpoint_managers.AnyPreservationPolicy(
-    [
-      checkpoint_managers.LatestN(2),
-      checkpoint_managers.BestN(
-        n=1,
-        get_metric_fn=_validation,
-        keep_checkpoints_without_metrics=False,
-      ),
-    ]
-  )
+  # Orbax logs an error with its traceback before it raises it.
+  logging.get_absl_logger().addFilter(_not_orbax_error)
   path = pathlib.Path(directory).absolute()
-  try:
+  with writing(path):
     path.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
       path,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=True
+        preservation_policy=_LatestAndBest(validation),
+        cleanup_tmp_directories=True,
       ),
     )
-  except OSError as e:
-    raise CheckpointError(
-      f"cannot write checkpoints in {path}: {e.strerror or e}; give a folder"
-      " that can be written, --workdir=..."
-    ) from e
+
+
+def _not_orbax_error(record) -> bool:
+  return record.levelname != "ERROR" or "orbax" not in record.pathname
 
 
 def save(
   manager: ocp.CheckpointManager,
   step: int,
-  state: Any,
+  arrays: dict[str, np.ndarray],
   meta: dict[str, Any],
-  validation: float | None = None,
 ) -> None:
-  """Starts to write a checkpoint; errors may come with the next call.
+  """Starts to write a checkpoint; an error may come with the next call.
 
   Args:
     manager: of `open_manager`.
-    step: names the checkpoint; one that is there already is left alone.
-    state: a pytree of arrays, copied to the host before this returns.
+    step: names the checkpoint; later than all that are there.
+    arrays: of `flatten`.
     meta: JSON, kept beside the arrays.
-    validation: accuracy, where the checkpoint follows a validation.
   """
-  if step in manager.all_steps():
-    return
-  arrays = flatten(state)
   meta = meta | {
     "format": FORMAT,
     "step": step,
     "arrays": sorted(arrays),
     "hash": digest(arrays),
   }
-  metrics = None if validation is None else {"validation": float(validation)}
-  with _writing(manager, step):
-    manager.save(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
-      ),
-      metrics=metrics,
-    )
+  args = ocp.args.Composite(
+    arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
+  )
+  with _surfacing(manager.directory):
+    if not manager.save(step, args=args):
+      raise FileExistsError(f"step {step} is there already, or a later one")
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
   """Waits until what was saved is on disk."""
-  with _writing(manager, None):
+  with _surfacing(manager.directory):
     manager.wait_until_finished()
 
 
-class _writing:
+@contextlib.contextmanager
+def _surfacing(directory) -> Iterator[None]:
   """Turns a failed write into a CheckpointError that names what is left."""
-
-  def __init__(self, manager, step):
-    self.manager, self.step = manager, step
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, trace):
-    if isinstance(error, Exception):
-      # What is on disk now, not what the manager believes it has written.
-      manager = self.manager
-      manager.reload()
-      good = manager.latest_step()
-      left = "none is left" if good is None else f"the last good one is {good}"
-      what = "" if self.step is None else f" at step {self.step}"
-      first = str(error).strip().splitlines() or [repr(error)]
-      raise CheckpointError(
-        f"cannot write the checkpoint{what} in {manager.directory}: {first[0]};"
-        f" {left}; make room or mend the folder and run the same command again"
-      ) from error
-
-
-def best_step(manager: ocp.CheckpointManager) -> int:
-  """The step of the highest validation accuracy, or the last of all."""
-  steps = sorted(manager.all_steps())
-  scored = [(manager.metrics(s), s) for s in steps]
-  scored = [(_validation(m), s) for m, s in scored if m]
-  return max(scored)[1] if scored else steps[-1]
+  try:
+    yield
+  except Exception as e:  # of the file system, of TensorStore or of Orbax
+    # What is on disk now, and not what the manager believes is there.
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    steps = [int(name) for name in names if name.isdecimal()]
+    left = f"the last good one is {max(steps)}" if steps else "none is there"
+    raise CheckpointError(
+      f"cannot write a checkpoint in {directory} ({_first(e)}); {left}; make"
+      " room or mend the folder, and run the same command again"
+    ) from e
 
 
 def read(
-  manager: ocp.CheckpointManager, step: int
+  path: str | os.PathLike,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The arrays by path and the description of one checkpoint.
 
+  Args:
+    path: its folder, .../PHASE/checkpoints/STEP.
+
   Raises:
-    CheckpointError: damaged, altered, or not one of ours.
+    CheckpointError: missing, damaged, altered, or not one of ours.
   """
-  path = manager.directory / str(step)
-  mend = f"remove {path} to go on from an earlier one"
+  path = pathlib.Path(path).absolute()
+  finished = path.parents[1] / "phase.json"
+  mend = f"remove {path}" + (f" and {finished}" if finished.exists() else "")
+  mend += ", and the same command goes on from an earlier one"
+  if not path.is_dir():
+    raise CheckpointError(f"there is no checkpoint {path}; {mend}")
+  reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
   try:
-    meta = manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )["meta"]
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    meta = reader.restore(path, args)["meta"]
   except Exception as e:
     raise CheckpointError(
       f"{path} is damaged or not a checkpoint of jaxr18 ({_first(e)}); {mend}"
@@ -164,51 +166,39 @@ def read(
       " --workdir"
     )
   try:
-    arrays = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.PyTreeRestore(
-          restore_args={
-            name: ocp.RestoreArgs(restore_type=np.ndarray)
-            for name in meta["arrays"]
-          }
-        )
-      ),
-    )["arrays"]
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    args = ocp.args.PyTreeRestore(
+      restore_args=dict.fromkeys(meta["arrays"], as_numpy)
+    )
+    arrays = reader.restore(path, ocp.args.Composite(arrays=args))["arrays"]
     arrays = {name: np.asarray(a) for name, a in arrays.items()}
+    got, written = digest(arrays), meta["hash"]
   except Exception as e:
     raise CheckpointError(f"{path} is damaged ({_first(e)}); {mend}") from e
-  if digest(arrays) != meta["hash"]:
+  if got != written:
     raise CheckpointError(
-      f"{path} is damaged: its arrays have the hash {digest(arrays)[:12]}...,"
-      f" {meta['hash'][:12]}... was written; {mend}"
+      f"{path} is damaged: its arrays have the hash {got[:12]}..., and"
+      f" {written[:12]}... was written; {mend}"
     )
   return arrays, meta
 
 
-def restore(
-  manager: ocp.CheckpointManager, step: int, like: Any
-) -> tuple[Any, float]:
-  """One checkpoint in the form of `like`, as host arrays, and its seconds.
-
-  Raises:
-    CheckpointError: damaged, or of another form; the first differences are
-      named.
-  """
-  arrays, meta = read(manager, step)
-  where = str(manager.directory / str(step))
-  return unflatten(arrays, like, where), meta["seconds"]
-
-
 def flatten(tree: Any) -> dict[str, np.ndarray]:
   """Host arrays by path, such as 'net.params.stem.kernel'."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
   # A copy: a view of a donated buffer would change under the writer.
   return {_name(path): np.array(leaf) for path, leaf in leaves}
 
 
-def unflatten(arrays: dict[str, np.ndarray], like: Any, where: str) -> Any:
-  """The inverse of `flatten`, checked against the shapes of `like`."""
+def unflatten(
+  arrays: dict[str, np.ndarray], like: Any, where: str | os.PathLike
+) -> Any:
+  """The inverse of `flatten`, checked against the shapes of `like`.
+
+  Raises:
+    CheckpointError: of another form; the first differences are named, and
+      `where` the arrays came from.
+  """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
   names = [_name(path) for path, _ in leaves]
   problems = [f"{n} is missing" for n in names if n not in arrays]

@@ -3,59 +3,40 @@
 Host code around the jitted step. The order of batches follows from seed and
 epoch, the augmentation from seed and step, so a run that was killed goes on
 with the same bits.
+
+An epoch ends with a checkpoint, then its validation, then its line in
+metrics.jsonl. A run that was killed in between finds the checkpoint without
+the line, and makes up for it.
 """
 
-import dataclasses
 import math
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxr18 import data
 from jaxr18.network import Network
 from jaxr18.train import checkpoint
-from jaxr18.train.evaluate import evaluate
-from jaxr18.train.progress import MetricsFile, Reporter
+from jaxr18.train.evaluate import evaluate, predict
+from jaxr18.train.files import CheckpointError, MetricsFile
+from jaxr18.train.progress import Reporter
 from jaxr18.train.state import TrainState, zero_totals
 from jaxr18.train.step import Batch, replicate, shard
+from jaxr18.train.stop import Stopped, StopSignal
+from jaxr18.train.stop import on_stop_signals as on_stop_signals
+
+# Steps between two looks at what other processes want: each look waits for all.
+_AGREE_EVERY = 10
 
 
 class TrainingError(Exception):
-  """Training that cannot go on: the loss is not finite."""
-
-
-class Stopped(Exception):
-  """SIGTERM or SIGINT came; the state is saved."""
-
-
-@dataclasses.dataclass
-class StopSignal:
-  """Whether the process was asked to stop; see `on_stop_signals`."""
-
-  received: bool = False
-
-
-def on_stop_signals() -> StopSignal:
-  """From now on SIGTERM and SIGINT ask the loop to save and stop.
-
-  A second one ends the process at once, as it would have without.
-  """
-  stop = StopSignal()
-
-  def handle(number, frame):
-    del frame
-    stop.received = True
-    signal.signal(number, signal.SIG_DFL)
-
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, handle)
-  return stop
+  """Training that cannot go on: the loss or the state is not finite."""
 
 
 def train(
@@ -95,99 +76,166 @@ def train(
   Raises:
     TrainingError: the loss is not finite.
     Stopped: a stop signal came; the state is saved.
-    checkpoint.CheckpointError: what cannot be read or written.
+    CheckpointError: what cannot be read or written.
   """
-  manager = checkpoint.open_manager(directory / "checkpoints")
-  steps_per_epoch = len(dataset.train.labels) // batch_size
+  began = time.monotonic()
+  steps_per_epoch = len(dataset.train) // batch_size
   total = epochs * steps_per_epoch
+  validation = dataset.validation
+  writes = jax.process_index() == 0
+  metrics = MetricsFile(directory / "metrics.jsonl", writes)
+  folder = directory / "checkpoints"
+  manager = checkpoint.open_manager(folder, metrics.validation)
   meta = meta | {
     "network": "net" if state.average is None else "average",
     "spec": state.net.spec.to_json(),
+    "data": dataset.fingerprint,
   }
-  done = manager.latest_step() or 0
-  spent = 0.0
+  done, spent = manager.latest_step() or 0, 0.0
   if done:
-    state, spent = checkpoint.restore(manager, done, state)
+    state, spent = _restore(folder / str(done), state, dataset.fingerprint)
+  metrics.go_on_from(done)
   state, teacher, key = replicate((state, teacher, key), mesh)
-  metrics = MetricsFile(directory / "metrics.jsonl", done)
-  reporter = Reporter(phase, epochs, steps_per_epoch, progress)
-  started = last_save = epoch_started = time.monotonic()
-  epoch_images = 0
-  order = None
+  reporter = Reporter(
+    phase, epochs, steps_per_epoch, progress if writes else "none"
+  )
+  in_flight = None  # step and loss of the step that the device works on
 
-  def save(step, validation=None):
-    seconds = spent + time.monotonic() - started
-    checkpoint.save(
-      manager, step, state, meta | {"seconds": seconds}, validation
-    )
-
-  try:
-    for step in range(done, total):
-      epoch, i = divmod(step, steps_per_epoch)
-      if order is None or i == 0:
-        order = data.batches(len(dataset.train.labels), batch_size, seed, epoch)
-      rows = dataset.train.take(order[i])
-      batch = shard(Batch(rows.images, rows.labels, rows.index), mesh)
-      state, loss = train_step(state, teacher, batch, key, np.int32(epoch))
+  def look() -> None:
+    """Waits for the step in flight and looks at its loss."""
+    nonlocal in_flight
+    if in_flight is not None:
+      (step, loss), in_flight = in_flight, None
       loss = float(loss)
       if not math.isfinite(loss):
-        raise TrainingError(_not_finite(manager, phase, step + 1, loss))
-      reporter.step(step + 1, batch_size, loss)
-      epoch_images += batch_size
-      if i == steps_per_epoch - 1:
-        totals = jax.device_get(state.totals)
-        accuracy = None
-        if len(dataset.validation.labels):
-          accuracy = evaluate(
-            state.evaluated, dataset.validation, dataset, eval_batch_size, mesh
-          ).accuracy
-        seconds = time.monotonic() - epoch_started
-        row = {
-          "phase": phase,
-          "step": step + 1,
-          "epoch": epoch + 1,
-          "loss": float(totals["loss"] / totals["count"]),
-          "train_accuracy": float(totals["correct"] / totals["count"]),
-          "validation_accuracy": accuracy,
-          "images_per_second": epoch_images / seconds,
-          "seconds": seconds,
-        }
-        metrics.write(row)
-        reporter.epoch(row, step + 1)
+        raise _not_finite(manager, phase, step, f"the loss is {loss}")
+      reporter.step(step, batch_size, loss)
+
+  def save(step: int) -> None:
+    arrays = checkpoint.flatten(state)
+    for name, array in arrays.items():
+      if not np.isfinite(array).all():
+        raise _not_finite(manager, phase, step, f"{name} is not finite")
+    seconds = spent + time.monotonic() - began
+    checkpoint.save(manager, step, arrays, meta | {"seconds": seconds})
+
+  def validate(step: int) -> None:
+    totals = jax.device_get(state.totals)
+    row = {
+      "phase": phase,
+      "step": step,
+      "epoch": step // steps_per_epoch,
+      "loss": float(totals["loss"] / totals["count"]),
+      "train_accuracy": float(totals["correct"] / totals["count"]),
+      "validation_accuracy": None,
+    }
+    if len(validation):
+      with reporter.validating(step):
+        found = evaluate(
+          state.evaluated, validation, dataset, eval_batch_size, mesh
+        )
+        row["validation_accuracy"] = found.accuracy
+    row |= reporter.timing()
+    metrics.write(row)
+    reporter.epoch(row)
+
+  def may_leave() -> None:
+    checkpoint.finish(manager)
+    reporter.close()
+
+  # Alone, a process may leave while it compiles and validates: nothing is lost.
+  outside = stop.leave
+  at_once = outside and may_leave if jax.process_count() == 1 else None
+  try:
+    stop.leave = at_once
+    if done < total:
+      order = data.batches(len(dataset.train), batch_size, seed, 0)
+      run_step = train_step.lower(
+        state, teacher, _batch(dataset, order[0], mesh), key, np.int32(0)
+      ).compile()
+      if len(validation):
+        first = validation.images[:eval_batch_size]
+        predict(state.evaluated, first, dataset, eval_batch_size, mesh)
+    reporter.start(done)
+    last_save = time.monotonic()
+    for step in range(done, total + 1):
+      epoch, i = divmod(step, steps_per_epoch)
+      if i == 0 and step > 0:
+        stop.leave = at_once
+        if metrics.last_step < step:
+          validate(step)
         state = state.replace(totals=replicate(zero_totals(), mesh))
-        save(step + 1, accuracy)
-        last_save = epoch_started = time.monotonic()
-        epoch_images = 0
-      elif time.monotonic() - last_save > every_seconds:
+      if step == total:
+        break
+      stop.leave = None
+      if i == 0 or step == done:
+        order = data.batches(len(dataset.train), batch_size, seed, epoch)
+      state, loss = run_step(
+        state, teacher, _batch(dataset, order[i], mesh), key, np.int32(epoch)
+      )
+      look()  # at the step before, while the device works on this one
+      in_flight = step + 1, loss
+      stopping, due = _agreed(
+        step, stop.received, time.monotonic() - last_save > every_seconds
+      )
+      if stopping or due or i == steps_per_epoch - 1:
+        look()
         save(step + 1)
         last_save = time.monotonic()
-      if stop.received and step + 1 < total:
-        save(step + 1)
+      if stopping:
         checkpoint.finish(manager)
         raise Stopped(f"{phase} stopped at step {step + 1} of {total}")
     checkpoint.finish(manager)
   finally:
+    stop.leave = outside
     reporter.close()
-  best = checkpoint.best_step(manager)
-  arrays, best_meta = checkpoint.read(manager, best)
-  validation = (manager.metrics(best) or {}).get("validation")
+  best = checkpoint.best_step(manager.all_steps(), metrics.validation)
   manager.close()
-  return checkpoint.network_from(arrays, best_meta), {
+  net = checkpoint.network_from(*checkpoint.read(folder / str(best)))
+  return net, {
     "step": best,
     "epoch": best // steps_per_epoch,
-    "validation_accuracy": validation,
-    "seconds": spent + time.monotonic() - started,
+    "validation_accuracy": metrics.validation.get(best),
+    "seconds": spent + time.monotonic() - began,
   }
 
 
-def _not_finite(manager, phase: str, step: int, loss: float) -> str:
+def _restore(
+  path: pathlib.Path, like: TrainState, fingerprint: str
+) -> tuple[TrainState, float]:
+  """A checkpoint's state, as host arrays, and the seconds spent until it."""
+  arrays, meta = checkpoint.read(path)
+  if meta["data"] != fingerprint:
+    raise CheckpointError(
+      f"{path} was trained on other images: it was begun with data of the"
+      f" fingerprint {meta['data']!r}, and this is {fingerprint!r}; set"
+      " config.data back, or give another --workdir"
+    )
+  return checkpoint.unflatten(arrays, like, path), meta["seconds"]
+
+
+def _batch(dataset: data.Dataset, rows: np.ndarray, mesh: Mesh) -> Batch:
+  part = dataset.train.take(rows)
+  return shard(Batch(part.images, part.labels, part.index), mesh)
+
+
+def _agreed(step: int, *wishes: bool) -> tuple[bool, ...]:
+  """What any process wishes, the same in all: they must save together."""
+  if jax.process_count() == 1:
+    return wishes
+  if step % _AGREE_EVERY:
+    return (False,) * len(wishes)
+  everyone = multihost_utils.process_allgather(np.array(wishes))
+  return tuple(everyone.any(axis=0).tolist())
+
+
+def _not_finite(manager, phase: str, step: int, what: str) -> TrainingError:
   checkpoint.finish(manager)
   good = manager.latest_step()
   left = f"the last good checkpoint is step {good} in {manager.directory}"
   if good is None:
     left = "there is no checkpoint yet"
-  return (
-    f"{phase}: the loss is {loss} at step {step}; {left}; try a lower"
-    " learning_rate, a longer warmup_epochs or a clip_norm of 1, in a new"
-    " --workdir"
+  return TrainingError(
+    f"{phase}: {what} at step {step}; {left}; try a lower learning_rate, a"
+    " longer warmup_epochs or a clip_norm of 1, in a new --workdir"
   )

@@ -1,10 +1,9 @@
 """Telling a person how far training is, on a terminal or in a log."""
 
-import json
-import os
-import pathlib
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -19,112 +18,114 @@ def duration(seconds: float) -> str:
   return f"{hours}:{tail}" if hours else tail
 
 
+class _Clock:
+  """Counts images and seconds from its start."""
+
+  def __init__(self):
+    self.started, self.images, self.paused = time.monotonic(), 0, 0.0
+
+  def seconds(self) -> float:
+    return time.monotonic() - self.started
+
+  def rate(self) -> float:
+    """Images a second of training: pauses are left out."""
+    return self.images / max(1e-9, self.seconds() - self.paused)
+
+
 class Reporter:
   """A live bar where there is a terminal, else one plain line an epoch.
 
-  Rates are of this process since it started or resumed, compilation left out.
+  Rates and the time left are of this process, since it started or resumed and
+  had compiled.
   """
 
   def __init__(self, phase: str, epochs: int, steps_per_epoch: int, mode: str):
-    self.phase, self.epochs = phase, epochs
-    self.steps_per_epoch = steps_per_epoch
+    """Shows that the phase begins; mode is 'auto', 'bar', 'plain' or 'none'."""
     if mode == "auto":
       mode = "bar" if sys.stderr.isatty() else "plain"
-    self.mode = mode
-    self.started = self.images = 0
-    self.bar = None
+    self._phase, self._epochs, self._mode = phase, epochs, mode
+    self._steps_per_epoch = steps_per_epoch
+    self._total = epochs * steps_per_epoch
+    self._validation, self._shown = "", 0.0
+    self.start(0)
+    self._bar = None
     if mode == "bar":
-      self.bar = Progress(
+      self._bar = Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[text]}"),
         console=Console(stderr=True),
       )
-      self.task = self.bar.add_task(
-        phase, total=epochs * steps_per_epoch, text="compiling"
+      self._task = self._bar.add_task(
+        phase, total=self._total, text="compiling"
       )
-      self.validation = ""
-      self.bar.start()
+      self._bar.start()
+
+  def start(self, step: int) -> None:
+    """Starts the clocks, after compilation, at the step to go on from."""
+    self._first = step
+    self._clock, self._epoch_clock = _Clock(), _Clock()
+    if step:
+      self._line(f"{self._phase}: goes on at step {step} of {self._total}")
 
   def step(self, step: int, images: int, loss: float) -> None:
-    """After each step; the first one only starts the clock."""
+    """After each step, with the images and the loss of one."""
+    self._clock.images += images
+    self._epoch_clock.images += images
     now = time.monotonic()
-    if not self.started:
-      self.started, self.first, self.shown = now, step, now
-      return
-    self.images += images
-    if self.bar and now - self.shown > 0.2:
-      self.shown = now
-      text = (
-        f"epoch {(step - 1) // self.steps_per_epoch + 1}/{self.epochs}"
-        f"  {self.rate():.0f} images/s  loss {loss:.3f}{self.validation}"
-        f"  {duration(self.left(step))} left"
+    if self._bar and now - self._shown > 0.2:
+      self._shown = now
+      epoch = (step - 1) // self._steps_per_epoch + 1
+      self._show(
+        step,
+        f"epoch {epoch}/{self._epochs}  {self._clock.rate():.0f} images/s"
+        f"  loss {loss:.3f}{self._validation}"
+        f"  {duration(self._left(step))} left",
       )
-      self.bar.update(self.task, completed=step, text=text)
 
-  def rate(self) -> float:
-    """Images a second."""
-    return self.images / max(1e-9, time.monotonic() - self.started)
+  @contextlib.contextmanager
+  def validating(self, step: int) -> Iterator[None]:
+    """Leaves the time within out of the images a second."""
+    began = time.monotonic()
+    self._show(step, "validating")
+    yield
+    for clock in (self._clock, self._epoch_clock):
+      clock.paused += time.monotonic() - began
 
-  def left(self, step: int) -> float:
-    """Seconds to the end of the phase."""
-    done = step - self.first
-    rest = self.epochs * self.steps_per_epoch - step
-    return (time.monotonic() - self.started) * rest / max(1, done)
+  def timing(self) -> dict[str, float]:
+    """Of the epoch so far, as far as this process ran it."""
+    clock = self._epoch_clock
+    return {"images_per_second": clock.rate(), "seconds": clock.seconds()}
 
-  def epoch(self, row: dict[str, Any], step: int) -> None:
+  def epoch(self, row: dict[str, Any]) -> None:
     """After each epoch, with its line of metrics.jsonl."""
-    accuracy = row["validation_accuracy"]
+    accuracy, step = row["validation_accuracy"], row["step"]
     shown = "" if accuracy is None else f"  validation {accuracy:.2%}"
-    self.validation = shown
-    if self.mode == "plain":
-      print(
-        f"{self.phase}: epoch {row['epoch']}/{self.epochs}"
-        f"  loss {row['loss']:.4f}  train {row['train_accuracy']:.2%}{shown}"
-        f"  {row['images_per_second']:.0f} images/s"
-        f"  {duration(self.left(step))} left",
-        file=sys.stderr,
-        flush=True,
-      )
+    self._validation = shown
+    self._epoch_clock = _Clock()
+    numbers = (
+      f"  loss {row['loss']:.4f}  train {row['train_accuracy']:.2%}{shown}"
+      f"  {row['images_per_second']:.0f} images/s"
+    )
+    left = f"  {duration(self._left(step))} left"
+    epoch = f"epoch {row['epoch']}/{self._epochs}"
+    self._show(step, f"{epoch}{numbers}{left if step < self._total else ''}")
+    self._line(f"{self._phase}: {epoch}{numbers}{left}")
 
   def close(self) -> None:
-    if self.bar:
-      self.bar.stop()
+    """Leaves the terminal as it was; may be called twice."""
+    if self._bar:
+      self._bar.stop()
 
+  def _left(self, step: int) -> float:
+    """Seconds to the end of the phase, validations included."""
+    done = max(1, step - self._first)
+    return self._clock.seconds() * (self._total - step) / done
 
-class MetricsFile:
-  """metrics.jsonl: one line an epoch, none twice after a resume."""
+  def _show(self, step: int, text: str) -> None:
+    if self._bar:
+      self._bar.update(self._task, completed=step, text=text)
 
-  def __init__(self, path: pathlib.Path, resumed_at: int):
-    """Drops the lines of steps after `resumed_at`: they are made again."""
-    self.path = path
-    rows = read_metrics(path) if path.exists() else []
-    kept = [row for row in rows if row["step"] <= resumed_at]
-    write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
-
-  def write(self, row: dict[str, Any]) -> None:
-    with self.path.open("a") as f:
-      f.write(json.dumps(row) + "\n")
-      f.flush()
-      os.fsync(f.fileno())
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl; one that a kill cut off is left out."""
-  rows = []
-  for line in path.read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """The whole text or nothing, also when killed in between."""
-  part = path.with_name(path.name + ".part")
-  with part.open("w") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  part.replace(path)
+  def _line(self, text: str) -> None:
+    if self._mode == "plain":
+      print(text, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxr18.network import Network
+from jaxr18.network import Network, apply_masks
 
 
 @struct.dataclass
@@ -45,7 +45,8 @@ def zero_totals() -> dict[str, jax.Array]:
 def create(
   net: Network, optimizer: optax.GradientTransformation, average: bool
 ) -> TrainState:
-  """The state before the first step."""
+  """The state before the first step; what `net` masks is 0 in it."""
+  net = net.replace(params=apply_masks(net.params, net.masks))
   # A copy, since the step donates its input and no buffer twice.
   copied = jax.tree.map(jnp.copy, net) if average else None
   return TrainState(

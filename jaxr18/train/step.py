@@ -32,8 +32,10 @@ def make_mesh() -> Mesh:
 
 
 def replicate(tree, mesh: Mesh):
-  """The tree on every device of the mesh."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  """A copy of the tree on every device of the mesh."""
+  # A copy, since the step donates its state: the caller's arrays live on.
+  sharding = NamedSharding(mesh, PartitionSpec())
+  return jax.device_put(tree, sharding, may_alias=False)
 
 
 def shard(tree, mesh: Mesh):

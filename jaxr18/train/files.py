@@ -1,0 +1,136 @@
+"""The small files of a run: written whole or not at all, and read with care."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+class CheckpointError(Exception):
+  """A file of a run that cannot be written, read or trusted."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Turns a failed write into a CheckpointError that says how to mend it."""
+  try:
+    yield
+  except OSError as e:
+    raise CheckpointError(
+      f"cannot write {path}: {e.strerror or e}; make room, mend the folder or"
+      " give another --workdir; the same command goes on from what is there"
+    ) from e
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes the whole text or nothing, also when killed in between."""
+  part = path.with_name(path.name + ".part")
+  with writing(path):
+    with part.open("w") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    part.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What a file of `write_atomically` holds.
+
+  Raises:
+    CheckpointError: it is missing, or no JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise CheckpointError(
+      f"cannot read {path}: {e}; remove it, and its command makes it again"
+    ) from e
+
+
+@contextlib.contextmanager
+def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
+  """Keeps other runs out: two would remove each other's files.
+
+  The lock ends with the process, however that ends. Where the file system has
+  no locks there is none.
+
+  Args:
+    workdir: of the run.
+    first: whether this is the first of the run's processes, which holds it.
+
+  Raises:
+    CheckpointError: another process runs there, or it cannot be written.
+  """
+  if not first:
+    yield
+    return
+  path = workdir / ".lock"
+  with writing(path):
+    file = path.open("a")
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise CheckpointError(
+        f"another process is running in {workdir}; wait for its end or stop it,"
+        " or give another --workdir"
+      ) from e
+    except OSError:
+      pass
+    yield
+
+
+class MetricsFile:
+  """metrics.jsonl: one line an epoch, none twice after a resume.
+
+  Attributes:
+    validation: the validation accuracy by step, of all lines so far.
+    last_step: the last line's, or 0.
+  """
+
+  def __init__(self, path: pathlib.Path, writes: bool):
+    """Reads what is there; `writes` is false in all processes but one."""
+    self._path, self._writes = path, writes
+    self.validation: dict[int, float] = {}
+    self._set(_read_rows(path))
+
+  def go_on_from(self, step: int) -> None:
+    """Drops the lines of later steps: they are made again."""
+    self._set([row for row in self._rows if row["step"] <= step])
+    if self._writes:
+      lines = [json.dumps(row) + "\n" for row in self._rows]
+      write_atomically(self._path, "".join(lines))
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Adds a line; it is on disk when this returns."""
+    self._set([*self._rows, row])
+    if self._writes:
+      with writing(self._path), self._path.open("a") as f:
+        f.write(json.dumps(row) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+
+  def _set(self, rows: list[dict[str, Any]]) -> None:
+    self._rows = rows
+    self.last_step = rows[-1]["step"] if rows else 0
+    pairs = [(row["step"], row["validation_accuracy"]) for row in rows]
+    self.validation.clear()
+    self.validation.update((s, a) for s, a in pairs if a is not None)
+
+
+def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """All whole lines; from one on that a kill cut off, none."""
+  rows = []
+  with writing(path):
+    lines = path.read_text().splitlines() if path.exists() else []
+  for line in lines:
+    try:
+      row = json.loads(line)
+      row["step"], row["validation_accuracy"]
+    except (ValueError, LookupError, TypeError):
+      break
+    rows.append(row)
+  return rows

@@ -1,0 +1,65 @@
+"""SIGTERM and SIGINT end a run with its state saved and status 0."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+
+class Stopped(Exception):
+  """A stop signal came; the state is saved."""
+
+
+class StopSignal:
+  """Whether the process was asked to stop.
+
+  Attributes:
+    received: the training loop looks at it after every step.
+    leave: what is left to do before the process may end at once; None while
+      work would be lost, and then the loop saves it and stops.
+  """
+
+  def __init__(self, leave: Callable[[], None] | None = None):
+    self.received = False
+    self.leave = leave
+
+
+def on_stop_signals() -> StopSignal:
+  """From now on SIGTERM and SIGINT ask the run to stop; a second one kills it.
+
+  A thread waits for them: the main one may be in XLA's compiler for a minute,
+  where no handler written in Python runs.
+  """
+  stop = StopSignal(leave=lambda: None)
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: None)
+  threading.Thread(target=_wait, args=(stop, reader), daemon=True).start()
+  return stop
+
+
+def _wait(stop: StopSignal, reader: int) -> None:
+  _next(reader)
+  stop.received = True
+  if stop.leave is not None:
+    try:
+      stop.leave()
+    except Exception:
+      pass  # a failed write: the main thread is about to meet it and to say so
+    else:
+      print("Stopped; all is saved, and the same command goes on from there.")
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(0)
+  os._exit(128 + _next(reader))
+
+
+def _next(reader: int) -> int:
+  """Waits for SIGTERM or SIGINT, whatever other signals have handlers."""
+  while True:
+    number = os.read(reader, 1)[0]
+    if number in (signal.SIGTERM, signal.SIGINT):
+      return number
