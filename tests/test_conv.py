@@ -1,0 +1,347 @@
+"""The convolution: every path equals XLA's own, under every transformation."""
+
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax import numpy as jnp
+from jax.test_util import check_grads
+
+from jaxr18.nn import onednn
+from jaxr18.nn.conv import PATHS, conv, conv_p
+
+# in_features, features, groups, kernel, stride, padding, size
+CASES = [
+  (3, 16, 1, 3, 1, 1, 8),
+  (16, 8, 1, 3, 2, 1, 8),
+  (16, 32, 1, 1, 2, 0, 7),
+  (5, 7, 1, 5, 1, 2, 6),
+  (8, 16, 2, 3, 1, 1, 6),
+  (16, 16, 8, 3, 2, 1, 7),
+  (128, 128, 8, 3, 1, 1, 4),
+  (6, 6, 6, 3, 1, 1, 6),
+  (16, 16, 16, 3, 2, 1, 8),
+  (4, 8, 4, 3, 1, 1, 5),
+]
+
+
+def reference(x, kernel, *, stride, padding, groups):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
+
+
+def operands(case, batch=3, dtype=np.float32, seed=0):
+  in_features, features, groups, kernel, stride, padding, size = case
+  out = (size + 2 * padding - kernel) // stride + 1
+  shapes = (
+    (batch, size, size, in_features),
+    (kernel, kernel, in_features // groups, features),
+    (batch, out, out, features),
+  )
+  rng = np.random.default_rng(seed)
+  arrays = [jnp.asarray(rng.standard_normal(s), dtype) for s in shapes]
+  return arrays, dict(stride=stride, padding=padding, groups=groups)
+
+
+def with_gradients(function, x, kernel, dy):
+  """The output and its gradients for x and kernel, compiled together."""
+
+  @jax.jit
+  def run(x, kernel, dy):
+    y, grad = jax.vjp(function, x, kernel)
+    return y, *grad(dy)
+
+  return run(x, kernel, dy)
+
+
+def assert_close(got, expected, tolerance=1e-5):
+  for a, b in zip(got, expected, strict=True):
+    assert a.shape == b.shape and a.dtype == b.dtype
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def skip_unless_possible(path, case=None):
+  if path == "onednn" and not onednn.ready():
+    pytest.skip(f"oneDNN: {onednn.reason()}")
+  if path == "shifted" and case and not case[0] == case[1] == case[2]:
+    pytest.skip("the shifted path is for depthwise kernels")
+
+
+def run_python(code, **env):
+  """Runs code in a new process; returns what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code)],
+    env=os.environ | env,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_equals_xla(path, case):
+  skip_unless_possible(path, case)
+  arrays, how = operands(case)
+  got = with_gradients(functools.partial(conv, path=path, **how), *arrays)
+  assert_close(
+    got, with_gradients(functools.partial(reference, **how), *arrays)
+  )
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+  groups=st.sampled_from([1, 1, 2, 3, 8]),
+  inputs=st.integers(1, 9),
+  outputs=st.integers(1, 9),
+  kernel=st.sampled_from([1, 3, 5]),
+  stride=st.integers(1, 3),
+  padding=st.integers(0, 2),
+  size=st.integers(5, 9),
+  batch=st.integers(0, 3),
+  dtype=st.sampled_from(["float32", "float32", "bfloat16", "float64"]),
+)
+def test_any_shape(
+  groups, inputs, outputs, kernel, stride, padding, size, batch, dtype
+):
+  case = (groups * inputs, groups * outputs, groups) + (
+    kernel,
+    stride,
+    padding,
+    size,
+  )
+  with jax.enable_x64(dtype == "float64"):
+    arrays, how = operands(case, batch, dtype)
+    got = with_gradients(functools.partial(conv, **how), *arrays)
+    want = with_gradients(functools.partial(reference, **how), *arrays)
+    if batch:
+      assert_close(got, want)
+    else:
+      jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_numerically(path):
+  case = (4, 4, 4, 3, 2, 1, 5)
+  skip_unless_possible(path, case)
+  (x, kernel, _), how = operands(case, batch=2)
+  function = functools.partial(conv, path=path, **how)
+  check_grads(function, (x, kernel), order=2, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("members", [2, 17])
+@pytest.mark.parametrize("axes", [(0, 0), (1, None), (None, 2)], ids=str)
+def test_vmap_equals_loop(axes, members):
+  case = CASES[5]
+  (x, kernel, dy), how = operands(case)
+  scale = jnp.arange(1.0, members + 1)
+
+  def stack(v, axis):
+    if axis is None:
+      return v
+    return jnp.stack([v * s for s in scale], axis)
+
+  x, kernel = stack(x, axes[0]), stack(kernel, axes[1])
+  run = functools.partial(with_gradients, functools.partial(conv, **how))
+  got = jax.vmap(run, (*axes, None))(x, kernel, dy)
+
+  def member(v, axis, i):
+    return v if axis is None else jnp.take(v, i, axis)
+
+  expected = [
+    run(member(x, axes[0], i), member(kernel, axes[1], i), dy)
+    for i in range(members)
+  ]
+  assert_close(
+    got, [jnp.stack(leaves) for leaves in zip(*expected, strict=True)]
+  )
+
+
+def test_jit_remat_and_scan_equal_eager():
+  (x, kernel, _), how = operands((4, 4, 2, 3, 1, 1, 6))
+
+  def layer(x, kernel):
+    return jnp.tanh(conv(x, kernel, **how))
+
+  def unrolled(kernel):
+    return (layer(layer(x, kernel), kernel) ** 2).sum()
+
+  def scanned(kernel):
+    body = lambda x, _: (layer(x, kernel), None)
+    return (lax.scan(body, x, None, length=2)[0] ** 2).sum()
+
+  def remat(kernel):
+    step = jax.checkpoint(layer)
+    return (step(step(x, kernel), kernel) ** 2).sum()
+
+  expected = jax.grad(unrolled)(kernel)
+  for function in (unrolled, scanned, remat):
+    assert_close([jax.jit(jax.grad(function))(kernel)], [expected])
+
+
+def test_sharded_batch_over_two_devices():
+  out = run_python(
+    """
+    import jax, numpy as np
+    from jax import numpy as jnp
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    from jaxr18.nn import onednn
+    from jaxr18.nn.conv import conv
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((4, 6, 6, 4)), jnp.float32)
+    k = jnp.asarray(rng.standard_normal((3, 3, 2, 6)), jnp.float32)
+    def loss(x, k, path='auto'):
+      return (conv(x, k, stride=2, groups=2, path=path) ** 2).mean()
+    def mapped(x, k):
+      return jax.lax.pmean(loss(x, k), 'batch')
+    expected = jax.grad(loss, (0, 1))(x, k, 'xla')
+    x = jax.device_put(x, NamedSharding(mesh, P('batch')))
+    k = jax.device_put(k, NamedSharding(mesh, P()))
+    shard = jax.shard_map(
+      mapped, mesh=mesh, in_specs=(P('batch'), P()), out_specs=P())
+    functions = [loss, shard]
+    if onednn.ready():
+      functions.append(lambda x, k: loss(x, k, 'onednn'))
+    for f in functions:
+      got = jax.jit(jax.grad(f, (0, 1)))(x, k)
+      for a, b in zip(got, expected):
+        assert np.abs(a - b).max() < 1e-5 * np.abs(b).max()
+    text = jax.jit(jax.grad(loss)).lower(x, k).as_text()
+    print('custom_call @jaxr18' in text)
+    """,
+    XLA_FLAGS="--xla_force_host_platform_device_count=2",
+  )
+  assert out.split()[-1] == "False"  # what XLA partitions has no custom call
+
+
+def test_same_bits_in_every_process_and_run():
+  code = """
+    import hashlib, jax, numpy as np
+    from jax import numpy as jnp
+    from jaxr18.nn.conv import conv
+    rng = np.random.default_rng(0)
+    def normal(*shape):
+      return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    x = normal(64, 16, 16, 16)
+    kernels = [normal(3, 3, 16, 16), normal(3, 3, 4, 16), normal(3, 3, 1, 16)]
+    @jax.jit
+    def step(kernels):
+      def loss(kernels):
+        y = x
+        for k in kernels:  # dense, four groups, depthwise
+          y = jnp.tanh(conv(y, k, groups=16 // k.shape[2]))
+        return (y ** 2).mean()
+      grads = jax.grad(loss)(kernels)
+      return [k - 10 * g for k, g in zip(kernels, grads)]
+    digests = set()
+    for _ in range(3):
+      ks = kernels
+      for _ in range(5):
+        ks = step(ks)
+      data = b''.join(np.asarray(k).tobytes() for k in ks)
+      digests.add(hashlib.sha256(data).hexdigest())
+    print(*digests)
+    """
+  first, second = run_python(code), run_python(code)
+  assert first == second and len(first.split()) == 1
+
+
+def test_calls_from_many_threads():
+  arrays, how = operands((16, 16, 1, 3, 1, 1, 16), batch=8)
+  function = functools.partial(conv, **how)
+
+  @jax.jit
+  def run(x, kernel):  # eight independent convolutions and their gradients
+    grad = jax.grad(lambda x, k: (function(x, k) ** 2).sum(), (0, 1))
+    return [grad(x, kernel * i) for i in range(1, 9)]
+
+  expected = jax.device_get(run(*arrays[:2]))
+  results = []
+  threads = [
+    threading.Thread(
+      target=lambda: results.append(jax.device_get(run(*arrays[:2])))
+    )
+    for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(results) == 4
+  for result in results:
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+def test_without_a_compiler_xla_serves(tmp_path):
+  out = run_python(
+    """
+    import os, pathlib
+    from absl import logging
+    logging.set_verbosity('info')
+    logging.set_stderrthreshold('fatal')
+    import jaxr18, jax
+    from jax import numpy as jnp
+    from jaxr18.nn import conv, onednn
+    cache = pathlib.Path(os.environ['XDG_CACHE_HOME'])
+    assert not list(cache.iterdir())  # an import builds nothing
+    y = conv.conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)))
+    print(float(y[0, 1, 1, 0]), onednn.ready(), onednn.reason())
+    """,
+    XDG_CACHE_HOME=str(tmp_path),
+    CXX="/bin/false",
+    JAXR18_CONV="",
+  )
+  assert out.startswith("18.0 False ")
+
+
+def test_the_environment_forces_a_path(monkeypatch):
+  (x, kernel, _), how = operands(CASES[4])
+
+  def path_of():
+    jaxpr = jax.make_jaxpr(lambda x: conv(x, kernel, **how))(x)
+    return next(
+      eqn.params["path"] for eqn in jaxpr.eqns if eqn.primitive is conv_p
+    )
+
+  monkeypatch.delenv("JAXR18_CONV", raising=False)
+  assert path_of() == "auto"
+  monkeypatch.setenv("JAXR18_CONV", "blocks")
+  assert path_of() == "blocks"
+  monkeypatch.setenv("JAXR18_CONV", "fast")
+  with pytest.raises(ValueError, match="'fast'.*must be one of"):
+    path_of()
+
+
+def test_wrong_operands_are_named():
+  x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 2, 6))
+  with pytest.raises(ValueError, match=r"in_features \(=6\).*groups \(=2\)"):
+    conv(x, kernel, groups=2)
+  with pytest.raises(ValueError, match="takes images"):
+    conv(x[0], kernel, groups=3)
+  with pytest.raises(ValueError, match="does not fit"):
+    conv(x[:, :2, :2], kernel, groups=3, padding=0)
+  with pytest.raises(TypeError, match="bfloat16 and float32"):
+    conv(x.astype(jnp.bfloat16), kernel, groups=3)
+  with pytest.raises(ValueError, match="'shifted' is for depthwise"):
+    conv(x, kernel, groups=3, path="shifted")
+  half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+  with pytest.raises(ValueError, match="'onednn' cannot be had: it computes"):
+    conv(*half, groups=3, path="onednn")
