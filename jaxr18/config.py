@@ -63,7 +63,10 @@ class Knob:
     if self.bits_rules:
       yield from _rules_faults(value, self)
     elif not isinstance(self.default, tuple):
-      yield from self._entry_faults(value, "", f"such as {self.default!r}")
+      hint = f"such as {self.default!r}"
+      if self.default == "":
+        hint = "write '' for none"
+      yield from self._entry_faults(value, "", hint)
     elif not isinstance(value, tuple) or not value:
       yield (
         f"must be a tuple, not empty, each entry {self.allowed()}",
@@ -72,7 +75,7 @@ class Knob:
     else:
       for i, entry in enumerate(value):
         yield from self._entry_faults(
-          entry, f"has as entry {i} {entry!r}, which ", "change that entry"
+          entry, f"has {entry!r} at index {i}, which ", "change it"
         )
 
   def _entry_faults(self, value: Any, which: str, hint: str) -> Faults:
@@ -109,6 +112,9 @@ def _rules_faults(rules: Any, knob: Knob) -> Faults:
   hint = f"such as {knob.default!r}"
   if not isinstance(rules, tuple) or not rules:
     yield f"must be a tuple of rules {form}", hint
+    return
+  if isinstance(rules[0], str):
+    yield f"must be a tuple of rules {form}", f"write {(rules,)!r}"
     return
   for rule in rules:
     if not isinstance(rule, tuple) or len(rule) != 3:

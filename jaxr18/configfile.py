@@ -5,6 +5,7 @@ at once, whether they stand in a file or on the command line.
 """
 
 import ast
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -124,12 +125,16 @@ def set_field(
   *sections, last = name.split(".")
   knob = _knob(config, name)
   if knob and knob.kind is float and type(value) is int:
-    value = float(value)
+    with contextlib.suppress(OverflowError):
+      value = float(value)
   with config.unlocked(), config.ignore_type():
     for section in sections:
       if not isinstance(config.get(section), ml_collections.ConfigDict):
         config[section] = ml_collections.ConfigDict()
       config = config[section]
+    # ml_collections would turn True into 1.0 and a list into a tuple.
+    if last in config:
+      del config[last]
     config[last] = value
 
 

@@ -119,14 +119,14 @@ def _check_groups(problems, prefix: str) -> None:
     if network.depthwise[i] and groups != 1:
       problems.add(
         f"{prefix}groups",
-        f"has as entry {i} {groups}, which must be 1 where"
+        f"has {groups} at index {i}, which must be 1 where"
         f" config.{prefix}depthwise (={network.depthwise!r}) is True",
         "write 1 there, or False in depthwise",
       )
     elif inputs[i] % groups or widths[i] % groups:
       problems.add(
         f"{prefix}groups",
-        f"has as entry {i} {groups}, which must divide that stage's"
+        f"has {groups} at index {i}, which must divide that stage's"
         f" {inputs[i]} input channels and its width {widths[i]}",
         f"write {math.gcd(inputs[i], widths[i], groups)} there, or change"
         " widths, stem_features or scale_multiple",

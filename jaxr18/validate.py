@@ -127,7 +127,7 @@ class Problems:
     for key in section.keys():
       if key not in table and prefix + key != "phases":
         self.add(prefix + key, "is not a field that anything reads",
-                 self.nearest(prefix + key))  # fmt: skip
+                 self.nearest(prefix + key, list(table)))  # fmt: skip
     for key, knob in table.items():
       name = prefix + key
       value = self.get(name)
@@ -137,7 +137,7 @@ class Problems:
         else:
           self.add(
             name,
-            f"must be a section with the fields {', '.join(knob)}",
+            "must be a section of fields",
             f"leave it as base() makes it and set config.{name}.FIELD",
           )
       elif value is _MISSING:
@@ -146,11 +146,14 @@ class Problems:
         for must, mend in knob.faults(value):
           self.add(name, must, mend)
 
-  def nearest(self, name: str) -> str:
+  def nearest(self, name: str, siblings: list[str]) -> str:
+    """What may have been meant: the same name elsewhere, or one like it."""
+    prefix, _, last = name.rpartition(".")
     known = [n for n, _ in knobs(self.config.phases)]
-    last = name.rsplit(".")[-1]
-    near = [n for n in known if n.rsplit(".")[-1] == last]
-    near = near or difflib.get_close_matches(name, known, 1)
+    near = [n for n in known if n.rpartition(".")[2] == last]
+    if not near:
+      near = difflib.get_close_matches(last, siblings, 1)
+      near = [f"{prefix}.{n}".lstrip(".") for n in near]
     if near:
       return f"did you mean {' or '.join(f'config.{n}' for n in near)}?"
     if isinstance(self.get(name), ml_collections.ConfigDict):

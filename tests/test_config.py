@@ -1,0 +1,286 @@
+"""The table of knobs, and configs from files and command lines."""
+
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from jaxr18 import configfile
+from jaxr18.config import EXPERIMENT, PHASE, base, describe, knobs
+from jaxr18.configfile import ConfigError, from_json, load, override, set_field
+from jaxr18.validate import validate
+
+CONFIGS = sorted(configfile.ROOT.glob("configs/*.py"))
+
+
+class TestKnobs:
+  def test_each_default_is_right(self):
+    for name, knob in knobs(("train",)):
+      assert not list(knob.faults(knob.default)), name
+
+  def test_each_says_what_it_is(self):
+    for name, knob in knobs(("train",)):
+      assert knob.doc, name
+      assert knob.kind not in (int, float) or knob.low < knob.high, name
+
+  def test_tuples_by_stage_are_as_long_as_widths(self):
+    stages = len(PHASE["network"]["widths"].default)
+    for name, knob in PHASE["network"].items():
+      assert not knob.by_stage or len(knob.default) == stages, name
+
+  def test_describe_lists_each_once(self):
+    text = describe()
+    assert all(len(line) < 80 for line in text.splitlines())
+    for name, _ in knobs(()):
+      assert text.count(f"\n  {name}=") == 1
+    for name, knob in knobs(("train",)):
+      if name.startswith("train."):
+        name = name.removeprefix("train.")
+        shown = f"\n  {name}={knob.default or repr(knob.default)}"
+        assert text.count(shown) == 1
+
+
+class TestBase:
+  def test_has_each_knob_and_no_more(self):
+    config = base(("a", "b"))
+    assert config.phases == ("a", "b")
+    assert set(config) == {*EXPERIMENT, "phases", "a", "b"}
+    for name, knob in knobs(("a", "b")):
+      value = config
+      for part in name.split("."):
+        value = value[part]
+      assert value == knob.default and type(value) is type(knob.default)
+
+  def test_phases_are_independent(self):
+    config = base(("a", "b"))
+    config.a.network.widths = (8, 8, 8, 8)
+    assert config.b.network.widths != config.a.network.widths
+
+  def test_is_locked_and_typed(self):
+    config = base()
+    with pytest.raises(AttributeError, match="epochs"):
+      config.train.epoch = 3
+    with pytest.raises(TypeError):
+      config.train.epochs = "many"
+
+
+def _equal(a, b):
+  """Equal, and of the same types all the way down."""
+  assert a.to_dict() == b.to_dict()
+  for name, _ in knobs(a.phases):
+    x, y = a, b
+    for part in name.split("."):
+      x, y = x[part], y[part]
+    assert repr(x) == repr(y), name
+
+
+class TestJson:
+  @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+  def test_a_saved_config_comes_back(self, path, tmp_path):
+    config = load(str(path))
+    (tmp_path / "config.json").write_text(config.to_json())
+    _equal(load(str(tmp_path / "config.json")), config)
+
+  def test_a_field_that_was_not_there_yet_gets_its_default(self, tmp_path):
+    values = json.loads(base().to_json())
+    del values["train"]["clip_norm"], values["progress"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    _equal(from_json(tmp_path / "config.json"), base())
+
+  def test_a_whole_number_is_a_number(self, tmp_path):
+    values = json.loads(base().to_json())
+    values["train"]["learning_rate"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = from_json(tmp_path / "config.json")
+    validate(config)
+    assert repr(config.train.learning_rate) == "1.0"
+
+  def test_wrong_values_are_left_to_validation(self, tmp_path):
+    values = json.loads(base().to_json())
+    values["train"]["epochs"] = None
+    values["train"]["network"]["widths"] = [8, "8", 8, 8]
+    values["train"]["learning_rate"] = True
+    values["train"]["extra"] = {"x": 1}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as error:
+      validate(from_json(tmp_path / "config.json"))
+    text = str(error.value)
+    for shown in (
+      "config.train.epochs (=None)",
+      "config.train.network.widths (=(8, '8', 8, 8))",
+      "config.train.learning_rate (=True)",
+      "config.train.extra (={'x': 1})",
+    ):
+      assert shown in text
+    assert len(text.splitlines()) == 4
+
+  @pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "{}", '{"phases": 3}', '{"phases": [3]}',
+     '{"phases": ["seed"]}', '{"phases": "train"}', '{"phases": ["a.b"]}'],
+  )  # fmt: skip
+  def test_what_is_no_config(self, text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+      validate(from_json(path))
+    named = (f"{path} is not a config", "config.phases (=")
+    assert str(error.value).startswith(named)
+
+
+class TestOverride:
+  @pytest.mark.parametrize(
+    "text, value",
+    [
+      ("seed=3", 3),
+      ("train.learning_rate=1e-3", 0.001),
+      ("train.learning_rate=2", 2.0),
+      ("train.network.widths=(8, 16)", (8, 16)),
+      ("train.network.widths=8,16", (8, 16)),
+      ("train.network.depthwise=(True,False)", (True, False)),
+      ("train.network.bits=(('stem', 8, 8), ('.*', 4, 4))",
+       (("stem", 8, 8), (".*", 4, 4))),
+      ("train.teacher=runs/a=b", "runs/a=b"),
+      ("train.teacher=3", "3"),
+      ("train.teacher=", ""),
+      ("data.name=digits", "digits"),
+      # Wrong ones stay as they are.
+      ("train.epochs=ten", "ten"),
+      ("train.epochs=", ""),
+      ("train.epochs=1e1", 10.0),
+      ("train.learning_rate=nan", "nan"),
+      ("train.network.widths=[8, 16]", [8, 16]),
+      ("train.network.widths=(8, 16", "(8, 16"),
+      ("train.new.field=3", 3),
+      ("other=true", True),
+    ],
+  )  # fmt: skip
+  def test_text_is_read_by_the_knob(self, text, value):
+    config = base()
+    override(config, [text])
+    got = config
+    for part in text.partition("=")[0].split("."):
+      got = got[part]
+    assert repr(got) == repr(value)
+
+  def test_the_last_one_counts(self):
+    config = base()
+    override(config, ["seed=1", "seed=2"])
+    assert config.seed == 2
+
+  def test_a_field_in_place_of_a_section(self):
+    config = base()
+    override(config, ["phases=3", "train.network=4", "train.network.x.y=5"])
+    assert config.phases == 3
+    assert config.train.network.x.y == 5
+
+  def test_the_config_stays_locked(self):
+    config = base()
+    override(config, ["seed=1", "train.epochs=3"])
+    with pytest.raises(AttributeError):
+      config.train.epoch = 3
+
+  def test_another_type_is_kept_as_it_is(self):
+    config = base()
+    set_field(config, "train.learning_rate", True)
+    set_field(config, "train.network.widths", [8])
+    assert config.train.learning_rate is True
+    assert config.train.network.widths == [8]
+
+
+class TestLoad:
+  def write(self, tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    return path
+
+  @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+  def test_the_projects_own_from_any_folder(self, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _equal(load(f"configs/{path.name}"), load(str(path)))
+
+  def test_the_current_folder_comes_first(self, tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "baseline.py").write_text(
+      "from jaxr18.config import base\n"
+      "def get_config():\n  return base(('mine',))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/baseline.py").phases == ("mine",)
+
+  def test_the_argument(self, tmp_path):
+    path = self.write(
+      tmp_path,
+      "from jaxr18.config import base\n"
+      "def get_config(arg=''):\n"
+      "  config = base()\n"
+      "  config.train.teacher = arg\n"
+      "  return config\n",
+    )
+    assert load(str(path)).train.teacher == ""
+    assert load(f"{path}:x").train.teacher == "x"
+    assert load(f"{path}:a:b").train.teacher == "a:b"
+
+  def test_a_frozen_one(self, tmp_path):
+    path = self.write(
+      tmp_path,
+      "import ml_collections\nfrom jaxr18.config import base\n"
+      "def get_config():\n  return ml_collections.FrozenConfigDict(base())\n",
+    )
+    config = load(str(path))
+    override(config, ["seed=3"])
+    validate(config)
+    assert config.seed == 3
+
+  def test_a_file_that_is_not_there(self):
+    with pytest.raises(ConfigError) as error:
+      load("configs/nope.py")
+    for path in CONFIGS:
+      assert f"configs/{path.name}" in str(error.value)
+
+  def test_a_file_of_another_kind(self, tmp_path):
+    (tmp_path / "x.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError, match="config.json"):
+      load(str(tmp_path / "x.yaml"))
+
+  @pytest.mark.parametrize(
+    "text, expected",
+    [
+      ("x = ", "line 1"),
+      ("import nothing_of_the_kind", "nothing_of_the_kind"),
+      ("x = 1", "get_config"),
+      ("def get_config():\n  return None", "returned None"),
+      ("def get_config():\n  return {'seed': 0}", "'return config'"),
+      ("def get_config():\n  raise ValueError('so it is')", "so it is"),
+      ("from jaxr18.config import base\ndef get_config():\n"
+       "  c = base()\n  c.train.epoch = 3\n  return c",
+       "line 4.*Did you mean \"epochs\""),
+      ("from jaxr18.config import base\ndef get_config():\n"
+       "  c = base()\n  c.train.epochs = 'x'\n  return c", "line 4.*int"),
+      ("from jaxr18.config import base\ndef get_config():\n"
+       "  return base(('seed',))", "line 3"),
+    ],
+  )  # fmt: skip
+  def test_one_that_fails_names_itself(self, text, expected, tmp_path):
+    path = self.write(tmp_path, text)
+    with pytest.raises(ConfigError, match=expected) as error:
+      load(str(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+  def test_an_argument_that_is_not_known(self):
+    for path in CONFIGS:
+      with pytest.raises(ConfigError, match="nothing_such.*must be"):
+        load(f"{path}:nothing_such")
+
+  def test_it_is_an_ml_collections_config(self):
+    assert isinstance(load("configs/baseline.py"), ml_collections.ConfigDict)
+
+
+def test_each_config_tells_its_command():
+  for path in CONFIGS:
+    text = path.read_text()
+    assert f"python -m jaxr18.main --config=configs/{path.name}" in text
+    assert len(text.splitlines()) <= 40
+  assert pathlib.Path("configs/baseline.py").name in configfile.catalog()
