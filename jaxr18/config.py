@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from jaxr18.forms import rule_faults
 from jaxr18.spec import BITS
 
 Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
@@ -33,6 +34,7 @@ class Knob:
     choices: the strings allowed.
     by_stage: a tuple with one entry a stage.
     bits_rules: a tuple of (regex, w_bits, a_bits).
+    form_rules: a tuple of (regex, form), may be empty.
   """
 
   default: Any
@@ -42,11 +44,12 @@ class Knob:
   choices: tuple[str, ...] | None = None
   by_stage: bool = False
   bits_rules: bool = False
+  form_rules: bool = False
 
   @property
   def kind(self) -> type:
     """The type of the value, or of each entry in a tuple."""
-    many = isinstance(self.default, tuple)
+    many = isinstance(self.default, tuple) and self.default
     return type(self.default[0] if many else self.default)
 
   def allowed(self) -> str:
@@ -56,12 +59,15 @@ class Knob:
     if self.kind in (int, float):
       name = {int: "an int", float: "a number"}[self.kind]
       return f"{name} from {self.low} to {self.high}"
-    return {bool: "True or False", str: "a string"}[self.kind]
+    names = {bool: "True or False", str: "a string", tuple: "a tuple of rules"}
+    return names[self.kind]
 
   def faults(self, value: Any) -> Faults:
     """What is wrong with a value, taken by itself; nothing if it is right."""
     if self.bits_rules:
       yield from _rules_faults(value, self)
+    elif self.form_rules:
+      yield from rule_faults(value)
     elif not isinstance(self.default, tuple):
       hint = f"such as {self.default!r}"
       if self.default == "":
@@ -171,6 +177,9 @@ PHASE = {
                    by_stage=True),
     "depthwise": Knob((False,) * 4, "depthwise-separable 3x3 convolutions",
                       by_stage=True),
+    "factorize": Knob((), "(regex on layer paths, form), first match wins, "
+                      "others stay; forms are dense, depthwise, groups=8, "
+                      "ranks=1/4,1/4", form_rules=True),
     "stem_features": Knob(0, "channels of the stem; 0 is widths[0]", 0, 8192),
     "resolution": Knob(32, "side of the input in pixels; images are resized",
                        4, 512),

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import shlex
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from jaxr18 import data, network
+from jaxr18.compress import factorize
 from jaxr18.cost import score as score_lib
 from jaxr18.network import Network
 from jaxr18.spec import NetSpec
@@ -142,6 +144,10 @@ def run_phase(
   images = dataset.train.images[: config.eval_batch_size]
   images = data.normalize(images, dataset.mean, dataset.std, spec.resolution)
   net = initial_network(init_key, spec, images, source, where)
+  if source is not None and jax.process_index() == 0:
+    converted = factorize.report(source, net)
+    if converted and config.progress != "none":
+      print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
   teacher = load_network(workdir, c.teacher) if c.teacher else None
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
   optimizer = state_lib.make_optimizer(
@@ -195,17 +201,35 @@ def initial_network(
   """He-normal kernels or a source's numbers, and a bound for every input.
 
   Bounds come from one batch of normalized images, but for those that the
-  source has learned.
+  source has learned. A source of other groups or ranks is converted.
+
+  Raises:
+    ConfigError: the source is another network or cannot be converted.
   """
   net = network.init(key, spec)
   if source is None:
     return network.calibrate(net, images)
-  net = network.calibrate(start_from(net, source, where), images)
-  return start_from(net, source, where)
+  try:
+    converted = factorize.convert(source, spec)
+  except ValueError as e:
+    raise ConfigError(
+      f"{where}: {e}; start from a network of the same widths and blocks"
+    ) from e
+  made = factorize.new_layers(source.spec, spec)
+  net = network.calibrate(start_from(net, converted, where, made), images)
+  return start_from(net, converted, where, made)
 
 
-def start_from(net: Network, source: Network, where: str) -> Network:
+def start_from(
+  net: Network, source: Network, where: str, made: Collection[str] = ()
+) -> Network:
   """The source's numbers in the new spec, whose bits may differ.
+
+  Args:
+    net: what has the new spec.
+    source: of the same widths, blocks, groups and ranks.
+    where: names the source in an error.
+    made: layers whose bounds of inputs nobody has learned; they stay.
 
   Raises:
     ConfigError: a parameter that the source lacks or has in another shape.
@@ -213,9 +237,12 @@ def start_from(net: Network, source: Network, where: str) -> Network:
   old = checkpoint.flatten((source.params, source.batch_stats))
 
   def take(name, leaf):
+    *layer, last = name.split(".")[1:]
+    if last == "input_bound" and "/".join(layer) in made:
+      return leaf
     if name in old and old[name].shape == leaf.shape:
       return jnp.asarray(old[name])
-    if name.endswith("input_bound"):  # new where bits are; calibrated later
+    if last == "input_bound":  # new where bits are; calibrated later
       return leaf
     got = f"is {list(old[name].shape)}" if name in old else "is missing"
     raise ConfigError(

@@ -5,6 +5,7 @@ import math
 import ml_collections
 
 from jaxr18.config import PHASE
+from jaxr18.forms import dense, with_forms
 from jaxr18.spec import NetSpec, compound_scale, resnet, with_bits
 
 CLASSES = 10  # of both data sets
@@ -16,13 +17,14 @@ def network_spec(
   """The `NetSpec` that a phase's network section describes.
 
   Raises:
-    ValueError: sections that do not fit each other, bits rules that do not
-      fit the layers.
+    ValueError: sections that do not fit each other, rules that do not fit the
+      layers.
   """
-  return with_bits(_float_spec(network, classes), network.bits)
+  spec = with_forms(_by_stage(network, classes), network.factorize)
+  return with_bits(spec, network.bits)
 
 
-def _float_spec(network, classes: int = CLASSES) -> NetSpec:
+def _by_stage(network, classes: int = CLASSES) -> NetSpec:
   widths, blocks, resolution = _scaled(network)
   return resnet(
     widths,
@@ -71,9 +73,18 @@ def check_network(problems, phase: str) -> NetSpec | None:
     return None
   network = problems.config[phase].network
   try:
-    spec = _float_spec(network)
+    spec = _by_stage(network)
   except ValueError as e:
     problems.add(prefix[:-1], f"must be a network: {e}", "change what it names")
+    return None
+  try:
+    spec = with_forms(spec, network.factorize)
+  except ValueError as e:
+    problems.add(
+      f"{prefix}factorize",
+      f"must fit the network's layers: {e}",
+      "mend or remove that rule",
+    )
     return None
   if problems.good(f"{prefix}bits"):
     try:
@@ -134,9 +145,12 @@ def _check_groups(problems, prefix: str) -> None:
 
 
 def misfit(spec: NetSpec, source: NetSpec) -> str:
-  """The first difference between two networks' kernels; '' for none."""
+  """The first difference between two networks' kernels; '' for none.
+
+  Forms may differ, since one converts into the other.
+  """
   here, there = (
-    {layer.path: layer.kernel_shape for layer in s.layers()}
+    {layer.path: layer.kernel_shape for layer in dense(s).layers()}
     for s in (spec, source)
   )
   for path in here | there:

@@ -243,7 +243,7 @@ class Problems:
           self.add(
             full,
             f"must have the layers of config.{name}.network: {difference}",
-            "give both the same widths, blocks, strides and groups",
+            "give both the same widths, blocks and strides",
           )
 
   def finished(self, full: str, value: str, earlier) -> NetSpec | None:

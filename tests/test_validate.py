@@ -136,6 +136,15 @@ BAD = [
   ("student.network.bits", (("stem", 4, 4),), "no bits rule matches"),
   ("student.network.bits", ((".*", 4, 4), ("stem", 8, 8)), "remove that rule"),
   ("student.network.bits", (("conv9", 4, 4), (".*", 8, 8)), "remove that rule"),
+  # Forms.
+  ("student.network.factorize", [(".*", "dense")], "a tuple of rules"),
+  ("student.network.factorize", None, "or () for none"),
+  ("student.network.factorize", ("stage.*", "dense"),
+   "write (('stage.*', 'dense'),)"),
+  ("student.network.factorize", (("stem", 8),), "must be (regex, form)"),
+  ("student.network.factorize", (("stem(", "dense"),), "mend it"),
+  ("student.network.factorize", (("stem", "groups=0"),), "'groups=8'"),
+  ("student.network.factorize", (("stem", "ranks=4"),), "'ranks=1/4,1/4'"),
   # Phases.
   ("phases", None, "base(phases="),
   ("phases", (), "base(phases="),
@@ -199,8 +208,12 @@ BAD_TOGETHER = [
     "student.network.widths": (32, 64, 128, 256)}, "(3, 3, 3, 64) there"),
   ({"student.init": "teacher", "student.network.blocks": (2, 2, 3, 2)},
    "missing there"),
-  ({"student.init": "teacher", "student.network.groups": (1, 1, 4, 1)},
-   "there and (3, 3, 32, 256) here"),
+  ({"student.network.factorize": (("stage1.*", "groups=3"),)},
+   "stage1_block1/conv1: in_features (=64)"),
+  ({"student.network.factorize": (("stage9.*", "depthwise"),)},
+   "decides no layer"),
+  ({"student.network.factorize": (("stage1.*conv1", "ranks=65,8"),)},
+   "more than the 64 channels"),
 ]  # fmt: skip
 
 

@@ -154,7 +154,10 @@ def errors(before: Network, after: Network) -> dict[str, float]:
 
 
 def report(before: Network, after: Network) -> str:
-  """A line for each convolution that changed: forms, weights, MACs, error."""
+  """A line for each convolution that changed: forms, weights, MACs, error.
+
+  '' where none has.
+  """
   rows = [("layer", "before", "after", "weights", "MACs", "error")]
   was, now = (dict(convolutions(n.spec)) for n in (before, after))
   cost = [_cost(n.spec) for n in (before, after)]
@@ -170,6 +173,8 @@ def report(before: Network, after: Network) -> str:
         f"{error:.3f}",
       )
     )
+  if len(rows) == 1:
+    return ""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
     "  ".join(
