@@ -2,19 +2,21 @@
 
 Prints MACs, weights, bits and their shares of the score layer by layer, and
 the three figures, without training or initializing anything. With
---workdir=runs/NAME it scores a finished run, masks included; a config is not
-needed then. The figures are defined in jaxr18/cost/score.py.
+--workdir=runs/NAME, and no config needed, it scores a finished run, masks
+included. The figures are defined in jaxr18/cost/score.py.
+
+Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
+2 when the command or the config cannot be run.
 """
 
 import pathlib
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app, flags, logging
 
 from jaxr18 import cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = cli.workdir_flag()
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.workdir_flag("A finished run's folder: score its network.")
 _PHASE = flags.DEFINE_string("phase", "", "Whose network; default: the last.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
 _MEMBERS = flags.DEFINE_integer(
@@ -26,9 +28,8 @@ _VIEWS = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if _CONFIG.value is None and not _WORKDIR.value:
+  del argv
+  if _CONFIG.file is None and not _WORKDIR.value:
     raise app.UsageError(
       "give --config=FILE, such as configs/baseline.py, or --workdir=DIR of a"
       " finished run"
@@ -38,7 +39,15 @@ def main(argv: list[str]) -> None:
 
   from jaxr18.cost.score import score
 
-  spec, masks = _finished() if _WORKDIR.value else (_configured(), None)
+  spec, masks = None, None
+  if _CONFIG.file is not None:
+    spec = _configured()
+  if _WORKDIR.value:
+    wanted, (spec, masks) = spec, _finished()
+    if wanted not in (None, spec):
+      logging.warning(
+        "the run's network is not the config's; the run's is used"
+      )
   passes = dict(members=_MEMBERS.value, views=_VIEWS.value)
   # The closed form of the spec is held against what the network really does.
   score(spec, masks=masks, counted=_count(spec))
@@ -53,25 +62,24 @@ def main(argv: list[str]) -> None:
 
 
 def _configured():
-  """The spec of a phase in the config; no earlier run is needed for it."""
-  from jaxr18 import validate
+  """The spec of a phase in the config; no other run is needed for it."""
+  from jaxr18.netconfig import network_spec
+  from jaxr18.validate import validate
 
-  config = _CONFIG.value.copy_and_resolve_references()
-  phases = config.phases if isinstance(config.phases, tuple) else ()
-  for name in phases:
-    config[name].init = config[name].teacher = ""
-  validate.validate(config)
+  config = _CONFIG.value
+  validate(config, sources=False)
   phase = _PHASE.value or config.phases[-1]
   if phase not in config.phases:
     raise app.UsageError(f"--phase={phase} must be one of {config.phases}")
-  return validate.network_spec(config[phase].network, classes=10)
+  return network_spec(config[phase].network)
 
 
 def _finished():
   """The spec and the masks of a finished run."""
   from jaxr18 import experiment
 
-  net = experiment.load_network(pathlib.Path(_WORKDIR.value), _PHASE.value)
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  net = experiment.load_network(workdir, _PHASE.value)
   return net.spec, net.masks
 
 

@@ -44,6 +44,12 @@ def specs(draw):
     classes=draw(st.integers(2, 10)),
     resolution=draw(st.sampled_from([8, 9, 16])),
   )
+  block = spec.stages[0][0]
+  if block.conv2.groups == 1 and not block.conv2.depthwise:
+    ranks = draw(st.sampled_from([(0, 0), (2, 0), (0, 2), (3, 2)]))
+    conv2 = dataclasses.replace(block.conv2, ranks=ranks)
+    first = (dataclasses.replace(block, conv2=conv2), *spec.stages[0][1:])
+    spec = dataclasses.replace(spec, stages=(first, *spec.stages[1:]))
   bits = st.sampled_from([2, 4, 8, 32])
   rules = [(pattern, draw(bits), draw(bits)) for pattern in ("stem", ".*")]
   return with_bits(spec, rules)
@@ -287,6 +293,26 @@ class TestRelations:
     with pytest.raises(ValueError, match="conv1/kernel.*shape.*shrunk"):
       score(shrunk, masks=masks)
 
+  @pytest.mark.parametrize(
+    ("layer", "smaller"), [("stem", "params"), ("stage2_block1/conv2", "macs")]
+  )
+  def test_p_s_is_the_smaller_share(self, layer, smaller):
+    spec = resnet((4, 16), (1, 1), (1, 2), (1, 1), (False, False))
+    masks = all_true(spec)
+    node = masks
+    for key in layer.split("/"):
+      node = node[key]
+    node["kernel"][..., 0] = False
+    s = score(spec, masks=masks)
+    row = next(row for row in s.rows if row.path == layer)
+    removed = row.weights // row.kernel_shape[-1]
+    shares = {
+      "params": removed / s.course.w,
+      "macs": row.macs / row.kernel_shape[-1] / s.course.f,
+    }
+    assert min(shares, key=shares.get) == smaller
+    assert s.course.p_s == pytest.approx(shares[smaller])
+
   def test_dead_input_channels_are_those_of_their_group(self):
     spec = resnet((8,), (1,), (1,), (2,), (False,), stem_features=8)
     masks = all_true(spec)
@@ -419,6 +445,16 @@ class TestSearch:
     found = solve(spec, 0.01, "width")
     assert all(layer.features % 8 == 0 for layer in found.spec.layers()[:-1])
 
+  def test_width_scales_ranks(self):
+    spec = resnet((16,), (1,), (1,), (1,), (False,))
+    block = spec.stages[0][0]
+    conv1 = dataclasses.replace(block.conv1, ranks=(8, 0))
+    block = dataclasses.replace(block, conv1=conv1)
+    spec = dataclasses.replace(spec, stages=((block,),))
+    half = scale_widths(spec, 0.5)
+    assert half.stages[0][0].conv1.ranks == (4, 0)
+    assert half.stages[0][0].conv2.ranks == (0, 0)
+
   def test_bits(self):
     found = solve(resnet18(), 1.0, "bits")
     assert found.value == 8
@@ -485,11 +521,17 @@ class TestCommand:
     assert one["course"]["q_w"] == 32
     assert five["macs"] == 5 * one["macs"]
 
-  def test_errors_are_plain(self):
-    done = self.run("--config=configs/baseline.py", "--config.train.epochs=-1")
-    assert done.returncode == 1
-    assert "epochs" in done.stderr and "Traceback" not in done.stderr
-    done = self.run("--workdir=/nonexistent")
-    assert done.returncode == 1
-    assert "/nonexistent" in done.stderr and "Traceback" not in done.stderr
-    assert "--config=FILE" in self.run().stdout + self.run().stderr
+  @pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+      (["--config=configs/baseline.py", "--config.train.epochs=-1"], 2,
+       "config.train.epochs"),
+      (["--config=configs/baseline.py", "--phase=other"], 2, "--phase=other"),
+      (["--workdir=/nonexistent"], 1, "/nonexistent holds no run"),
+      ([], 2, "--config=FILE"),
+    ],
+  )  # fmt: skip
+  def test_errors_are_plain(self, flags, status, message):
+    done = self.run(*flags)
+    assert done.returncode == status
+    assert message in done.stderr and "Traceback" not in done.stderr

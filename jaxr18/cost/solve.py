@@ -99,7 +99,8 @@ def scale_widths(spec: NetSpec, factor: float, multiple: int = 1) -> NetSpec:
   """Every width times a factor, to the nearest multiple, at least one.
 
   The multiple is also one of all groups in the spec, so every candidate is a
-  network; depths, strides, groups and bits stay.
+  network; ranks scale too, to the nearest integer; depths, strides, groups and
+  bits stay.
   """
   groups = [unit.groups for _, unit in spec.units() if hasattr(unit, "groups")]
   step = math.lcm(multiple, *groups)
@@ -107,8 +108,10 @@ def scale_widths(spec: NetSpec, factor: float, multiple: int = 1) -> NetSpec:
   def scaled(conv):
     if conv is None:
       return None
+    # A rank is the width of a low-rank convolution's core; 0 means none.
+    ranks = tuple(r and max(1, round(r * factor)) for r in conv.ranks)
     features = max(1, round(conv.features * factor / step)) * step
-    return dataclasses.replace(conv, features=features)
+    return dataclasses.replace(conv, features=features, ranks=ranks)
 
   stages = tuple(
     tuple(
