@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,11 @@ def catalog() -> str:
   lines = []
   for path in sorted(ROOT.glob("configs/*.py")):
     about = ast.get_docstring(ast.parse(path.read_text())) or ""
-    lines.append(f"  configs/{path.name}\n      {about.splitlines()[0]}")
+    first = textwrap.fill(
+      " ".join(about.splitlines()[:1]), 79,
+      initial_indent=" " * 6, subsequent_indent=" " * 6,
+    )  # fmt: skip
+    lines.append(f"  configs/{path.name}\n{first}")
   return "\n".join(lines)
 
 

@@ -25,11 +25,13 @@ def main(argv: list[str]) -> None:
   from jaxr18 import configfile, experiment
   from jaxr18.train.evaluate import evaluate
   from jaxr18.train.step import make_mesh
+  from jaxr18.validate import validate
   from jaxr18.workdir import WorkdirError, read_result
 
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   result = read_result(workdir)
   config = configfile.from_json(workdir / "config.json")
+  validate(config, sources=False)
   if _DATA_DIR.value is not None:
     config.data.dir = _DATA_DIR.value
   net = experiment.load_network(workdir)
@@ -42,8 +44,8 @@ def main(argv: list[str]) -> None:
   if (test.correct, test.count) != was:
     raise WorkdirError(
       f"{workdir}/result.json has {was[0]} of {was[1]}, measured on"
-      f" {result.get('device')}; a checkpoint or result that was changed, or"
-      " other data, or another device's rounding, makes such a difference"
+      f" {result.get('device')}: the checkpoint, the result or the data were"
+      " changed, or this device rounds otherwise; compare there"
     )
   print(f"the same as in {workdir}/result.json")
 
