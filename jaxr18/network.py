@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxr18.nn.resnet import ResNet
-from jaxr18.spec import NetSpec
+from jaxr18.spec import NetSpec, check
 
 
 @struct.dataclass
@@ -46,9 +46,20 @@ def chain(*transforms: Transform) -> Transform:
   return chained
 
 
-@functools.partial(jax.jit, static_argnames="spec")
+# It runs once: unoptimized, 13 layers take 1 s to compile and run, and 7 s
+# otherwise, for the random numbers alone.
+@functools.partial(
+  jax.jit,
+  static_argnames="spec",
+  compiler_options={"xla_backend_optimization_level": 0},
+)
 def init(key: jax.Array, spec: NetSpec) -> Network:
-  """A network with He-normal kernels, nothing pruned, bounds of 1."""
+  """A network with He-normal kernels, nothing pruned, bounds of 1.
+
+  Raises:
+    ValueError: the spec is not a network (`spec.check`).
+  """
+  check(spec)
   shape = (1, spec.resolution, spec.resolution, spec.channels)
   variables = ResNet(spec).init(key, jnp.zeros(shape, jnp.float32))
   params = variables["params"]

@@ -236,7 +236,9 @@ class NetSpec:
   def from_json(text: str) -> NetSpec:
     """The inverse of `to_json`; raises ValueError on anything else."""
     try:
-      return _net_from_dict(json.loads(text))
+      spec = _net_from_dict(json.loads(text))
+      check(spec)
+      return spec
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as e:
       raise ValueError(f"not a network's description in JSON: {e!r}") from e
 
@@ -278,7 +280,8 @@ def resnet(
   projections stay dense. `stem_features` is the first width by default.
 
   Raises:
-    ValueError: a width not divisible by its groups, or unequal lengths.
+    ValueError: a width not divisible by its groups, unequal lengths, or
+      whatever else `check` finds.
   """
   lengths = {
     name: len(v)
@@ -290,9 +293,10 @@ def resnet(
       depthwise=depthwise,
     ).items()
   }
-  if len(set(lengths.values())) != 1:
+  if len(set(lengths.values())) != 1 or not widths:
     raise ValueError(
-      f"one entry a stage is needed in each sequence, got lengths {lengths}"
+      "one entry a stage and at least one stage are needed in each sequence,"
+      f" got lengths {lengths}"
     )
   stem = ConvSpec(stem_features or widths[0])
   features = stem.features
@@ -323,17 +327,21 @@ def resnet18() -> NetSpec:
 
 def check(spec: NetSpec) -> None:
   """Raises ValueError, naming the layer, where a spec is not a network."""
+  _check_ints("the network", spec, ("resolution", "channels"))
   for path, unit in spec.units():
+    names = [f.name for f in dataclasses.fields(unit) if f.type == "int"]
+    _check_ints(path, unit, names)
     for name in ("w_bits", "a_bits"):
       if getattr(unit, name) not in BITS:
         raise ValueError(
           f"{path}: {name} (={getattr(unit, name)}) must be one of {BITS}"
         )
     if isinstance(unit, ConvSpec):
-      if unit.features < 1 or unit.stride < 1 or unit.kernel % 2 != 1:
+      if unit.kernel % 2 != 1:
+        raise ValueError(f"{path}: kernel (={unit.kernel}) must be odd")
+      if not isinstance(unit.depthwise, bool):
         raise ValueError(
-          f"{path}: features and stride must be positive and the kernel odd,"
-          f" got {unit}"
+          f"{path}: depthwise (={unit.depthwise!r}) must be a bool"
         )
       if unit.depthwise and unit.groups != 1:
         raise ValueError(
@@ -350,6 +358,11 @@ def check(spec: NetSpec) -> None:
         )
   features = spec.stem.features
   for name, block in spec.blocks():
+    if block.conv2.stride != 1:
+      raise ValueError(
+        f"{name}/conv2: stride (={block.conv2.stride}) must be 1; a block's"
+        " stride is conv1's"
+      )
     if block.proj is None:
       if block.conv1.stride != 1 or block.conv2.features != features:
         raise ValueError(
@@ -384,6 +397,14 @@ def _check_ranks(path: str, unit: ConvSpec) -> None:
       f"{path}: a low-rank convolution is neither grouped nor depthwise, got"
       f" {unit}"
     )
+
+
+def _check_ints(path: str, holder: Any, names: Sequence[str]) -> None:
+  # NumPy's integers do not go through JSON, and True is not a width.
+  for name in names:
+    value = getattr(holder, name)
+    if type(value) is not int or value < 1:
+      raise ValueError(f"{path}: {name} (={value!r}) must be an int above 0")
 
 
 def with_bits(spec: NetSpec, rules: Sequence[tuple[str, int, int]]) -> NetSpec:

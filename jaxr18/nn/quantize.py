@@ -111,7 +111,8 @@ def quantize_input(
   bound's gradient by up to 1,000 in a head of 16 features at 8 bits.
 
   Args:
-    x: [batch, ...], a layer's input.
+    x: [batch, ...], a layer's input; it is quantized in float32 whatever its
+      type, since bfloat16 would round the bound's gradient, a sum over all x.
     bound: scalar > 0, the largest value that can be represented.
     bits: of an activation, 2 to 8; 32 returns x untouched.
     signed: whether x can be negative.
@@ -119,13 +120,14 @@ def quantize_input(
   if bits == FLOAT_BITS:
     return x
   n = input_levels(bits, signed)
-  # A bound of 0 would give zeros silently; 1e-5 is far below any in use.
-  bound = jnp.maximum(bound, 1e-5).astype(x.dtype)
+  # A bound of 0 would give zeros silently; 1e-5 is far below any in use. The
+  # gradient passes, so a bound that a large step made negative comes back.
+  bound = straight_through(bound, jnp.maximum(bound, 1e-5))
   grid = _signed(bits) if signed else IntUnsigned(bits=bits)
   step = bound / n
-  inside = jnp.clip(x / step, -n if signed else 0, n)
+  inside = jnp.clip(x.astype(jnp.float32) / step, -n if signed else 0, n)
   rounded, _ = grid.vjp_fwd(jax.lax.stop_gradient(inside), _CONTEXT)
-  return straight_through(inside, rounded) * step
+  return (straight_through(inside, rounded) * step).astype(x.dtype)
 
 
 def initial_bound(x: jax.Array, bits: int, signed: bool) -> jax.Array:

@@ -92,19 +92,25 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x):
     y = _conv(self.spec.conv1, "conv1")(x)
-    y = nn.relu(_batch_norm("bn1", self.train)(y))
+    y = nn.relu(_batch_norm(y, "bn1", self.train))
     y = _conv(self.spec.conv2, "conv2")(y)
-    y = _batch_norm("bn2", self.train)(y)
+    y = _batch_norm(y, "bn2", self.train)
     if self.spec.proj is not None:
       x = _conv(self.spec.proj, "proj")(x)
-      x = _batch_norm("proj_bn", self.train)(x)
+      x = _batch_norm(x, "proj_bn", self.train)
     return nn.relu(y + x)
 
 
-def _batch_norm(name: str, train: bool):
+def _batch_norm(x, name: str, train: bool):
+  # Without dtype the float32 scale would promote bfloat16 to float32 for the
+  # rest of the network; statistics are float32 either way.
   return nn.BatchNorm(
-    use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name
-  )
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=x.dtype,
+    name=name,
+  )(x)
 
 
 class ResNet(nn.Module):
@@ -120,7 +126,7 @@ class ResNet(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     x = _conv(self.spec.stem, "stem", signed=True)(images)
-    x = nn.relu(_batch_norm("stem_bn", self.train)(x))
+    x = nn.relu(_batch_norm(x, "stem_bn", self.train))
     for name, block in self.spec.blocks():
       x = Block(block, self.train, name=name)(x)
     x = jnp.mean(x, axis=(1, 2))
