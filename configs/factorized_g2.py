@@ -1,0 +1,34 @@
+"""The narrow ResNet-18 with 3x3 convolutions in 2 groups.
+
+python -m jaxr18.main --config=configs/factorized_g2.py
+
+120,730 parameters, 4,299,824 MACs. The same recipe as dense_narrow.py. `:tiny`
+takes seconds on the embedded digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  config = base(phases=("train",))
+  train = config.train
+  train.network.widths = (16, 32, 48, 56)
+  train.network.strides = (2, 2, 2, 1)
+  train.network.groups = (2, 2, 2, 2)
+  train.epochs = 10
+  train.ema_decay = 0.998
+  train.augment.pad = 2
+  train.augment.flip = "alternating"
+  if arg == "tiny":
+    config.data.name = "digits"
+    config.data.validation = 200
+    train.network.blocks = (1, 1, 1, 1)
+    train.epochs = 2
+    train.batch_size = 32
+    train.ema_decay = 0.9
+    train.augment.flip = "none"
+  elif arg:
+    raise ValueError(
+      f"factorized_g2.py: argument {arg!r} must be 'tiny' or none"
+    )
+  return config

@@ -1,0 +1,37 @@
+"""A dense network, then its convolutions at low rank, trained on.
+
+python -m jaxr18.main --config=configs/low_rank.py
+
+233,914 parameters, 7,990,832 MACs, and after Tucker-2 at a third of the
+channels 50,954 parameters, 2,215,968 MACs. The dense phase is
+dense_narrow.py. `:tiny` takes seconds on the embedded digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  config = base(phases=("dense", "low_rank"))
+  dense, low_rank = config.dense, config.low_rank
+  low_rank.network.factorize = (("stage.*/conv.", "ranks=1/3,1/3"),)
+  low_rank.init = "dense"
+  dense.epochs, low_rank.epochs = 10, 5
+  low_rank.learning_rate = 0.03
+  for phase in (dense, low_rank):
+    phase.network.widths = (16, 32, 48, 56)
+    phase.network.strides = (2, 2, 2, 1)
+    phase.ema_decay = 0.998
+    phase.augment.pad = 2
+    phase.augment.flip = "alternating"
+  if arg == "tiny":
+    config.data.name = "digits"
+    config.data.validation = 200
+    for phase in (dense, low_rank):
+      phase.network.blocks = (1, 1, 1, 1)
+      phase.epochs = 2
+      phase.batch_size = 32
+      phase.ema_decay = 0.9
+      phase.augment.flip = "none"
+  elif arg:
+    raise ValueError(f"low_rank.py: argument {arg!r} must be 'tiny' or none")
+  return config
