@@ -1,15 +1,19 @@
 """Checkpoints that resume to the same bits, or say why they cannot.
 
 Orbax writes them, asynchronously and atomically. The arrays go in a flat
-dictionary by path, beside a description in JSON that holds the spec and a hash
-of the arrays: Orbax restores a flipped byte without a word.
+dictionary by path, beside a description in JSON that holds the spec and hashes
+of both: Orbax restores a flipped byte without a word.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
+import logging
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers
 
 from jaxr18.network import Network
@@ -66,8 +70,7 @@ def open_manager(
   Raises:
     CheckpointError: the directory cannot be written.
   """
-  # Orbax logs an error with its traceback before it raises it.
-  logging.get_absl_logger().addFilter(_not_orbax_error)
+  _say_errors_once()
   path = pathlib.Path(directory).absolute()
   with writing(path):
     path.mkdir(parents=True, exist_ok=True)
@@ -78,10 +81,6 @@ def open_manager(
         cleanup_tmp_directories=True,
       ),
     )
-
-
-def _not_orbax_error(record) -> bool:
-  return record.levelname != "ERROR" or "orbax" not in record.pathname
 
 
 def save(
@@ -104,6 +103,7 @@ def save(
     "arrays": sorted(arrays),
     "hash": digest(arrays),
   }
+  meta["hash_of_this"] = _digest_of_json(meta)
   args = ocp.args.Composite(
     arrays=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
   )
@@ -145,6 +145,7 @@ def read(
   Raises:
     CheckpointError: missing, damaged, altered, or not one of ours.
   """
+  _say_errors_once()
   path = pathlib.Path(path).absolute()
   finished = path.parents[1] / "phase.json"
   mend = f"remove {path}" + (f" and {finished}" if finished.exists() else "")
@@ -165,6 +166,10 @@ def read(
       f" {FORMAT!r}, got {meta.get('format') if meta else meta!r}; use another"
       " --workdir"
     )
+  if meta.get("hash_of_this") != _digest_of_json(meta):
+    raise CheckpointError(
+      f"{path} is damaged: its description is not what was written; {mend}"
+    )
   try:
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
@@ -172,9 +177,9 @@ def read(
     )
     arrays = reader.restore(path, ocp.args.Composite(arrays=args))["arrays"]
     arrays = {name: np.asarray(a) for name, a in arrays.items()}
-    got, written = digest(arrays), meta["hash"]
   except Exception as e:
     raise CheckpointError(f"{path} is damaged ({_first(e)}); {mend}") from e
+  got, written = digest(arrays), meta["hash"]
   if got != written:
     raise CheckpointError(
       f"{path} is damaged: its arrays have the hash {got[:12]}..., and"
@@ -245,6 +250,11 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
   return h.hexdigest()
 
 
+def _digest_of_json(meta: dict[str, Any]) -> str:
+  meta = {k: v for k, v in meta.items() if k != "hash_of_this"}
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
 def _name(path) -> str:
   parts = [getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))
            for k in path]  # fmt: skip
@@ -252,5 +262,29 @@ def _name(path) -> str:
 
 
 def _first(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+  """The first line of what went wrong; TensorStore says why at its end."""
+  line = (str(error).strip().splitlines() or [""])[0]
+  line = line.partition(" [tensorstore_spec=")[0]
+  if len(line) > 300:
+    line = f"{line[:80]} ... {line[-215:]}"
+  return f"{type(error).__name__}: {line}"
+
+
+@functools.cache
+def _say_errors_once() -> None:
+  """Keeps Orbax from printing the tracebacks of errors that it also raises."""
+
+  def not_of_orbax(record) -> bool:
+    return record.levelname != "ERROR" or "orbax" not in record.pathname
+
+  # Where one read or write fails, others go on and find nobody waiting.
+  def not_abandoned(record) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+  def hook(unraisable) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      before(unraisable)
+
+  absl_logging.get_absl_logger().addFilter(not_of_orbax)
+  logging.getLogger("asyncio").addFilter(not_abandoned)
+  before, sys.unraisablehook = sys.unraisablehook, hook

@@ -1,0 +1,175 @@
+"""Whatever stops a run, the same command ends with the same bits."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_run
+
+from jaxr18.train import checkpoint, loop
+from jaxr18.train.files import CheckpointError
+from jaxr18.train.stop import Stopped
+
+LAST = tiny_run.STEPS
+
+
+class StopAfter:
+  """A stop signal that comes during the n-th step."""
+
+  leave = None
+
+  def __init__(self, n):
+    self.left = n
+
+  @property
+  def received(self):
+    self.left -= 1
+    return self.left <= 0
+
+
+def steps(directory):
+  return sorted(int(p.name) for p in (directory / "checkpoints").iterdir())
+
+
+def read(directory, step):
+  return checkpoint.read(directory / "checkpoints" / str(step))[0]
+
+
+def metrics(directory):
+  rows = []
+  for line in (directory / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    assert row.pop("seconds") > 0 and row.pop("images_per_second") >= 0
+    rows.append(row)
+  return rows
+
+
+def assert_same(directory, info, expected):
+  """Every array of the last checkpoint and of the best, and every metric."""
+  other, other_info = expected
+  assert metrics(directory) == metrics(other)
+  assert {**info, "seconds": 0} == {**other_info, "seconds": 0}
+  for step in {LAST, info["step"]}:
+    got, want = read(directory, step), read(other, step)
+    assert got.keys() == want.keys()
+    for name, array in want.items():
+      np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run that nothing interrupted, and what it returned."""
+  directory = tmp_path_factory.mktemp("whole")
+  return directory, tiny_run.run_phase(directory)[1]
+
+
+def test_a_run_keeps_the_two_latest_and_the_best(whole):
+  directory, info = whole
+  accuracy = {r["step"]: r["validation_accuracy"] for r in metrics(directory)}
+  assert list(accuracy) == [6, 12, 18]
+  best = max(accuracy, key=lambda step: (accuracy[step], step))
+  assert info["step"] == best and info["validation_accuracy"] == accuracy[best]
+  assert steps(directory) == sorted({12, 18, best})
+
+
+@pytest.mark.parametrize("n", [1, 6, 9, 17, 18])
+def test_stopped_in_an_epoch_and_at_its_end(tmp_path, whole, n):
+  with pytest.raises(Stopped, match=f"at step {n} of 18"):
+    tiny_run.run_phase(tmp_path, stop=StopAfter(n))
+  assert max(steps(tmp_path)) == n
+  assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
+
+
+def test_stopped_at_every_third_step(tmp_path, whole):
+  for n in range(3, 18, 3):
+    with pytest.raises(Stopped, match=f"at step {n} of 18"):
+      tiny_run.run_phase(tmp_path, stop=StopAfter(3))
+  assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
+
+
+def test_checkpoints_by_the_clock_change_nothing(tmp_path, whole):
+  info = tiny_run.run_phase(tmp_path, every_seconds=0)[1]
+  assert {17, 18} <= set(steps(tmp_path))
+  assert_same(tmp_path, info, whole)
+
+
+def killed_in_the_validation(directory):
+  file = directory / "metrics.jsonl"
+  file.write_text("".join(file.read_text().splitlines(True)[:-1]))
+
+
+def killed_while_writing_the_line(directory):
+  file = directory / "metrics.jsonl"
+  file.write_text(file.read_text()[:-30])
+
+
+def killed_while_rewriting_the_lines(directory):
+  (directory / "metrics.jsonl.part").write_text("{")
+
+
+def killed_while_writing_the_checkpoint(directory):
+  killed_in_the_validation(directory)
+  last = directory / "checkpoints" / str(LAST)
+  last.rename(last.with_name(f"{LAST}.orbax-checkpoint-tmp"))
+
+
+def killed_while_removing_a_checkpoint(directory):
+  old = directory / "checkpoints" / "3"
+  shutil.copytree(directory / "checkpoints" / "12", old)
+  shutil.rmtree(old / "arrays")
+  (old / "meta" / "metadata").unlink()
+
+
+def relieved_of_its_latest_checkpoint(directory):
+  shutil.rmtree(directory / "checkpoints" / str(LAST))
+
+
+@pytest.mark.parametrize(
+  "kill",
+  [
+    killed_in_the_validation,
+    killed_while_writing_the_line,
+    killed_while_rewriting_the_lines,
+    killed_while_writing_the_checkpoint,
+    killed_while_removing_a_checkpoint,
+    relieved_of_its_latest_checkpoint,
+  ],
+)
+def test_what_a_kill_leaves_behind(tmp_path, whole, kill):
+  directory = tmp_path / "run"
+  shutil.copytree(whole[0], directory)
+  kill(directory)
+  assert_same(directory, tiny_run.run_phase(directory)[1], whole)
+  left = [p.name for p in (directory / "checkpoints").iterdir()]
+  assert not [name for name in left if "tmp" in name]
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+  with pytest.raises(
+    loop.TrainingError,
+    match=r"tiny: .* at step (\d+); the last good checkpoint",
+  ) as e:
+    tiny_run.run_phase(tmp_path, learning_rate=1e18, every_seconds=0)
+  good = max(steps(tmp_path))
+  assert f"checkpoint is step {good} in " in str(e.value)
+  assert f"at step {good + 1};" in str(e.value)
+  assert "learning_rate" in str(e.value)
+  for step in steps(tmp_path):
+    assert all(np.isfinite(a).all() for a in read(tmp_path, step).values())
+
+
+def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):
+  directory = tmp_path / "run"
+  shutil.copytree(whole[0], directory)
+  last = directory / "checkpoints" / str(LAST)
+  (file,) = (last / "arrays" / "d").iterdir()
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+  with pytest.raises(
+    CheckpointError, match=f"{last} is damaged.*remove {last}"
+  ):
+    tiny_run.run_phase(directory)
+  shutil.rmtree(last)
+  assert_same(directory, tiny_run.run_phase(directory)[1], whole)
