@@ -78,9 +78,8 @@ class Reporter:
       epoch = (step - 1) // self._steps_per_epoch + 1
       self._show(
         step,
-        f"epoch {epoch}/{self._epochs}  {self._clock.rate():.0f} images/s"
-        f"  loss {loss:.3f}{self._validation}"
-        f"  {duration(self._left(step))} left",
+        f"epoch {epoch}/{self._epochs} {self._clock.rate():.0f} images/s"
+        f" loss {loss:.3f}{self._validation} {duration(self._left(step))} left",
       )
 
   @contextlib.contextmanager
@@ -100,17 +99,16 @@ class Reporter:
   def epoch(self, row: dict[str, Any]) -> None:
     """After each epoch, with its line of metrics.jsonl."""
     accuracy, step = row["validation_accuracy"], row["step"]
-    shown = "" if accuracy is None else f"  validation {accuracy:.2%}"
+    shown = "" if accuracy is None else f" val {accuracy:.2%}"
     self._validation = shown
     self._epoch_clock = _Clock()
-    numbers = (
-      f"  loss {row['loss']:.4f}  train {row['train_accuracy']:.2%}{shown}"
-      f"  {row['images_per_second']:.0f} images/s"
+    text = (
+      f"epoch {row['epoch']}/{self._epochs} {row['images_per_second']:.0f}"
+      f" images/s loss {row['loss']:.3f}{shown}"
     )
-    left = f"  {duration(self._left(step))} left"
-    epoch = f"epoch {row['epoch']}/{self._epochs}"
-    self._show(step, f"{epoch}{numbers}{left if step < self._total else ''}")
-    self._line(f"{self._phase}: {epoch}{numbers}{left}")
+    left = f" {duration(self._left(step))} left"
+    self._show(step, text + (left if step < self._total else ""))
+    self._line(f"{self._phase}: {text} train {row['train_accuracy']:.2%}{left}")
 
   def close(self) -> None:
     """Leaves the terminal as it was; may be called twice."""

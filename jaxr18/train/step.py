@@ -143,7 +143,9 @@ def _move(average: Network, net: Network, decay: float, step) -> Network:
   """The average moved towards net; faster at first, to forget the start."""
   decay = jnp.minimum(decay, (1 + step) / (10 + step))
   move = lambda a, b: decay * a + (1 - decay) * b
-  return average.replace(
-    params=jax.tree.map(move, average.params, net.params),
+  params = jax.tree.map(move, average.params, net.params)
+  return net.replace(
+    # What is masked from now on is 0 in the average too.
+    params=apply_masks(params, net.masks),
     batch_stats=jax.tree.map(move, average.batch_stats, net.batch_stats),
   )

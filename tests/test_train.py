@@ -1,0 +1,277 @@
+"""One step, the optimizer, evaluation and progress."""
+
+import os
+import pty
+import re
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_run
+
+from jaxr18 import data
+from jaxr18.train import evaluate, progress, state
+from jaxr18.train.step import Batch, make_mesh, replicate, shard
+
+DIGITS = tiny_run.dataset()
+KEY = jax.random.key(0)
+
+
+def batch(i=0, size=tiny_run.BATCH_SIZE):
+  part = DIGITS.train.take(slice(i * size, (i + 1) * size))
+  return shard(Batch(part.images, part.labels, part.index), make_mesh())
+
+
+def steps(train_step, now, n):
+  """The states after each of n steps, on the host."""
+  states = []
+  for i in range(n):
+    now, loss = train_step(now, None, batch(i), KEY, np.int32(0))
+    assert np.isfinite(loss)
+    states.append(jax.device_get(now))
+  return states
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """The step, its start, and three states of a dense and three of a pruned net.
+
+  It is pruned in the middle, where momentum points at what is masked.
+  """
+  tx = tiny_run.optimizer(clip_norm=0.0)
+  train_step = tiny_run.train_step(tx)
+  pruned = tiny_run.half_pruned(tiny_run.tiny_network())
+  dense = pruned.replace(masks=jax.tree.map(jnp.ones_like, pruned.masks))
+  start = state.create(dense, tx, average=True)
+  states = steps(train_step, replicate(start, make_mesh()), 3)
+  middle = states[-1].replace(net=states[-1].net.replace(masks=pruned.masks))
+  states += steps(train_step, replicate(middle, make_mesh()), 3)
+  return train_step, start, states
+
+
+def test_the_step_is_compiled_once_and_donates_its_state(trained):
+  train_step, start, _ = trained
+  count = train_step._cache_size()
+  now = replicate(start, make_mesh())
+  after, _ = train_step(now, None, batch(), KEY, np.int32(1))
+  assert train_step._cache_size() == count == 1
+  used = (now.net, now.opt_state, now.average.params, now.totals)
+  assert all(x.is_deleted() for x in jax.tree.leaves(used))
+  assert not any(x.is_deleted() for x in jax.tree.leaves(start))
+  # The compiled program writes over its input: memory for one state, not two.
+  memory = (
+    train_step.lower(after, None, batch(), KEY, np.int32(1))
+    .compile()
+    .memory_analysis()
+  )
+  size = sum(x.nbytes for x in jax.tree.leaves(start))
+  assert memory.alias_size_in_bytes >= size
+
+
+def test_the_average_is_numpys(trained):
+  _, start, states = trained
+  average = jax.device_get(start.net)
+  for i, now in enumerate(states):
+    decay = np.float32(min(0.9, (1 + i) / (10 + i)))
+    moved = {
+      part: jax.tree.map(
+        lambda a, b, d=decay: d * a + (1 - d) * b,
+        getattr(average, part),
+        getattr(now.net, part),
+      )
+      for part in ("params", "batch_stats")
+    }
+    moved["params"] = jax.tree.map(np.multiply, moved["params"], now.net.masks)
+    average = now.net.replace(**moved)
+    chex.assert_trees_all_close(now.average, average, rtol=1e-5, atol=1e-7)
+
+
+def alive(tree):
+  return sum(np.count_nonzero(x) for x in jax.tree.leaves(tree))
+
+
+def test_pruned_weights_stay_zero_with_momentum_and_decay(trained):
+  dense, pruned = trained[2][2], trained[2][3:]
+  for now in pruned:
+    for net in (now.net, now.average):
+      kept = jax.tree.map(np.broadcast_to, net.masks, shapes(net.params))
+      assert alive(net.params) <= alive(kept) < alive(dense.net.params)
+      revived = jax.tree.map(lambda p, m: p * ~m, net.params, kept)
+      assert alive(revived) == 0
+  # Which momentum alone would have revived.
+  trace = jax.tree.leaves(pruned[0].opt_state)
+  assert alive(trace) > 1.5 * alive(pruned[0].net.params)
+
+
+def shapes(tree):
+  return jax.tree.map(np.shape, tree)
+
+
+def test_totals_are_sums_over_the_steps(trained):
+  train_step, start, states = trained
+  now, losses = replicate(start, make_mesh()), []
+  for i in range(2):
+    now, loss = train_step(now, None, batch(i), KEY, np.int32(0))
+    losses.append(float(loss))
+  totals = jax.device_get(now.totals)
+  assert totals["count"] == 32 and 0 <= totals["correct"] <= 32
+  np.testing.assert_allclose(totals["loss"], 16 * sum(losses), rtol=1e-6)
+  assert states[-1].totals["count"] == 96 and states[-1].step == 6
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_only_kernels_decay(name):
+  tx = tiny_run.optimizer(name, warmup_steps=0, weight_decay=0.1, clip_norm=0.0)
+  params = tiny_run.tiny_network().params
+  params["stem"]["input_bound"] = jnp.ones(())
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+  moved = {
+    path[-1].key: np.abs(u).max()
+    for path, u in jax.tree_util.tree_leaves_with_path(updates)
+  }
+  assert set(moved) == {"kernel", "bias", "scale", "input_bound"}
+  assert moved.pop("kernel") > 0
+  assert set(moved.values()) == {0}
+
+
+def test_sgd_is_nesterovs_with_coupled_decay():
+  tx = tiny_run.optimizer(warmup_steps=0, steps=10**9, clip_norm=0.0)
+  p = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+  expected, trace = dict(jax.device_get(p)), {"kernel": 0, "bias": 0}
+  opt_state = tx.init(p)
+  for i in range(4):
+    g = jax.tree.map(lambda x, i=i: jnp.cos(x + i), p)
+    updates, opt_state = tx.update(g, opt_state, p)
+    p = optax.apply_updates(p, updates)
+    for k, x in expected.items():
+      g = np.cos(x + i) + (1e-2 * x if k == "kernel" else 0)
+      trace[k] = 0.9 * trace[k] + g
+      expected[k] = x - 0.05 * (0.9 * trace[k] + g)
+  chex.assert_trees_all_close(p, expected, rtol=1e-5)
+
+
+def rates(steps, warmup, n):
+  """The learning rate at each of n steps, seen from outside."""
+  tx = state.make_optimizer(
+    "sgd", learning_rate=0.2, steps=steps, warmup_steps=warmup, momentum=0.0,
+    weight_decay=0.0, clip_norm=0.0,
+  )  # fmt: skip
+  one = {"kernel": jnp.ones(())}
+  opt_state, out = tx.init(one), []
+  for _ in range(n):
+    updates, opt_state = tx.update(one, opt_state, one)
+    out.append(-float(updates["kernel"]))
+  return out
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine():
+  found = rates(steps=12, warmup=4, n=12)
+  first = 0.2 / 4
+  up = [first + (0.2 - first) * i / 4 for i in range(4)]
+  down = [0.2 * (1 + np.cos(np.pi * i / 8)) / 2 for i in range(8)]
+  np.testing.assert_allclose(found, up + down, rtol=1e-5)
+  assert rates(steps=5, warmup=0, n=1) == [pytest.approx(0.2)]
+  assert all(np.isfinite(rates(steps=3, warmup=3, n=3)))
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  p = {"kernel": jnp.zeros(3), "bias": jnp.zeros(1)}
+  g = {"kernel": jnp.array([3.0, 0, 0]), "bias": jnp.array([4.0])}
+  how = dict(warmup_steps=0, weight_decay=0.0, momentum=0.0)
+  moved = {}
+  for clip in (0.0, 1.0, 10.0):
+    tx = tiny_run.optimizer(**how, clip_norm=clip)
+    moved[clip] = -tx.update(g, tx.init(p), p)[0]["bias"][0] / 0.05
+  assert moved == {0.0: 4.0, 1.0: pytest.approx(0.8), 10.0: 4.0}
+
+
+def test_an_unknown_optimizer():
+  with pytest.raises(ValueError, match="'adam'.*must be 'sgd' or 'adamw'"):
+    tiny_run.optimizer("adam")
+
+
+def test_all_images_count_whatever_the_batch_size():
+  full = data.load("digits", validation=50)
+  net, split = tiny_run.tiny_network(), full.test
+  logits = {
+    size: evaluate.predict(net, split.images, full, size, make_mesh())
+    for size in (7, 50, 360, 1000)
+  }
+  for found in logits.values():
+    assert found.shape == (360, 10)
+    np.testing.assert_allclose(found, logits[360], rtol=1e-5, atol=1e-5)
+  found = evaluate.evaluate(net, split, full, 50, make_mesh())
+  assert found.count == 360
+  assert found.correct == (logits[50].argmax(-1) == split.labels).sum()
+  assert found.accuracy == found.correct / 360
+  p = np.exp(logits[50].astype(np.float64))
+  p = p[np.arange(360), split.labels] / p.sum(-1)
+  np.testing.assert_allclose(found.loss, -np.log(p).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"),
+  [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723, "1:02:03")],
+)
+def test_duration(seconds, text):
+  assert progress.duration(seconds) == text
+
+
+def report(mode, start=0):
+  """Two epochs of ten steps: 0.2 s of compiling, then 0.02 s a step."""
+  reporter = progress.Reporter("tiny", 3, 10, mode)
+  time.sleep(0.2)
+  reporter.start(start)
+  for step in range(start + 1, 21):
+    time.sleep(0.02)
+    reporter.step(step, 100, 1.5)
+    if step % 10 == 0:
+      with reporter.validating(step):
+        time.sleep(0.2)
+      row = {"step": step, "epoch": step // 10, "loss": 1.25}
+      row |= {"train_accuracy": 0.5, "validation_accuracy": 0.75}
+      reporter.epoch(row | reporter.timing())
+  reporter.close()
+  reporter.close()
+
+
+def test_plain_lines(capsys):
+  report("auto")  # there is no terminal
+  lines = capsys.readouterr().err.splitlines()
+  line = (
+    r"tiny: epoch (\d)/3 (\d+) images/s loss 1.250 val 75.00% train 50.00% "
+  )
+  found = [re.fullmatch(line + r"(\d:\d\d) left", text) for text in lines]
+  assert [m[1] for m in found] == ["1", "2"]
+  # 0.02 s a step, neither compiling nor validating counted (5000 if idle).
+  assert all(1000 < int(m[2]) < 5000 for m in found)
+
+
+def test_rates_after_a_resume(capsys):
+  report("plain", start=15)
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == "tiny: goes on at step 15 of 30"
+  assert 1000 < int(re.search(r"(\d+) images/s", lines[1])[1]) < 5000
+  assert lines[1].endswith(("0:00 left", "0:01 left"))  # 15 steps left, not 10
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+  reader, writer = pty.openpty()
+  with os.fdopen(writer, "w") as terminal:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    report("auto")
+    shown = b""
+    while b"\x1b[?25h" not in shown:  # until the cursor is back
+      shown += os.read(reader, 10_000)
+  text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+  assert "compiling" in text and "validating" in text
+  live = r"tiny ━.* epoch 2/3 \d+ images/s loss 1.500 val 75.00% \d:\d\d left"
+  assert re.search(live, text)
