@@ -1,0 +1,115 @@
+"""A process that trains one row of benchmarks.train_step with jaxr18.
+
+See speed_serve for what it reads and answers.
+"""
+
+import json
+import sys
+import time
+
+from benchmarks.speed_serve import serve
+from jaxr18.nn.memory import keep_freed_memory
+
+_START = time.perf_counter()
+keep_freed_memory()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.speed_rows import make_spec  # noqa: E402
+from jaxr18 import network  # noqa: E402
+from jaxr18.nn import onednn  # noqa: E402
+from jaxr18.train import state as state_lib  # noqa: E402
+from jaxr18.train.step import (  # noqa: E402
+  Batch,
+  make_mesh,
+  make_train_step,
+  replicate,
+  shard,
+)
+
+_STEPS = dict(
+  mean=(0.5, 0.5, 0.5),
+  std=(0.25, 0.25, 0.25),
+  pad=0,
+  flip="none",
+  cutout=0,
+  temperature=1.0,
+  kd_weight=0.0,
+  label_smoothing=0.0,
+  ema_decay=0.0,
+  dtype=jnp.float32,
+)
+
+
+def make_network(row: dict, images: np.ndarray) -> network.Network:
+  net = network.init(jax.random.key(0), make_spec(row))
+  if row["bits"] < 32:
+    net = network.calibrate(net, jnp.asarray(images / 255.0, jnp.float32))
+  if row["density"] < 1:
+    key = jax.random.key(1)
+    keep = lambda p: jax.random.bernoulli(key, row["density"], p.shape)
+    masks = jax.tree.map(
+      lambda p, m: keep(p) if p.ndim == 4 else m, net.params, net.masks
+    )
+    net = net.replace(masks=masks)
+  return net
+
+
+class Ours:
+  """The training step and the forward pass of a row."""
+
+  def __init__(self, row: dict):
+    rng = np.random.default_rng(0)
+    n = row["batch"]
+    images = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, n, np.int32)
+    mesh = make_mesh()
+    self.batch = shard(
+      Batch(images, labels, np.arange(n, dtype=np.int32)), mesh
+    )
+    self.images = jnp.asarray(images / 255.0, jnp.float32)
+    self.size = n
+    optimizer = state_lib.make_optimizer(
+      "sgd",
+      learning_rate=0.01,
+      steps=10_000,
+      warmup_steps=0,
+      momentum=0.9,
+      weight_decay=5e-4,
+      clip_norm=0.0,
+    )
+    net = make_network(row, images)
+    self.net = net
+    self.state = replicate(state_lib.create(net, optimizer, False), mesh)
+    self.step = make_train_step(optimizer, mesh, **_STEPS)
+    self.evaluate = jax.jit(network.forward)
+    self.key = jax.random.key(0)
+
+  def train(self):
+    self.state, loss = self.step(self.state, None, self.batch, self.key, 0)
+    return loss.block_until_ready()
+
+  def forward(self):
+    return self.evaluate(self.net, self.images).block_until_ready()
+
+  def describe(self) -> str:
+    reason = onednn.reason()
+    return "oneDNN" if reason is None else f"XLA ({reason})"
+
+  def peak(self) -> float:
+    """GFLOP/s of a matrix product of 2048."""
+    a = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    times = []
+    for _ in range(5):
+      start = time.perf_counter()
+      product(a).block_until_ready()
+      times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times) / 1e9
+
+
+if __name__ == "__main__":
+  serve(Ours(json.loads(sys.argv[1])), _START)

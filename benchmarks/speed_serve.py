@@ -1,0 +1,34 @@
+"""How a process of benchmarks.train_step answers: a line of JSON to each line.
+
+'train SECONDS' and 'forward SECONDS' run for so long, at least twice; 'peak 0'
+is the machine's. Each framework has a process of its own: their OpenMP
+runtimes and allocators do not mix, and a waiting one takes no time.
+"""
+
+import json
+import resource
+import sys
+import time
+
+
+def serve(worker, start: float) -> None:
+  """Answers the lines of standard input until it ends."""
+  worker.train()
+  first = time.perf_counter() - start
+  _say(first_step_s=first, description=worker.describe())
+  for line in sys.stdin:
+    name, seconds = line.split()
+    if name == "peak":
+      _say(gflop_per_s=worker.peak())
+      continue
+    run, count, start = getattr(worker, name), 0, time.perf_counter()
+    while count < 2 or time.perf_counter() - start < float(seconds):
+      run()
+      count += 1
+    rate = count * worker.size / (time.perf_counter() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _say(images_per_s=rate, peak_bytes=memory)
+
+
+def _say(**answer) -> None:
+  print(json.dumps(answer), flush=True)
