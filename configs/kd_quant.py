@@ -18,12 +18,13 @@ def get_config(arg=""):
   student.network.widths = (12, 24, 48, 96)
   student.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
   student.teacher = "teacher"
-  student.kd_weight, student.temperature = 0.8, 3.0
-  student.epochs = 30
+  student.kd_weight, student.temperature = 0.5, 3.0
+  student.epochs = 34
   for phase in (teacher, student):
     phase.ema_decay = 0.998
-    phase.augment.pad = 2
     phase.augment.flip = "alternating"
+  teacher.augment.pad = 2
+  student.augment.cutout = 8
   if arg == "digits":
     config.data.name = "digits"
     config.data.validation = 200
