@@ -1,0 +1,315 @@
+"""Fake quantization: its grids, its gradients, and nothing at 32 bits."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxr18 import network
+from jaxr18.compress.distill import cross_entropy
+from jaxr18.nn import conv as fast_conv
+from jaxr18.nn.quantize import (
+  initial_bound,
+  input_levels,
+  quantize_input,
+  quantize_kernel,
+  straight_through,
+)
+from jaxr18.nn.resnet import Conv
+from jaxr18.spec import BITS, ConvSpec, resnet, with_bits
+
+QUANTIZED = tuple(b for b in BITS if b != 32)
+SHAPES = {
+  "dense": (3, 3, 8, 16),
+  "grouped": (3, 3, 2, 16),
+  "depthwise": (3, 3, 1, 16),
+  "pointwise": (1, 1, 8, 16),
+  "head": (64, 16),
+}
+
+
+# Compiled unoptimized, since these run once or twice.
+fast_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def normal(seed, shape, scale=1.0):
+  return scale * jax.random.normal(jax.random.key(seed), shape)
+
+
+def make_spec():
+  spec = resnet((4, 8), (1, 1), (1, 2), (2, 1), (False, True), resolution=8)
+  block = spec.stages[0][0]
+  conv2 = ConvSpec(4, ranks=(2, 3))
+  block = dataclasses.replace(block, conv2=conv2)
+  return dataclasses.replace(spec, stages=((block,), *spec.stages[1:]))
+
+
+SPEC = make_spec()  # dense, grouped, depthwise-separable and low-rank
+
+
+@functools.cache
+def quantized_net():
+  spec = with_bits(SPEC, [(".*", 4, 4)])
+  net = network.init(jax.random.key(0), spec)
+  return network.calibrate(net, normal(1, (8, 8, 8, 3)))
+
+
+def leaves(tree, name):
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    "/".join(k.key for k in path): np.asarray(leaf)
+    for path, leaf in flat
+    if path[-1].key == name
+  }
+
+
+@fast_jit
+def gradients(net, images, labels):
+  def loss(params):
+    logits, _ = network.forward_train(net.replace(params=params), images)
+    return cross_entropy(logits, labels)
+
+  return jax.grad(loss)(net.params)
+
+
+class TestKernel:
+  @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_lies_on_the_grid_of_each_output_channel(self, shape, bits):
+    kernel = np.asarray(normal(0, shape))
+    n = 2 ** (bits - 1) - 1  # 2**bits - 1 levels
+    scale = np.abs(kernel).reshape(-1, shape[-1]).max(0) / n
+    expected = np.round(kernel / scale) * scale
+    np.testing.assert_allclose(
+      quantize_kernel(kernel, bits), expected, rtol=0, atol=1e-6
+    )
+
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_uses_all_levels(self, bits):
+    kernel = jnp.linspace(-1, 1, 1001)[:, None] * jnp.array([1.0, 3.0])
+    q = np.asarray(quantize_kernel(kernel, bits))
+    for channel in q.T:
+      assert len(np.unique(channel)) == 2**bits - 1
+    assert q.max(0).tolist() == pytest.approx([1, 3])  # the largest is kept
+
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_zeros_stay_zero(self, bits):
+    kernel = normal(0, SHAPES["dense"])
+    mask = jax.random.bernoulli(jax.random.key(1), 0.5, kernel.shape)
+    q = quantize_kernel(jnp.where(mask, kernel, 0), bits)
+    assert not np.any(np.where(mask, 0, q))
+    assert np.any(np.where(mask, q, 0))
+
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_a_zero_channel_stays_zero(self, bits):
+    kernel = normal(0, SHAPES["dense"]).at[..., 3].set(0)
+    q, vjp = jax.vjp(lambda k: quantize_kernel(k, bits), kernel)
+    assert np.all(np.isfinite(q))
+    assert not np.any(q[..., 3])
+    assert np.all(np.any(np.delete(q, 3, -1), (0, 1, 2)))
+    (gradient,) = vjp(jnp.ones_like(q))
+    assert np.all(np.asarray(gradient) == 1)
+    assert not np.any(quantize_kernel(jnp.zeros_like(kernel), bits))
+
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_gradient_is_the_identity(self, bits):
+    kernel, c = normal(0, SHAPES["dense"]), normal(1, SHAPES["dense"])
+    gradient = jax.grad(lambda k: jnp.sum(quantize_kernel(k, bits) * c))(kernel)
+    np.testing.assert_array_equal(gradient, c)
+
+
+class TestInput:
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_unsigned_uses_all_levels(self, bits):
+    x = jnp.linspace(-1, 3, 40001)
+    q = np.asarray(quantize_input(x, 2.0, bits, signed=False))
+    np.testing.assert_allclose(
+      np.unique(q), np.linspace(0, 2, 2**bits), atol=1e-6
+    )
+
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_signed_is_symmetric(self, bits):
+    x = jnp.linspace(-3, 3, 60001)
+    q = np.asarray(quantize_input(x, 2.0, bits, signed=True))
+    np.testing.assert_allclose(
+      np.unique(q), np.linspace(-2, 2, 2**bits - 1), atol=1e-6
+    )
+
+  @pytest.mark.parametrize("signed", [False, True])
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_rounds_to_the_nearest(self, bits, signed):
+    x = np.asarray(normal(0, (1000,)))
+    low = -1.5 if signed else 0.0
+    step = 1.5 / input_levels(bits, signed)
+    q = quantize_input(x, 1.5, bits, signed)
+    error = np.abs(q - np.clip(x, low, 1.5))
+    assert step / 2 * 0.9 < error.max() <= step / 2 + 1e-6
+
+  @pytest.mark.parametrize("signed", [False, True])
+  def test_zero_stays_zero(self, signed):
+    assert not np.any(quantize_input(jnp.zeros(5), 0.7, 3, signed))
+
+  # Esser et al., 2020, equations 3 and 5: for a step s, with v / s between -Q_n
+  # and Q_p, ds = round(v / s) - v / s, otherwise -Q_n or Q_p; dv = 1 or 0. The
+  # bound is Q_p steps.
+  @pytest.mark.parametrize(
+    "bits, signed, q_n, q_p", [(2, False, 0, 3), (3, True, 3, 3)]
+  )
+  def test_gradients_are_lsq(self, bits, signed, q_n, q_p):
+    v = np.array([-5.0, -1.6, -0.4, 0.1, 0.6, 1.3, 2.2, 2.9, 3.3, 40.0])
+    c = np.arange(1.0, 11.0)  # a different weight for each
+    s = 0.9
+    ratio = v / s
+    ds = np.where(
+      ratio <= -q_n,
+      -q_n,
+      np.where(ratio >= q_p, q_p, np.round(ratio) - ratio),
+    )
+    dv = (ratio > -q_n) & (ratio < q_p)
+
+    def f(v, bound):
+      return jnp.sum(c * quantize_input(v, bound, bits, signed))
+
+    got_v, got_bound = jax.grad(f, argnums=(0, 1))(jnp.asarray(v), s * q_p)
+    np.testing.assert_allclose(got_v, c * dv, rtol=1e-6)
+    assert got_bound == pytest.approx(np.sum(c * ds) / q_p, rel=1e-5)
+
+  @pytest.mark.parametrize("bound", [0.0, -1.0])
+  def test_a_bound_that_is_not_positive_can_come_back(self, bound):
+    x = jnp.array([0.0, 1.0, 2.0])
+
+    def f(bound):
+      q = quantize_input(x, bound, 4, signed=False)
+      return -jnp.sum(q), q
+
+    gradient, q = jax.grad(f, has_aux=True)(bound)
+    assert np.all(np.isfinite(q))
+    assert gradient == pytest.approx(-2)  # descent raises the bound
+
+  def test_bfloat16_keeps_the_gradient_of_the_bound(self):
+    x = jnp.abs(normal(0, (10_000,))).astype(jnp.bfloat16)
+
+    def gradient(x):
+      f = lambda b: jnp.sum(quantize_input(x, b, 4, False).astype(jnp.float32))
+      return jax.grad(f)(jnp.float32(1.5))
+
+    assert quantize_input(x, 1.5, 4, False).dtype == jnp.bfloat16
+    expected = gradient(x.astype(jnp.float32))
+    assert gradient(x) == pytest.approx(float(expected), rel=1e-3)
+
+  def test_initial_bound_by_hand(self):
+    # 2 mean|x| sqrt(n): LSQ's step 2 mean|x| / sqrt(n), n times.
+    x = jnp.array([-1.0, 2.0, 0.5, 100.0])
+    expected = 2 * 25.875 * np.sqrt(3)
+    assert initial_bound(x, 2, False) == pytest.approx(expected, rel=1e-6)
+    assert initial_bound(x, 2, True) == pytest.approx(2 * 25.875, rel=1e-6)
+
+  def test_initial_bound_is_at_most_the_largest(self):
+    x = jnp.array([-1.0, 2.0, -3.0])
+    assert initial_bound(x, 8, True) == 3.0
+    assert initial_bound(jnp.zeros(3), 8, True) > 0
+
+
+class TestStraightThrough:
+  def test_forward_and_both_derivatives(self):
+    x, q = jnp.array([1.2, -0.7]), jnp.array([1.0, -1.0])
+    np.testing.assert_array_equal(straight_through(x, q), q)
+    _, tangent = jax.jvp(straight_through, (x, q), (3 * x, 5 * q))
+    np.testing.assert_array_equal(tangent, 3 * x)
+
+
+class Test32Bits:
+  def test_untouched(self):
+    kernel, x = normal(0, SHAPES["dense"]), normal(1, (2, 4, 4, 8))
+    assert quantize_kernel(kernel, 32) is kernel
+    assert quantize_input(x, 1.0, 32, True) is x
+
+  @pytest.mark.parametrize("groups", [1, 2, 8])
+  def test_layer_is_the_convolution_bit_for_bit(self, groups):
+    x = normal(0, (2, 8, 8, 8))
+    layer = Conv(ConvSpec(16, stride=2, groups=groups), signed=True)
+    variables = layer.init(jax.random.key(1), x)
+    assert set(variables["params"]) == {"kernel"}
+    kernel = variables["params"]["kernel"]
+    expected = fast_conv.conv(x, kernel, stride=2, groups=groups)
+    np.testing.assert_array_equal(layer.apply(variables, x), expected)
+
+  def test_a_network_rounds_nothing(self):
+    def rounds(w_bits, a_bits):
+      spec = with_bits(SPEC, [(".*", w_bits, a_bits)])
+      net = jax.eval_shape(lambda k: network.init(k, spec), jax.random.key(0))
+      images = jnp.zeros((1, 8, 8, 3))
+      return "round" in str(jax.make_jaxpr(network.forward)(net, images))
+
+    assert not rounds(32, 32)
+    assert rounds(4, 32)
+    assert rounds(32, 4)
+
+  def test_jit_equals_eager(self):
+    kernel, x = normal(0, SHAPES["dense"]), normal(1, (2, 4, 4, 8))
+    jitted = jax.jit(quantize_kernel, static_argnums=1)(kernel, 3)
+    np.testing.assert_allclose(jitted, quantize_kernel(kernel, 3), atol=1e-6)
+    jitted = jax.jit(quantize_input, static_argnums=(2, 3))(x, 2.0, 3, True)
+    np.testing.assert_allclose(
+      jitted, quantize_input(x, 2.0, 3, True), atol=1e-6
+    )
+
+
+class TestNetwork:
+  # AQT's own convolution has a gradient of exactly zero, and the loss still
+  # falls, through batch norm and the head.
+  def test_every_kernel_and_bound_has_a_gradient(self):
+    net = quantized_net()
+    grads = gradients(net, normal(1, (8, 8, 8, 3)), jnp.arange(8))
+    kernels, bounds = leaves(grads, "kernel"), leaves(grads, "input_bound")
+    paths = {layer.path for layer in net.spec.layers()}
+    assert {p.removesuffix("/kernel") for p in kernels} == paths
+    assert {p.removesuffix("/input_bound") for p in bounds} == paths
+    for path, gradient in (kernels | bounds).items():
+      assert np.all(np.isfinite(gradient)), path
+      assert np.any(gradient != 0), path
+
+  @pytest.mark.parametrize("groups", [1, 2, 8])
+  def test_gradient_is_that_of_the_quantized_convolution(self, groups):
+    spec = ConvSpec(8, groups=groups, w_bits=3, a_bits=4)
+    x, c = jnp.abs(normal(0, (2, 6, 6, 8))), normal(1, (2, 6, 6, 8))
+    kernel = normal(2, (3, 3, 8 // groups, 8))
+    layer = Conv(spec, signed=False)
+
+    def quantized(kernel):
+      params = {"kernel": kernel, "input_bound": jnp.array(2.0)}
+      return jnp.sum(c * layer.apply({"params": params}, x))
+
+    def plain(kernel):
+      qx = quantize_input(x, 2.0, 4, signed=False)
+      return jnp.sum(c * fast_conv.conv(qx, kernel, groups=groups))
+
+    got = jax.grad(quantized)(kernel)
+    np.testing.assert_array_equal(got, jax.grad(plain)(kernel))
+    assert np.std(got) > 0.1
+
+  def test_vmap_equals_loop(self):
+    net = quantized_net()
+    other = jax.tree.map(
+      lambda p: p * 1.1 if p.dtype == jnp.float32 else p, net
+    )
+    images = normal(1, (2, 8, 8, 3))
+    single = fast_jit(network.forward)
+    loop = [single(n, images) for n in (net, other)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), net, other)
+    forward = fast_jit(jax.vmap(network.forward, in_axes=(0, None)))
+    np.testing.assert_allclose(forward(stacked, images), loop, atol=1e-4)
+    assert np.abs(loop[0] - loop[1]).max() > 1e-2
+
+  def test_vmap_keeps_the_scale_of_each_member(self):
+    kernels = normal(0, (3, *SHAPES["grouped"])) * jnp.array(
+      [1.0, 10.0, 100.0]
+    ).reshape(3, 1, 1, 1, 1)
+    got = jax.vmap(lambda k: quantize_kernel(k, 3))(kernels)
+    expected = [quantize_kernel(k, 3) for k in kernels]
+    np.testing.assert_array_equal(got, expected)
