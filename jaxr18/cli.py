@@ -157,7 +157,7 @@ def help_text(epilog: Callable[[], str] | None = None) -> str:
 
 
 def _arguments(argv: list[str]) -> list[str]:
-  """Completes --config, and turns --config.x=y into a flag that absl knows."""
+  """Turns --config.x=y and --config.x y into a flag that absl knows."""
   out, rest = argv[:1], list(argv[1:])
   while rest:
     a = rest.pop(0)
@@ -168,20 +168,8 @@ def _arguments(argv: list[str]) -> list[str]:
         if "=" not in a and rest and not rest[0].startswith("--"):
           a += f"={rest.pop(0)}"
         a = f"--{_FIELDS}={a[field.end() :]}"
-    out.append(find_config(a))
+    out.append(a)
   return out
-
-
-def find_config(argument: str) -> str:
-  """Completes --config=configs/x.py[:arg], found from any folder."""
-  match = re.fullmatch(r"(--?config=)([^:]+)(:.*)?", argument)
-  if not match:
-    return argument
-  flag, path, rest = match.groups()
-  try:
-    return f"{flag}{configfile.find(path)}{rest or ''}"
-  except configfile.ConfigError:
-    return argument
 
 
 def _expected() -> tuple[type[Exception], ...]:

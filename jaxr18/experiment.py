@@ -90,12 +90,12 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     write_together(path, new, over=False)
-    old = json.loads(path.read_text())
-  except (OSError, ValueError) as e:
+    before = _flatten(json.loads(path.read_text()))
+  except (OSError, ValueError, AttributeError) as e:
     raise checkpoint.CheckpointError(
       f"cannot use {workdir} as a workdir: {e}; give another --workdir"
     ) from e
-  before, after = _flatten(old), _flatten(new)
+  after = _flatten(new)
   changed = [
     f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
     for k in sorted(before.keys() | after.keys())

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jaxr18 import cli, configfile
+from jaxr18 import cli
 from jaxr18.config import knobs
 
 # One epoch of a network of 40 thousand MACs.
@@ -245,13 +245,3 @@ cli.run(main)
 )
 def test_the_default_workdir(file, expected):
   assert cli.default_workdir(file) == pathlib.Path(expected)
-
-
-def test_a_config_is_completed_from_any_folder(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  path = configfile.ROOT / "configs" / "baseline.py"
-  assert cli.find_config("--config=configs/baseline.py:tiny") == (
-    f"--config={path}:tiny"
-  )
-  for other in ("--config=x.py", "--config.a=b", "--workdir=configs", "x"):
-    assert cli.find_config(other) == other

@@ -1,0 +1,341 @@
+"""Experiments from config to result, each config on a tiny slice."""
+
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core as jax_core
+
+from jaxr18 import configfile, experiment, network
+from jaxr18.config import base
+from jaxr18.cost.score import score
+from jaxr18.spec import NetSpec
+from jaxr18.train import checkpoint
+from jaxr18.train import state as state_lib
+from jaxr18.train.step import Batch, make_mesh, make_train_step
+from jaxr18.validate import ConfigError, network_spec
+from jaxr18.workdir import WorkdirError
+
+CONFIGS = sorted(configfile.ROOT.glob("configs/*.py"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """Programs here run for less time than it takes to optimize them."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+def shrink(config):
+  """The same experiment in seconds: 64 digits, narrow, one epoch a phase."""
+  config.data.name = "digits"
+  config.data.limit, config.data.validation = 64, 32
+  config.progress = "none"
+  config.eval_batch_size = 32  # one program for validation and test
+  for name in config.phases:
+    phase = config[name]
+    stages = len(phase.network.widths)
+    phase.network.widths = (math.lcm(8, *phase.network.groups),) * stages
+    phase.network.blocks = (1,) * stages
+    phase.network.strides = (4, *(2, 2, 1, 1, 1, 1)[: stages - 1])
+    phase.epochs, phase.warmup_epochs, phase.batch_size = 1, 0.0, 32
+  return config
+
+
+def two_stages(*phases):
+  """Phases of one network of 4 and 8 channels, each of another seed."""
+  config = base(phases)
+  for name in phases:
+    n = config[name].network
+    n.widths, n.blocks, n.strides = (4, 8), (1, 1), (4, 2)
+    n.groups, n.depthwise = (1, 1), (False, False)
+  config = shrink(config)
+  for name in phases:
+    config[name].network.widths = (4, 8)
+  return config
+
+
+def arrays(net):
+  return checkpoint.flatten((net.params, net.batch_stats))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A finished run of one phase; returns its config, workdir and result."""
+  workdir = tmp_path_factory.mktemp("trained")
+  config = two_stages("train")
+  return config, workdir, experiment.run(config, workdir)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_config_runs_to_its_result(path, tmp_path):
+  config = shrink(configfile.load(str(path)))
+  result = experiment.run(config, tmp_path)
+  last = config[config.phases[-1]]
+  spec = network_spec(last.network)
+  assert NetSpec.from_json(json.dumps(result["spec"])) == spec
+  assert list(result["phases"]) == list(config.phases)
+  assert result["score"]["macs"] == score(spec).macs
+  assert result["test_count"] == 64
+
+
+class TestResult:
+  def test_its_fields(self, trained):
+    config, workdir, result = trained
+    saved = json.loads((workdir / "result.json").read_text())
+    assert saved == result
+    assert set(result) >= {
+      "test_accuracy", "test_correct", "test_count", "test_loss",
+      "validation_accuracy", "score", "phases", "seconds", "seed", "config",
+      "spec", "command", "device", "platform", "versions",
+    }  # fmt: skip
+    assert result["test_count"] == 64
+    assert result["test_accuracy"] == result["test_correct"] / 64
+    assert result["config"] == json.loads(config.to_json())
+    assert json.loads((workdir / "config.json").read_text()) == (
+      result["config"]
+    )
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["seconds"] == result["phases"]["train"]["seconds"] > 0
+    assert result["validation_accuracy"] * 32 == pytest.approx(
+      round(result["validation_accuracy"] * 32)
+    )
+
+  def test_its_score(self, trained):
+    config, _, result = trained
+    expected = score(network_spec(config.train.network))
+    assert result["score"] == expected.as_dict() | {
+      "rows": json.loads(json.dumps(expected.as_dict()["rows"]))
+    }
+    for name in ("course", "exact", "stored"):
+      s = result["score"][name]
+      assert s["total"] == s["params_term"] + s["ops_term"] > 0
+
+  def test_again_it_is_read_and_nothing_runs(self, trained):
+    config, workdir, result = trained
+    times = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    assert experiment.run(config, workdir) == result
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == times
+
+  def test_without_result_only_the_test_is_done_anew(self, trained):
+    config, workdir, result = trained
+    path = workdir / "result.json"
+    text = path.read_text()
+    path.unlink()
+    phase = (workdir / "train" / "phase.json").stat().st_mtime_ns
+    try:
+      again = experiment.run(config, workdir)
+    finally:
+      path.write_text(text)
+    assert again == result
+    assert (workdir / "train" / "phase.json").stat().st_mtime_ns == phase
+
+  def test_a_damaged_one_is_not_trusted(self, trained):
+    config, workdir, _ = trained
+    path = workdir / "result.json"
+    text = path.read_text()
+    path.write_text(text[:100])
+    try:
+      with pytest.raises(WorkdirError, match="result.json is damaged.*remove"):
+        experiment.run(config, workdir)
+    finally:
+      path.write_text(text)
+
+  def test_the_same_config_gives_the_same_network(self, trained, tmp_path):
+    config, workdir, result = trained
+    again = experiment.run(config, tmp_path)
+    assert again["test_correct"] == result["test_correct"]
+    here = arrays(experiment.load_network(tmp_path))
+    there = arrays(experiment.load_network(workdir))
+    assert all(np.array_equal(here[k], there[k]) for k in here | there)
+
+
+class TestWorkdir:
+  def test_of_another_config(self, trained):
+    config, workdir, _ = trained
+    other = config.copy_and_resolve_references()
+    other.train.weight_decay, other.seed = 0.0, 7
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      experiment.run(other, workdir)
+    assert "seed was 0 and is 7" in str(error.value)
+    assert "train.weight_decay was 0.0005 and is 0.0" in str(error.value)
+
+  def test_what_changes_no_number_may_differ(self, trained):
+    config, workdir, result = trained
+    other = config.copy_and_resolve_references()
+    other.data.dir, other.data.cache_dir = "/other", "/another"
+    other.progress, other.checkpoint.every_seconds = "plain", 1.0
+    assert experiment.run(other, workdir) == result
+
+  @pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+  def test_with_a_damaged_config(self, trained, text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path)):
+      experiment.run(trained[0], tmp_path)
+
+  def test_a_bad_config_touches_nothing(self, tmp_path):
+    config = two_stages("train")
+    config.train.epochs = 0
+    with pytest.raises(ConfigError, match="config.train.epochs"):
+      experiment.run(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+class TestSources:
+  """init and teacher, from a phase and from another workdir."""
+
+  @pytest.fixture(scope="class")
+  @classmethod
+  def chained(cls, tmp_path_factory):
+    """A float phase, then the same network in 4 bits, taught by it."""
+    config = two_stages("first", "second")
+    config.second.init = config.second.teacher = "first"
+    config.second.network.bits = (("stem", 32, 32), (".*", 4, 4))
+    workdir = tmp_path_factory.mktemp("chained")
+    return config, workdir, experiment.run(config, workdir)
+
+  def test_init_with_other_bits(self, chained):
+    _, workdir, result = chained
+    assert result["score"]["course"]["q_w"] == 32
+    assert result["score"]["rows"][1]["w_bits"] == 4
+    net = experiment.load_network(workdir)
+    bounds = {k: v for k, v in arrays(net).items() if "input_bound" in k}
+    # stem is in 32 bits; the head and the four convolutions, and the
+    # projection, of two blocks that change the size.
+    assert len(bounds) == 7
+    assert all(np.isfinite(b) and b > 0 for b in bounds.values())
+
+  def test_init_takes_numbers_and_calibrates_what_is_new(self, chained):
+    config, workdir, _ = chained
+    source = experiment.load_network(workdir, "first")
+    spec = network_spec(config.second.network)
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = experiment.initial_network(
+      jax.random.key(0), spec, images, source, where="here"
+    )
+    new, old = arrays(net), arrays(source)
+    assert {k for k in new if k not in old} == {
+      k for k in new if k.endswith("input_bound")
+    }
+    assert all(np.array_equal(new[k], old[k]) for k in old)
+    plain = network.calibrate(network.init(jax.random.key(0), spec), images)
+    bound = next(k for k in new if "head" in k and "bound" in k)
+    assert new[bound] != arrays(plain)[bound] != 1  # by the source's weights
+
+  def test_init_keeps_bounds_that_were_learned(self, chained):
+    config, workdir, _ = chained
+    source = experiment.load_network(workdir, "second")
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = experiment.initial_network(
+      jax.random.key(0), source.spec, images, source, where="here"
+    )
+    new, old = arrays(net), arrays(source)
+    assert new.keys() == old.keys()
+    assert all(np.array_equal(new[k], old[k]) for k in old)
+
+  @pytest.mark.parametrize("field", ["init", "teacher"])
+  def test_another_workdir(self, trained, field, tmp_path, monkeypatch):
+    _, workdir, _ = trained
+    config = two_stages("train")
+    config.seed = 1
+    # Relative to the current folder, and named as this run's own phase is.
+    monkeypatch.chdir(workdir.parent)
+    config.train[field] = f"./{workdir.name}"
+    result = experiment.run(config, tmp_path)
+    assert result["config"]["train"][field] == f"./{workdir.name}"
+
+  def test_a_finished_run_needs_its_teacher_no_more(self, trained, tmp_path):
+    config, workdir, result = trained
+    copy = tmp_path / "run"
+    copy.mkdir()
+    other = config.copy_and_resolve_references()
+    other.train.teacher = str(tmp_path / "gone")
+    (copy / "config.json").write_text(other.to_json())
+    (copy / "result.json").write_text((workdir / "result.json").read_text())
+    assert experiment.run(other, copy) == result
+
+  @pytest.mark.parametrize("field", ["init", "teacher"])
+  def test_a_workdir_that_is_missing(self, field, tmp_path):
+    config = two_stages("train")
+    config.train[field] = str(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=f"train.{field}.*holds no run"):
+      experiment.run(config, tmp_path / "run")
+
+  def test_a_workdir_that_is_not_finished(self, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    config = two_stages("train")
+    config.train.teacher = str(tmp_path / "begun")
+    with pytest.raises(ConfigError, match="begun is not finished"):
+      experiment.run(config, tmp_path / "run")
+
+  def test_load_network_says_what_is_missing(self, trained, tmp_path):
+    _, workdir, _ = trained
+    with pytest.raises(checkpoint.CheckpointError, match="holds no run"):
+      experiment.load_network(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no run"):
+      experiment.load_network(workdir, str(tmp_path))
+    config = two_stages("train")
+    (tmp_path / "config.json").write_text(config.to_json())
+    with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
+      experiment.load_network(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
+      experiment.load_network(tmp_path, "train")
+
+
+def _constants(jaxpr):
+  """Elements of the largest constant in a jaxpr, at any depth."""
+  sizes = [np.size(c) for c in getattr(jaxpr, "consts", ())]
+  inner = jaxpr.jaxpr if isinstance(jaxpr, jax_core.ClosedJaxpr) else jaxpr
+  for eqn in inner.eqns:
+    for value in eqn.params.values():
+      values = value if isinstance(value, tuple | list) else (value,)
+      sizes += [
+        _constants(v)
+        for v in values
+        if isinstance(v, jax_core.ClosedJaxpr | jax_core.Jaxpr)
+      ]
+    sizes += [
+      np.size(v.val) for v in eqn.invars if isinstance(v, jax_core.Literal)
+    ]
+  return max(sizes, default=0)
+
+
+def test_the_teacher_is_an_argument_of_the_step_and_no_constant(trained):
+  config, workdir, _ = trained
+  teacher = experiment.load_network(workdir)
+  net = network.init(jax.random.key(1), teacher.spec)
+  c = config.train
+  optimizer = state_lib.make_optimizer(
+    "sgd", learning_rate=0.1, steps=9, warmup_steps=0, momentum=0.9,
+    weight_decay=1e-4, clip_norm=0.0,
+  )  # fmt: skip
+  step = make_train_step(
+    optimizer, make_mesh(), mean=(0.5,) * 3, std=(0.2,) * 3,
+    pad=c.augment.pad, flip=c.augment.flip, cutout=c.augment.cutout,
+    temperature=c.temperature, kd_weight=c.kd_weight, label_smoothing=0.0,
+    ema_decay=0.0, dtype=jnp.float32,
+  )  # fmt: skip
+  state = state_lib.create(net, optimizer, average=False)
+  batch = Batch(
+    jnp.zeros((32, 32, 32, 3), jnp.uint8), jnp.zeros(32, jnp.int32),
+    jnp.arange(32),
+  )  # fmt: skip
+  args = (state, teacher, batch, jax.random.key(0), jnp.int32(0))
+  jaxpr = jax.make_jaxpr(step)(*args)
+  # A size that only an array of numbers has; keys and tables are smaller.
+  largest = max(np.size(x) for x in jax.tree.leaves(teacher.params))
+  assert largest > 500
+  assert _constants(jaxpr) < 100
+  assert len(jaxpr.in_avals) == len(jax.tree.leaves(args))
+  # The test can fail: closed over, the teacher is found.
+  closed = jax.make_jaxpr(lambda s, *rest: step(s, teacher, *rest))(
+    *itertools.chain(args[:1], args[2:])
+  )
+  assert _constants(closed) == largest
