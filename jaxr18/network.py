@@ -46,25 +46,33 @@ def chain(*transforms: Transform) -> Transform:
   return chained
 
 
-# It runs once: unoptimized, 13 layers take 1 s to compile and run, and 7 s
-# otherwise, for the random numbers alone.
-@functools.partial(
-  jax.jit,
-  static_argnames="spec",
-  compiler_options={"xla_backend_optimization_level": 0},
-)
 def init(key: jax.Array, spec: NetSpec) -> Network:
   """A network with He-normal kernels, nothing pruned, bounds of 1.
 
   Raises:
     ValueError: the spec is not a network (`spec.check`).
   """
+  # Options of the compiler cannot be nested in another jit or eval_shape.
+  run = _init if isinstance(key, jax.core.Tracer) else _compiled_init
+  return run(key, spec)
+
+
+def _init(key: jax.Array, spec: NetSpec) -> Network:
   check(spec)
   shape = (1, spec.resolution, spec.resolution, spec.channels)
   variables = ResNet(spec).init(key, jnp.zeros(shape, jnp.float32))
   params = variables["params"]
   masks = jax.tree.map(lambda _: jnp.array(True), params)
   return Network(params, variables["batch_stats"], masks, spec)
+
+
+# It runs once: unoptimized, 13 layers take 1 s to compile and run, and 7 s
+# otherwise, for the random numbers alone.
+_compiled_init = jax.jit(
+  _init,
+  static_argnames="spec",
+  compiler_options={"xla_backend_optimization_level": 0},
+)
 
 
 def apply_masks(params: Any, masks: Any) -> Any:
