@@ -1,7 +1,6 @@
 """The table of knobs, and configs from files and command lines."""
 
 import json
-import pathlib
 
 import ml_collections
 import pytest
@@ -282,5 +281,4 @@ def test_each_config_tells_its_command():
   for path in CONFIGS:
     text = path.read_text()
     assert f"python -m jaxr18.main --config=configs/{path.name}" in text
-    assert len(text.splitlines()) <= 40
-  assert pathlib.Path("configs/baseline.py").name in configfile.catalog()
+    assert f"configs/{path.name}" in configfile.catalog()
