@@ -48,6 +48,8 @@ def run(
     What result.json holds.
   """
   stop = stop or StopSignal()
+  if jax.process_count() > 1:
+    stop.leave = None  # one that left alone would take the others down
   finished = (workdir / "result.json").exists()
   # A finished run needs neither its teacher's workdir nor as many devices.
   validate(config, 1 if finished else jax.device_count(), not finished)

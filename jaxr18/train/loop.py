@@ -143,9 +143,9 @@ def train(
     checkpoint.finish(manager)
     reporter.close()
 
-  # Alone, a process may leave while it compiles and validates: nothing is lost.
+  # While it compiles and validates it may leave at once: nothing is lost.
   outside = stop.leave
-  at_once = outside and may_leave if jax.process_count() == 1 else None
+  at_once = outside and may_leave
   try:
     stop.leave = at_once
     if done < total:

@@ -32,10 +32,25 @@ def make_mesh() -> Mesh:
 
 
 def replicate(tree, mesh: Mesh):
-  """A copy of the tree on every device of the mesh."""
-  # A copy, since the step donates its state: the caller's arrays live on.
+  """A copy of the tree on every device of the mesh.
+
+  The leaves are the same in every process, or there on all devices already.
+  """
   sharding = NamedSharding(mesh, PartitionSpec())
-  return jax.device_put(tree, sharding, may_alias=False)
+  if jax.process_count() == 1:
+    # A copy, since the step donates its state: the caller's arrays live on.
+    return jax.device_put(tree, sharding, may_alias=False)
+
+  def put(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      impl = jax.random.key_impl(x)
+      return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=impl)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
 
 
 def shard(tree, mesh: Mesh):

@@ -1,0 +1,71 @@
+"""Starts the real command on the tiny config, in processes of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from jaxr18.train import checkpoint
+
+CONFIG = pathlib.Path(__file__).with_name("tiny_config.py")
+# What jaxr18.main does first; here also where a test is of that alone.
+_CODE = """
+import runpy
+from jaxr18 import cluster
+cluster.initialize_cluster()
+runpy.run_module("jaxr18.main", run_name="__main__")
+"""
+
+
+def start(workdir, *flags, epochs=3, cache=None, **environment):
+  """A running command; its output is in one pipe."""
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  env |= {"PYTHONWARNINGS": "ignore"} | environment
+  if cache is not None:
+    env |= {
+      "JAX_COMPILATION_CACHE_DIR": str(cache),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+  config = f"--config={CONFIG}:{epochs}"
+  return subprocess.Popen(
+    [sys.executable, "-c", _CODE, config, f"--workdir={workdir}", *flags],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    cwd=CONFIG.parents[1],
+  )
+
+
+def finish(process, status=0, seconds=300):
+  """What it printed, once it has ended with that status."""
+  text, _ = process.communicate(timeout=seconds)
+  assert process.returncode == status, text
+  assert "Traceback" not in text, text
+  return text
+
+
+def wait_for(path, process, seconds=300):
+  """Until the file is there and not empty."""
+  end = time.monotonic() + seconds
+  while not (path.exists() and (path.is_dir() or path.stat().st_size)):
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < end, f"{path} did not come"
+    time.sleep(0.02)
+
+
+def metrics(workdir):
+  """The lines of metrics.jsonl without their timings."""
+  lines = (workdir / "train" / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  for row in rows:
+    del row["seconds"], row["images_per_second"]
+  return rows
+
+
+def last_arrays(workdir):
+  folder = workdir / "train" / "checkpoints"
+  last = max(int(p.name) for p in folder.iterdir())
+  return checkpoint.read(folder / str(last))[0]
