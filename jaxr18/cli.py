@@ -146,8 +146,9 @@ def help_text(epilog: Callable[[], str] | None = None) -> str:
     if flag.default not in (None, "", False):
       name = f"  --{flag.name}={flag.default} "
     lines.append(
-      textwrap.fill(flag.help, 79, initial_indent=name.ljust(16),
-                    subsequent_indent=" " * 16)  # fmt: skip
+      textwrap.fill(
+        flag.help, 79, initial_indent=name.ljust(16), subsequent_indent=" " * 16
+      )  # fmt: skip
     )
   if "config" in flags.FLAGS:
     lines += ["", "Configs:", configfile.catalog()]
@@ -174,11 +175,12 @@ def _arguments(argv: list[str]) -> list[str]:
 
 def _expected() -> tuple[type[Exception], ...]:
   """Errors whose text is all that a person needs; imported after one only."""
-  from jaxr18 import cifar10, workdir
+  from jaxr18 import cifar10, cluster, workdir
   from jaxr18.train import checkpoint, loop
 
   return (
     cifar10.DataError,
+    cluster.ClusterError,
     workdir.WorkdirError,
     checkpoint.CheckpointError,
     loop.TrainingError,

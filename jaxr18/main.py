@@ -14,6 +14,7 @@ when the command or the config cannot be run, and then nothing was touched.
 """
 
 import pathlib
+import sys
 
 from absl import app
 
@@ -35,15 +36,27 @@ def main(argv: list[str]) -> None:
     )
   workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
   workdir = workdir.expanduser()
-  # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import experiment
+  # Imported late: --help and a wrong flag need no JAX. Memory is arranged
+  # before JAX has threads, the cluster is joined before it has devices.
+  from jaxr18.nn import memory
+
+  memory.keep_freed_memory()
+  import jax
+
+  from jaxr18 import cluster, experiment
+  from jaxr18.nn import compiled
   from jaxr18.train import loop
 
+  if joined := cluster.initialize_cluster():
+    print(joined, file=sys.stderr)
+  compiled.keep_compiled()
   finished = (workdir / "result.json").exists()
   try:
     result = experiment.run(config, workdir, loop.on_stop_signals())
   except loop.Stopped as e:
     print(f"{e}; saved in {workdir}; the same command resumes it")
+    return
+  if jax.process_index() > 0:
     return
   if finished:
     print(f"{workdir} was finished already:")
