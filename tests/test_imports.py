@@ -17,6 +17,7 @@ ORDER = (
   "spec",
   "forms",
   "workdir",
+  "cluster",
   "config",
   "configfile",
   "netconfig",

@@ -17,7 +17,9 @@ from jaxr18.spec import FLOAT_BITS, ConvSpec, resnet, with_bits
 
 SPEC = resnet((4, 8), (1, 1), (1, 2), (2, 1), (False, True), resolution=8)
 QUANTIZED = with_bits(SPEC, [("stem", 8, 8), ("head", 32, 32), (".*", 4, 3)])
-IMAGES = jax.random.normal(jax.random.key(9), (4, 8, 8, 3))
+IMAGES = jnp.asarray(
+  np.random.default_rng(9).normal(size=(4, 8, 8, 3)), jnp.float32
+)
 
 
 def trained(spec=SPEC, seed=0):

@@ -24,9 +24,7 @@ from jaxr18.spec import BITS, ConvSpec, resnet, with_bits
 QUANTIZED = tuple(b for b in BITS if b != 32)
 SHAPES = {
   "dense": (3, 3, 8, 16),
-  "grouped": (3, 3, 2, 16),
   "depthwise": (3, 3, 1, 16),
-  "pointwise": (1, 1, 8, 16),
   "head": (64, 16),
 }
 
@@ -37,8 +35,9 @@ fast_jit = functools.partial(
 )
 
 
-def normal(seed, shape, scale=1.0):
-  return scale * jax.random.normal(jax.random.key(seed), shape)
+def normal(seed, shape):
+  x = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(x, jnp.float32)
 
 
 def make_spec():
@@ -100,8 +99,8 @@ class TestKernel:
   @pytest.mark.parametrize("bits", QUANTIZED)
   def test_zeros_stay_zero(self, bits):
     kernel = normal(0, SHAPES["dense"])
-    mask = jax.random.bernoulli(jax.random.key(1), 0.5, kernel.shape)
-    q = quantize_kernel(jnp.where(mask, kernel, 0), bits)
+    mask = np.asarray(normal(1, kernel.shape)) > 0
+    q = quantize_kernel(kernel * mask, bits)
     assert not np.any(np.where(mask, 0, q))
     assert np.any(np.where(mask, q, 0))
 
@@ -274,7 +273,7 @@ class TestNetwork:
       assert np.all(np.isfinite(gradient)), path
       assert np.any(gradient != 0), path
 
-  @pytest.mark.parametrize("groups", [1, 2, 8])
+  @pytest.mark.parametrize("groups", [2, 8])
   def test_gradient_is_that_of_the_quantized_convolution(self, groups):
     spec = ConvSpec(8, groups=groups, w_bits=3, a_bits=4)
     x, c = jnp.abs(normal(0, (2, 6, 6, 8))), normal(1, (2, 6, 6, 8))
@@ -307,7 +306,7 @@ class TestNetwork:
     assert np.abs(loop[0] - loop[1]).max() > 1e-2
 
   def test_vmap_keeps_the_scale_of_each_member(self):
-    kernels = normal(0, (3, *SHAPES["grouped"])) * jnp.array(
+    kernels = normal(0, (3, *SHAPES["depthwise"])) * jnp.array(
       [1.0, 10.0, 100.0]
     ).reshape(3, 1, 1, 1, 1)
     got = jax.vmap(lambda k: quantize_kernel(k, 3))(kernels)
