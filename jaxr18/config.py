@@ -190,8 +190,8 @@ PHASE = {
                  "(regex on layer paths, w_bits, a_bits), first match wins; "
                  "32 is unquantized", bits_rules=True),
   },
-  "init": Knob("", "start from this earlier phase or finished workdir"),
-  "teacher": Knob("", "distil from this earlier phase or finished workdir"),
+  "init": Knob("", "start from this earlier phase, workdir, .pt or .pth"),
+  "teacher": Knob("", "distil from this earlier phase, workdir, .pt or .pth"),
   "kd_weight": Knob(0.9, "weight of the soft loss, if there is a teacher",
                     0, 1),
   "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.experimental import multihost_utils
 
-from jaxr18 import data, network
+from jaxr18 import data, network, torch_weights
 from jaxr18.compress import factorize
 from jaxr18.cost import score as score_lib
 from jaxr18.network import Network
@@ -260,15 +260,20 @@ def start_from(
 
 
 def load_network(workdir: pathlib.Path, source: str = "") -> Network:
-  """A finished network: of a phase, or of another run's workdir.
+  """A finished network: of a phase, of another run, or PyTorch's.
 
   Args:
     workdir: of the run.
-    source: a phase's name; '' for the last phase; or another workdir.
+    source: a phase's name; '' for the last phase; another workdir; or a file
+      of a PyTorch state_dict (.pt, .pth).
 
   Raises:
     checkpoint.CheckpointError: there is none, or it is damaged.
+    torch_weights.WeightsError: the file is not of a ResNet that we know.
   """
+  file = pathlib.Path(source).expanduser()
+  if file.suffix in torch_weights.SUFFIXES:
+    return torch_weights.load(file)
   phases = _phases_of(workdir)
   if source and source not in phases:
     workdir, source = pathlib.Path(source).expanduser(), ""

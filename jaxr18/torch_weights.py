@@ -39,6 +39,9 @@ _LEAVES = {
 _SHOWN = 6  # names in an error
 
 
+SUFFIXES = (".pt", ".pth")  # what a file of PyTorch's is known by
+
+
 class WeightsError(ValueError):
   """The weights are not those of the network."""
 

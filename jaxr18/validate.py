@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from jaxr18 import torch_weights
 from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.netconfig import check_network, misfit
@@ -247,9 +248,15 @@ class Problems:
           )
 
   def finished(self, full: str, value: str, earlier) -> NetSpec | None:
-    """The network of another run's workdir."""
+    """The network of another run's workdir, or of PyTorch's weights."""
     workdir = pathlib.Path(value).expanduser()
     must = _must_be_source(earlier)
+    if workdir.suffix in torch_weights.SUFFIXES:
+      try:
+        return torch_weights.load(workdir).spec
+      except torch_weights.WeightsError as e:
+        self.add(full, must, str(e))
+        return None
     try:
       result = read_result(workdir)
       spec = NetSpec.from_json(json.dumps(result["spec"]))
@@ -273,7 +280,7 @@ class Problems:
 
 
 def _must_be_source(earlier) -> str:
-  must = "must be the workdir of a finished run"
+  must = "must be a finished run's workdir, a .pt or .pth file of PyTorch's"
   return f"{must} or an earlier phase ({', '.join(earlier) or 'none here'})"
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from golden import random_weights
 
-from jaxr18 import network, torch_weights
+from jaxr18 import experiment, network, torch_weights
+from jaxr18.config import base
 from jaxr18.spec import resnet, resnet18, with_bits
 from jaxr18.torch_weights import WeightsError, derive_spec, from_state_dict
+from jaxr18.validate import ConfigError, validate
 
 GOLDEN = np.load(
   pathlib.Path(__file__).parent / "golden" / "resnet18_logits.npz"
@@ -268,3 +270,25 @@ class TestLoad:
     torch.save(d, path)
     with pytest.raises(WeightsError, match="ckpt.pt.*linear.bias is missing"):
       torch_weights.load(path, grouped.spec)
+
+
+@pytest.mark.parametrize("field", ["init", "teacher"])
+def test_a_phase_takes_a_file(tmp_path, field):
+  torch = pytest.importorskip("torch")
+  state_dict = weights()
+  path = tmp_path / "net.pth"
+  torch.save({k: torch.from_numpy(v) for k, v in state_dict.items()}, path)
+  config = base(("student",))
+  arguments = json.loads(str(GOLDEN["grouped_arguments"]))
+  for name, value in arguments.items():
+    config.student.network[name] = tuple(value)
+  config.student[field] = str(path)
+  validate(config)
+  loaded = experiment.load_network(tmp_path, str(path))
+  assert same(loaded, from_state_dict(state_dict, golden_spec("grouped")))
+  if field == "init":
+    config.student.network.widths = tuple(
+      2 * w for w in config.student.network.widths
+    )
+    with pytest.raises(ConfigError, match="same widths"):
+      validate(config)

@@ -174,6 +174,8 @@ BAD = [
   ("student.teacher", "student", "an earlier phase (teacher)"),
   ("student.init", "nobody", "there is no nobody/result.json"),
   ("student.teacher", "/nonexistent/run", "holds no run"),
+  ("student.teacher", "/nonexistent/net.pth", "/nonexistent/net.pth"),
+  ("student.init", "/nonexistent/net.pt", "/nonexistent/net.pt"),
 ]  # fmt: skip
 
 # Fields that are right by themselves and wrong together; the first is named.
