@@ -22,12 +22,14 @@ def serve(worker, start: float) -> None:
       _say(gflop_per_s=worker.peak())
       continue
     run, count, start = getattr(worker, name), 0, time.perf_counter()
+    cpu = time.process_time()
     while count < 2 or time.perf_counter() - start < float(seconds):
       run()
       count += 1
     rate = count * worker.size / (time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / (count * worker.size)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    _say(images_per_s=rate, peak_bytes=memory)
+    _say(images_per_s=rate, cpu_s_per_image=cpu, peak_bytes=memory)
 
 
 def _say(**answer) -> None:
