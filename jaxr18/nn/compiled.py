@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import time
+import zlib
 
 import jax
 
@@ -22,7 +23,9 @@ def keep_compiled() -> pathlib.Path | None:
 
   Folders are by processor and number of cores, since a home folder may be
   shared: XLA compiles for the instructions of one and divides work by the
-  other. What is older than a month is removed.
+  other. What is older than a month is removed, and what is cut off: JAX writes
+  an entry in place, so a kill or a full disk leaves a part, which would be
+  reported by every later run and replaced by none.
 
   Returns:
     The folder; None where it cannot be written, or JAX_COMPILATION_CACHE_DIR
@@ -38,7 +41,8 @@ def keep_compiled() -> pathlib.Path | None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-      if file.is_file() and time.time() - file.stat().st_mtime > _MONTH:
+      old = time.time() - file.stat().st_mtime > _MONTH
+      if file.is_file() and (old or _cut_off(file.read_bytes())):
         file.unlink(missing_ok=True)
   except OSError:
     return None
@@ -46,6 +50,16 @@ def keep_compiled() -> pathlib.Path | None:
   # JAX's own second leaves out the evaluation of a small network.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
   return folder
+
+
+def _cut_off(entry: bytes) -> bool:
+  """Whether it is a beginning of what zlib packed (JAX without zstandard)."""
+  unpack = zlib.decompressobj()
+  try:
+    unpack.decompress(entry)
+  except zlib.error:
+    return False
+  return not unpack.eof
 
 
 def _machine() -> str:
