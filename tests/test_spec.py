@@ -324,9 +324,10 @@ class TestBits:
     with pytest.raises(ValueError, match=r"no bits rule.*'head'.*'\.\*', 32"):
       with_bits(SMALL, [("stem|stage.*", 4, 4)])
 
-  def test_a_regex_matches_the_whole_path(self):
+  @pytest.mark.parametrize("part", ["conv1|conv2|proj", "stage"])
+  def test_a_regex_matches_the_whole_path(self, part):
     with pytest.raises(ValueError, match="no bits rule matches layer 'stage1_"):
-      with_bits(SMALL, [("stem|head", 32, 32), ("conv1|conv2|proj", 4, 4)])
+      with_bits(SMALL, [("stem|head", 32, 32), (part, 4, 4)])
 
   @pytest.mark.parametrize(
     "rules",
