@@ -15,7 +15,7 @@ import ml_collections
 from jaxr18 import torch_weights
 from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
 from jaxr18.configfile import ConfigError as ConfigError
-from jaxr18.netconfig import check_network, misfit
+from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
@@ -253,10 +253,17 @@ class Problems:
     must = _must_be_source(earlier)
     if workdir.suffix in torch_weights.SUFFIXES:
       try:
-        return torch_weights.load(workdir).spec
+        spec = torch_weights.load(workdir).spec
       except torch_weights.WeightsError as e:
         self.add(full, must, str(e))
         return None
+      if spec.head.classes != CLASSES:
+        self.add(
+          full,
+          f"must tell {CLASSES} classes apart, it has {spec.head.classes}",
+          "give weights that were trained on these data",
+        )
+      return spec
     try:
       result = read_result(workdir)
       spec = NetSpec.from_json(json.dumps(result["spec"]))

@@ -286,6 +286,13 @@ def test_a_phase_takes_a_file(tmp_path, field):
   validate(config)
   loaded = experiment.load_network(tmp_path, str(path))
   assert same(loaded, from_state_dict(state_dict, golden_spec("grouped")))
+  other = dict(state_dict)
+  for name in ("linear.weight", "linear.bias"):
+    other[name] = other[name][:7]
+  torch.save({k: torch.from_numpy(v) for k, v in other.items()}, path)
+  with pytest.raises(ConfigError, match="10 classes apart, it has 7"):
+    validate(config)
+  torch.save({k: torch.from_numpy(v) for k, v in state_dict.items()}, path)
   if field == "init":
     config.student.network.widths = tuple(
       2 * w for w in config.student.network.widths
