@@ -5,6 +5,7 @@ The only place that reads a config; below it are plain arguments.
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import shlex
@@ -320,9 +321,10 @@ def make_result(
     "seed": config.seed,
     "config": json.loads(config.to_json()),
     "spec": json.loads(net.spec.to_json()),
-    "command": shlex.join(sys.argv),
+    "command": shlex.join(["python", "-m", "jaxr18.main", *sys.argv[1:]]),
     "device": f"{jax.device_count()} x {device.device_kind}",
-    "platform": f"{platform.machine()}, Python {platform.python_version()}",
+    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "python": platform.python_version(),
     "versions": {v: importlib.metadata.version(v) for v in versions},
   }
 
