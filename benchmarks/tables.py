@@ -14,9 +14,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-MARKED = re.compile(
-  r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
-)
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-FLIPS = ('none', 'random', 'alternating')
+FLIPS = ("none", "random", "alternating")
 
 
 def normalize(images, mean, std, resolution: int) -> jax.Array:
@@ -30,7 +30,7 @@ def normalize(images, mean, std, resolution: int) -> jax.Array:
   n, *size, channels = x.shape
   if size != [resolution, resolution]:
     shape = (n, resolution, resolution, channels)
-    x = jax.image.resize(x, shape, 'linear', antialias=True)
+    x = jax.image.resize(x, shape, "linear", antialias=True)
   return x
 
 
@@ -48,7 +48,7 @@ class Views(NamedTuple):
 
 
 def sample_views(
-  key, n: int, *, pad: int = 4, flip: str = 'random', flip_bits=None
+  key, n: int, *, pad: int = 4, flip: str = "random", flip_bits=None
 ) -> Views:
   """Draws `n` views.
 
@@ -62,16 +62,16 @@ def sample_views(
   y_key, x_key, flip_key = jax.random.split(key, 3)
   dy = jax.random.randint(y_key, (n,), 0, 2 * pad + 1)
   dx = jax.random.randint(x_key, (n,), 0, 2 * pad + 1)
-  if flip == 'none':
+  if flip == "none":
     bits = jnp.zeros(n, bool)
-  elif flip == 'random':
+  elif flip == "random":
     bits = jax.random.bernoulli(flip_key, shape=(n,))
-  elif flip == 'alternating':
+  elif flip == "alternating":
     if flip_bits is None:
       raise ValueError("flip='alternating' needs flip_bits.")
     bits = flip_bits
   else:
-    raise ValueError(f'flip (={flip!r}) must be one of {FLIPS}.')
+    raise ValueError(f"flip (={flip!r}) must be one of {FLIPS}.")
   return Views(dy, dx, bits)
 
 
@@ -109,8 +109,8 @@ def apply_views(images, views: Views, pad: int) -> jax.Array:
   _, height, width, _ = images.shape
   if not 0 <= pad < min(height, width):
     raise ValueError(
-      f'pad (={pad}) must be at least 0 and less than the images '
-      f'({height}x{width}).'
+      f"pad (={pad}) must be at least 0 and less than the images "
+      f"({height}x{width})."
     )
 
   def look(image, dy, dx, flip):
@@ -161,7 +161,7 @@ def augment(
   index=None,
   epoch=None,
   pad: int = 4,
-  flip: str = 'random',
+  flip: str = "random",
   cutout: int = 0,
   mean=None,
 ) -> jax.Array:
@@ -187,17 +187,17 @@ def augment(
   flip_key, step_key = jax.random.split(key)
   view_key, cut_key = jax.random.split(jax.random.fold_in(step_key, step))
   bits = None
-  if flip == 'alternating':
+  if flip == "alternating":
     if index is None or epoch is None:
       raise ValueError("flip='alternating' needs index and epoch.")
     bits = alternating_flip(flip_key, index, epoch)
-  if pad or flip != 'none':
+  if pad or flip != "none":
     views = sample_views(
       view_key, images.shape[0], pad=pad, flip=flip, flip_bits=bits
     )
     images = apply_views(images, views, pad)
   if cutout:
     if mean is None:
-      raise ValueError(f'cutout (={cutout}) needs mean, to fill with it.')
+      raise ValueError(f"cutout (={cutout}) needs mean, to fill with it.")
     images = cut_out(cut_key, images, cutout, mean)
   return images

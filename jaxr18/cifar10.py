@@ -26,12 +26,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
-NAME = 'cifar10'
+NAME = "cifar10"
 SHAPE = (32, 32, 3)
 _RECORD = 1 + 32 * 32 * 3  # bytes: the label, then the planes R, G and B
 _FILES = {
-  'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
-  'test': ('test_batch.bin',),
+  "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+  "test": ("test_batch.bin",),
 }
 
 
@@ -47,16 +47,16 @@ class Source(NamedTuple):
 
 
 OFFICIAL = Source(
-  'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
-  'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
+  "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+  "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 
 
-def resolve_data_dir(data_dir: str = '') -> pathlib.Path:
+def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
   """The TFDS folder: `data_dir`, else TFDS_DATA_DIR, else TFDS's default."""
   path = (
     data_dir
-    or os.environ.get('TFDS_DATA_DIR')  # TFDS itself reads it only at import
+    or os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it only at import
     or tfds.core.constants.DATA_DIR
   )
   return pathlib.Path(path).expanduser()
@@ -69,20 +69,20 @@ def open_folder(data_dir: pathlib.Path):
     DataError: the folder is there, but in a format that needs TensorFlow.
   """
   folder = data_dir / NAME / str(cifar.Cifar10.VERSION)
-  if not (folder / 'dataset_info.json').exists():
+  if not (folder / "dataset_info.json").exists():
     return None
   builder = tfds.builder(NAME, data_dir=data_dir)
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise DataError(
-      f'{folder} holds CIFAR-10 as {builder.info.file_format.value}, expected '
-      'array_record (the other formats need TensorFlow to be read). Name '
-      'another data_dir, and it will be prepared there.'
+      f"{folder} holds CIFAR-10 as {builder.info.file_format.value}, expected "
+      "array_record (the other formats need TensorFlow to be read). Name "
+      "another data_dir, and it will be prepared there."
     )
   return builder
 
 
 def prepare(
-  data_dir: str = '', archive: str = '', source: Source = OFFICIAL
+  data_dir: str = "", archive: str = "", source: Source = OFFICIAL
 ) -> pathlib.Path:
   """Writes TFDS's standard CIFAR-10 folder under `data_dir`.
 
@@ -105,16 +105,16 @@ def prepare(
   if open_folder(root) is not None:
     return root
   root.mkdir(parents=True, exist_ok=True)
-  with _locked(root / '.jaxr18-prepare.lock'):
+  with _locked(root / ".jaxr18-prepare.lock"):
     if open_folder(root) is not None:  # another run was faster
       return root
     if archive:
       path = pathlib.Path(archive).expanduser()
       if not path.is_file():
-        raise DataError(f'No archive at {path}.')
+        raise DataError(f"No archive at {path}.")
       _check_sha256(path, source)
     else:
-      path = root / source.url.rsplit('/', 1)[-1]
+      path = root / source.url.rsplit("/", 1)[-1]
       download(source, path)
     write_folder(root, *read_archive(path))
     if not archive:
@@ -126,7 +126,7 @@ def prepare(
 def _locked(path: pathlib.Path):
   """Holds an exclusive lock on the file `path`; it ends with the process."""
   while True:
-    with open(path, 'w') as f:
+    with open(path, "w") as f:
       fcntl.flock(f, fcntl.LOCK_EX)
       try:
         held = os.path.samestat(os.fstat(f.fileno()), path.stat())
@@ -141,13 +141,13 @@ def _locked(path: pathlib.Path):
 
 
 def _check_sha256(path: pathlib.Path, source: Source) -> None:
-  with open(path, 'rb') as f:
-    got = hashlib.file_digest(f, 'sha256').hexdigest()
+  with open(path, "rb") as f:
+    got = hashlib.file_digest(f, "sha256").hexdigest()
   if got != source.sha256:
     raise DataError(
-      f'{path} ({_size(path):,} bytes) has SHA-256 {got}, expected '
-      f'{source.sha256}: it is damaged or another file. Fetch '
-      f'{source.url} again.'
+      f"{path} ({_size(path):,} bytes) has SHA-256 {got}, expected "
+      f"{source.sha256}: it is damaged or another file. Fetch "
+      f"{source.url} again."
     )
 
 
@@ -170,7 +170,7 @@ def download(
       bytes are then deleted).
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.part')
+  part = path.with_name(path.name + ".part")
   if path.exists():  # of a run that was killed between this and the writing
     os.replace(path, part)
   failed = 0
@@ -184,8 +184,8 @@ def download(
       refused = isinstance(e, urllib.error.HTTPError) and e.code < 500
       if refused or failed == attempts:
         raise DataError(
-          f'Could not download {source.url} to {path}: {e} (attempt {failed} '
-          f'of {attempts}; {_size(part):,} bytes are kept for the next time).'
+          f"Could not download {source.url} to {path}: {e} (attempt {failed} "
+          f"of {attempts}; {_size(part):,} bytes are kept for the next time)."
         ) from e
     time.sleep(wait * 2 ** (failed - 1))
   try:
@@ -203,28 +203,28 @@ def _size(path: pathlib.Path) -> int:
 def _fetch(url: str, part: pathlib.Path) -> None:
   """Appends to `part` what it lacks of `url`."""
   have = _size(part)
-  request = urllib.request.Request(url, headers={'User-Agent': 'jaxr18'})
+  request = urllib.request.Request(url, headers={"User-Agent": "jaxr18"})
   if have:
-    request.add_header('Range', f'bytes={have}-')
+    request.add_header("Range", f"bytes={have}-")
   try:
     response = urllib.request.urlopen(request, timeout=20)
   except urllib.error.HTTPError as e:
     if e.code == 416 and have:  # all of it was there: the checksum decides
       return
     raise
-  with response, open(part, 'ab') as f:
+  with response, open(part, "ab") as f:
     if response.status != 206:  # the server sends everything again
       have = 0
       f.truncate(0)
-    length = response.headers.get('Content-Length')
+    length = response.headers.get("Content-Length")
     total = have + int(length) if length else 0
-    progress = _Progress(part.name.removesuffix('.part'), have, total)
+    progress = _Progress(part.name.removesuffix(".part"), have, total)
     while chunk := response.read(1 << 18):
       f.write(chunk)
       have += len(chunk)
       progress(have)
   if have < total:  # read() does not raise where the connection ends early
-    raise ConnectionError(f'got {have:,} of {total:,} bytes')
+    raise ConnectionError(f"got {have:,} of {total:,} bytes")
 
 
 class _Progress:
@@ -238,13 +238,13 @@ class _Progress:
   def __call__(self, have: int) -> None:
     now, done = time.monotonic(), have == self.total
     rate = (have - self.start) / 1e6 / max(now - self.began, 1e-9)
-    percent = f'{have / self.total:4.0%} of ' if self.total else ''
-    size = f'{(self.total or have) / 1e6:.1f} MB'
-    line = f'{self.what}: {percent}{size}, {rate:.1f} MB/s'
+    percent = f"{have / self.total:4.0%} of " if self.total else ""
+    size = f"{(self.total or have) / 1e6:.1f} MB"
+    line = f"{self.what}: {percent}{size}, {rate:.1f} MB/s"
     if sys.stderr.isatty():
       if done or now - self.shown > 0.2:
         self.shown = now
-        print(f'\r{line} ', end='\n' if done else '', file=sys.stderr)
+        print(f"\r{line} ", end="\n" if done else "", file=sys.stderr)
     elif self.total and 10 * have // self.total > self.tenth:
       self.tenth = 10 * have // self.total
       print(line, file=sys.stderr)
@@ -262,36 +262,36 @@ def read_archive(path: pathlib.Path):
   """
   contents = {}
   try:
-    with tarfile.open(path, 'r:*') as tar:
+    with tarfile.open(path, "r:*") as tar:
       for member in tar:
         if member.isfile():
           contents[os.path.basename(member.name)] = tar.extractfile(
             member
           ).read()
   except (tarfile.TarError, EOFError, OSError) as e:
-    raise DataError(f'{path} is not a readable tar archive: {e}') from e
-  wanted = sum(_FILES.values(), ()) + ('batches.meta.txt',)
+    raise DataError(f"{path} is not a readable tar archive: {e}") from e
+  wanted = sum(_FILES.values(), ()) + ("batches.meta.txt",)
   if missing := [name for name in wanted if name not in contents]:
     raise DataError(
-      f'{path} lacks {", ".join(missing)}; got {sorted(contents)}. Expected '
+      f"{path} lacks {', '.join(missing)}; got {sorted(contents)}. Expected "
       "the archive of CIFAR-10's binary version."
     )
-  names = contents['batches.meta.txt'].decode().split()
+  names = contents["batches.meta.txt"].decode().split()
   splits = {}
   for split, files in _FILES.items():
     for name in files:
       if len(contents[name]) % _RECORD:
         raise DataError(
-          f'{path}: {name} has {len(contents[name]):,} bytes, expected a '
-          f'multiple of {_RECORD:,} (a label and 32x32x3 values).'
+          f"{path}: {name} has {len(contents[name]):,} bytes, expected a "
+          f"multiple of {_RECORD:,} (a label and 32x32x3 values)."
         )
-    records = np.frombuffer(b''.join(contents[n] for n in files), np.uint8)
+    records = np.frombuffer(b"".join(contents[n] for n in files), np.uint8)
     records = records.reshape(-1, _RECORD)
     labels = records[:, 0]
     if labels.size and labels.max() >= len(names):
       raise DataError(
-        f'{path}: {split} has label {labels.max()}, expected 0 to '
-        f'{len(names) - 1}.'
+        f"{path}: {split} has label {labels.max()}, expected 0 to "
+        f"{len(names) - 1}."
       )
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     splits[split] = planes.transpose(0, 2, 3, 1), labels
@@ -300,15 +300,15 @@ def read_archive(path: pathlib.Path):
 
 def write_folder(root: pathlib.Path, splits, names) -> None:
   """Writes `read_archive`'s result as `root`/cifar10/<version>, atomically."""
-  staging = root / '.jaxr18-prepare'
+  staging = root / ".jaxr18-prepare"
   shutil.rmtree(staging, ignore_errors=True)  # a killed run's, under our lock
   try:
     builder = _builder(staging, splits, names)
     count = sum(len(labels) for _, labels in splits.values())
-    print(f'Writing {count:,} images to {root}/{NAME} ...', file=sys.stderr)
+    print(f"Writing {count:,} images to {root}/{NAME} ...", file=sys.stderr)
     tfds.display_progress_bar(False)  # it draws over several lines
     with contextlib.redirect_stdout(io.StringIO()):  # prints the staging path
-      builder.download_and_prepare(file_format='array_record')
+      builder.download_and_prepare(file_format="array_record")
     target = root / pathlib.Path(builder.data_path).relative_to(staging)
     target.parent.mkdir(exist_ok=True)
     os.replace(builder.data_path, target)
@@ -325,7 +325,7 @@ def _builder(data_dir: pathlib.Path, splits, names):
       url_infos = {}  # ours is no download that TFDS has to know
 
       def _split_generators(self, dl_manager):
-        self.info.features['label'].names = names
+        self.info.features["label"].names = names
         return {
           split: self._generate_examples(split, *arrays)
           for split, arrays in splits.items()
@@ -336,11 +336,11 @@ def _builder(data_dir: pathlib.Path, splits, names):
           yield (
             i,
             {
-              'id': f'{split}_{i:05d}',
-              'image': io.BytesIO(
+              "id": f"{split}_{i:05d}",
+              "image": io.BytesIO(
                 _png(image)
               ),  # an array would need TensorFlow
-              'label': int(label),
+              "label": int(label),
             },
           )
 
@@ -351,5 +351,5 @@ def _builder(data_dir: pathlib.Path, splits, names):
 
 def _png(image: np.ndarray) -> bytes:
   buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, 'png')
+  Image.fromarray(image).save(buffer, "png")
   return buffer.getvalue()

@@ -123,9 +123,7 @@ def override(
     )
 
 
-def set_field(
-  config: ml_collections.ConfigDict, name: str, value: Any
-) -> None:
+def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
   """Sets a field whether it exists or not, whatever its type is."""
   *sections, last = name.split(".")
   knob = _knob(config, name)
@@ -151,9 +149,7 @@ def _knob(config: ml_collections.ConfigDict, name: str) -> Knob | None:
 
 def _literal(text: str) -> Any:
   try:
-    return ast.literal_eval(
-      {"true": "True", "false": "False"}.get(text, text)
-    )
+    return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     return text
 

@@ -29,7 +29,7 @@ from jaxr18.augment import augment as augment
 from jaxr18.augment import normalize as normalize
 from jaxr18.cifar10 import DataError
 
-NAMES = ('cifar10', 'digits')
+NAMES = ("cifar10", "digits")
 
 # Over the 50,000 training images. The (0.2023, 0.1994, 0.2010) of many
 # repositories is the mean of the images' own deviations, a known mistake.
@@ -57,7 +57,7 @@ class Split:
   def __len__(self) -> int:
     return self.labels.shape[0]
 
-  def take(self, rows) -> 'Split':
+  def take(self, rows) -> "Split":
     """The images at `rows` (ints or a slice)."""
     return Split(self.images[rows], self.labels[rows], self.index[rows])
 
@@ -87,11 +87,11 @@ class Dataset:
 
 def load(
   name: str,
-  data_dir: str = '',
+  data_dir: str = "",
   validation: int = 5000,
   split_seed: int = 0,
   limit: int = 0,
-  cache_dir: str = '',
+  cache_dir: str = "",
 ) -> Dataset:
   """Loads a dataset; CIFAR-10 is downloaded and prepared where it is missing.
 
@@ -110,29 +110,29 @@ def load(
     DataError: the data can't be had; the text says what was tried.
     ValueError: an argument out of its range.
   """
-  if name == 'cifar10':
+  if name == "cifar10":
     arrays, fingerprint = _cifar10_arrays(data_dir, cache_dir)
     mean, std = CIFAR10_MEAN, CIFAR10_STD
-  elif name == 'digits':
-    arrays, fingerprint = _digits_arrays(), 'scikit-learn digits'
-    mean, std = _statistics(arrays['train_images'])
+  elif name == "digits":
+    arrays, fingerprint = _digits_arrays(), "scikit-learn digits"
+    mean, std = _statistics(arrays["train_images"])
   else:
-    raise ValueError(f'name (={name!r}) must be one of {NAMES}.')
+    raise ValueError(f"name (={name!r}) must be one of {NAMES}.")
   train, test = (
     Split(
-      arrays[f'{split}_images'],
-      arrays[f'{split}_labels'].astype(np.int32),
-      np.arange(len(arrays[f'{split}_labels']), dtype=np.int32),
+      arrays[f"{split}_images"],
+      arrays[f"{split}_labels"].astype(np.int32),
+      np.arange(len(arrays[f"{split}_labels"]), dtype=np.int32),
     )
-    for split in ('train', 'test')
+    for split in ("train", "test")
   )
   if not 0 <= validation < len(train):
     raise ValueError(
-      f'validation (={validation}) must be at least 0 and less than the '
-      f'{len(train):,} training images of {name}.'
+      f"validation (={validation}) must be at least 0 and less than the "
+      f"{len(train):,} training images of {name}."
     )
   if limit < 0:
-    raise ValueError(f'limit (={limit}) must be 0 (all images) or positive.')
+    raise ValueError(f"limit (={limit}) must be 0 (all images) or positive.")
   held_out = stratified(train.labels, validation, split_seed)
   kept = np.setdiff1d(np.arange(len(train)), held_out)
   rows = slice(limit or None)
@@ -166,7 +166,7 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   shares = sizes * count
   quotas = shares // len(labels)
   rest = count - quotas.sum()
-  quotas[np.argsort(-(shares % len(labels)), kind='stable')[:rest]] += 1
+  quotas[np.argsort(-(shares % len(labels)), kind="stable")[:rest]] += 1
   order = _permutation(len(labels), seed)
   rows = [
     order[labels[order] == c][:quota]
@@ -187,7 +187,7 @@ def batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
   """
   if not 1 <= batch_size <= n:
     raise ValueError(
-      f'batch_size (={batch_size}) must be from 1 to the {n:,} training images.'
+      f"batch_size (={batch_size}) must be from 1 to the {n:,} training images."
     )
   steps = n // batch_size
   order = _permutation(n, seed, epoch)[: steps * batch_size]
@@ -198,7 +198,7 @@ def _permutation(n: int, *seeds: int) -> np.ndarray:
   # Sorts the raw stream, which NumPy keeps the same over its versions; it
   # does not promise that for Generator.permutation.
   bits = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(n)
-  return np.argsort(bits, kind='stable')
+  return np.argsort(bits, kind="stable")
 
 
 def _digits_arrays() -> dict[str, np.ndarray]:
@@ -213,10 +213,10 @@ def _digits_arrays() -> dict[str, np.ndarray]:
   test = stratified(digits.target, _TEST_DIGITS, seed=0)
   train = np.setdiff1d(np.arange(len(images)), test)
   return {
-    'train_images': images[train],
-    'train_labels': digits.target[train],
-    'test_images': images[test],
-    'test_labels': digits.target[test],
+    "train_images": images[train],
+    "train_labels": digits.target[train],
+    "test_images": images[test],
+    "test_labels": digits.target[test],
   }
 
 
@@ -238,30 +238,30 @@ def _cifar10_arrays(data_dir: str, cache_dir: str):
       builder = cifar10.open_folder(cifar10.prepare(str(root)))
     except (DataError, OSError) as e:
       raise DataError(
-        f'CIFAR-10 is not prepared in {root}, and preparing it there failed: '
-        f'{e}\nTwo ways out: (1) a prepared folder, named by TFDS_DATA_DIR or '
-        '--config.data.dir; `python -m jaxr18.data --data_dir=DIR` prepares '
-        'one where there is internet access, and anywhere with '
-        f'--archive=FILE, which is {cifar10.OFFICIAL.url}; (2) the embedded '
-        'data: --config=configs/kd_quant.py:digits, or config.data.name = '
+        f"CIFAR-10 is not prepared in {root}, and preparing it there failed: "
+        f"{e}\nTwo ways out: (1) a prepared folder, named by TFDS_DATA_DIR or "
+        "--config.data.dir; `python -m jaxr18.data --data_dir=DIR` prepares "
+        "one where there is internet access, and anywhere with "
+        f"--archive=FILE, which is {cifar10.OFFICIAL.url}; (2) the embedded "
+        "data: --config=configs/kd_quant.py:digits, or config.data.name = "
         "'digits' in any config."
       ) from e
   try:
     files = [
       pathlib.Path(file)
-      for split in ('train', 'test')
+      for split in ("train", "test")
       for file in builder.info.splits[split].filepaths
     ]
     fingerprint = _digest(files)
-    cache = _cache_folder(cache_dir) / f'cifar10-{fingerprint}.npz'
+    cache = _cache_folder(cache_dir) / f"cifar10-{fingerprint}.npz"
     if (arrays := _read_cache(cache)) is None:
-      arrays = _read_records(builder, 'train') | _read_records(builder, 'test')
+      arrays = _read_records(builder, "train") | _read_records(builder, "test")
       _write_cache(cache, arrays)
   except Exception as e:  # there is no end to how files can be damaged
     raise DataError(
-      f'CIFAR-10 in {builder.data_path} can not be read: '
-      f'{type(e).__name__}: {e}\nDelete that folder, and '
-      f'`python -m jaxr18.data --data_dir={root}` prepares it again.'
+      f"CIFAR-10 in {builder.data_path} can not be read: "
+      f"{type(e).__name__}: {e}\nDelete that folder, and "
+      f"`python -m jaxr18.data --data_dir={root}` prepares it again."
     ) from e
   return arrays, fingerprint
 
@@ -270,9 +270,9 @@ def _digest(files) -> str:
   """Of names and content: 0.1 s for 140 MB, and no time stamp to trust."""
   digest = hashlib.blake2b(digest_size=16)
   for path in files:
-    digest.update(path.name.encode() + b'\0')
-    with open(path, 'rb') as f:
-      digest.update(hashlib.file_digest(f, 'blake2b').digest())
+    digest.update(path.name.encode() + b"\0")
+    with open(path, "rb") as f:
+      digest.update(hashlib.file_digest(f, "blake2b").digest())
   return digest.hexdigest()
 
 
@@ -287,20 +287,20 @@ def _read_records(builder, split: str, chunk: int = 2000):
     rows = range(start, min(start + chunk, n))
     for i, record in zip(rows, source.__getitems__(list(rows)), strict=True):
       example = tf_example_pb2.Example.FromString(record).features.feature
-      image = Image.open(io.BytesIO(example['image'].bytes_list.value[0]))
+      image = Image.open(io.BytesIO(example["image"].bytes_list.value[0]))
       images[i] = np.asarray(image)
-      labels[i] = example['label'].int64_list.value[0]
-      order[i] = int(example['id'].bytes_list.value[0].rpartition(b'_')[2])
+      labels[i] = example["label"].int64_list.value[0]
+      order[i] = int(example["id"].bytes_list.value[0].rpartition(b"_")[2])
   # TFDS shuffles what it writes; the ids ('train_00042') give the order back.
-  rows = np.argsort(order, kind='stable')
-  return {f'{split}_images': images[rows], f'{split}_labels': labels[rows]}
+  rows = np.argsort(order, kind="stable")
+  return {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
 
 
 def _cache_folder(cache_dir: str) -> pathlib.Path:
   if cache_dir:
     return pathlib.Path(cache_dir).expanduser()
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(home).expanduser() / 'jaxr18'
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(home).expanduser() / "jaxr18"
 
 
 def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -311,7 +311,7 @@ def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-    logging.warning('Reading CIFAR-10 again: the cache %s: %s', path, e)
+    logging.warning("Reading CIFAR-10 again: the cache %s: %s", path, e)
     return None
 
 
@@ -325,7 +325,7 @@ def _write_cache(path: pathlib.Path, arrays) -> None:
       np.savez(f, **arrays)
     os.replace(temporary, path)
   except OSError as e:
-    logging.warning('No cache of the decoded images in %s: %s', path.parent, e)
+    logging.warning("No cache of the decoded images in %s: %s", path.parent, e)
     if temporary:
       pathlib.Path(temporary).unlink(missing_ok=True)
 
@@ -333,37 +333,37 @@ def _write_cache(path: pathlib.Path, arrays) -> None:
 def main(argv=None, source: cifar10.Source = cifar10.OFFICIAL) -> int:
   """Prepares CIFAR-10's folder and its cache."""
   parser = argparse.ArgumentParser(
-    prog='python -m jaxr18.data',
-    description='Prepares CIFAR-10 as a standard TFDS folder (ArrayRecord), '
-    'without TensorFlow, and reads it once.',
+    prog="python -m jaxr18.data",
+    description="Prepares CIFAR-10 as a standard TFDS folder (ArrayRecord), "
+    "without TensorFlow, and reads it once.",
   )
   parser.add_argument(
-    '--data_dir',
-    default='',
-    help='TFDS folder (default: TFDS_DATA_DIR, else '
-    f'{cifar10.tfds.core.constants.DATA_DIR})',
+    "--data_dir",
+    default="",
+    help="TFDS folder (default: TFDS_DATA_DIR, else "
+    f"{cifar10.tfds.core.constants.DATA_DIR})",
   )
   parser.add_argument(
-    '--archive',
-    default='',
-    help='cifar-10-binary.tar.gz, if it is here already (default: download '
-    f'{source.url})',
+    "--archive",
+    default="",
+    help="cifar-10-binary.tar.gz, if it is here already (default: download "
+    f"{source.url})",
   )
   args = parser.parse_args(argv)
   try:
     root = cifar10.prepare(args.data_dir, args.archive, source)
     began = time.monotonic()
-    dataset = load('cifar10', str(root), validation=0)
+    dataset = load("cifar10", str(root), validation=0)
   except (DataError, OSError) as e:
     print(e, file=sys.stderr)
     return 1
   print(
-    f'CIFAR-10 in {root}: {len(dataset.train):,} training and '
-    f'{len(dataset.test):,} test images, read in '
-    f'{time.monotonic() - began:.1f} s.'
+    f"CIFAR-10 in {root}: {len(dataset.train):,} training and "
+    f"{len(dataset.test):,} test images, read in "
+    f"{time.monotonic() - began:.1f} s."
   )
   return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
   sys.exit(main())

@@ -19,14 +19,14 @@ def pictures(n, size=8, seed=0):
 
 
 class TestApplyViews:
-  @pytest.mark.parametrize('pad', [0, 1, 3])
+  @pytest.mark.parametrize("pad", [0, 1, 3])
   def test_equals_numpys_pad_slice_and_flip_for_every_view(self, pad):
     image = pictures(1)[0]
     side = range(2 * pad + 1)
     every = [(y, x, f) for y in side for x in side for f in (False, True)]
     views = aug.Views(*map(jnp.array, zip(*every, strict=True)))
     got = aug.apply_views(np.stack([image] * len(every)), views, pad)
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), 'reflect')
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), "reflect")
     for (y, x, flip), one in zip(every, got, strict=True):
       expected = padded[y : y + 8, x : x + 8]
       np.testing.assert_array_equal(
@@ -37,9 +37,9 @@ class TestApplyViews:
     views = aug.sample_views(KEY, 4)
     assert aug.apply_views(pictures(4), views, 4).dtype == np.uint8
 
-  @pytest.mark.parametrize('pad', [-1, 8])
+  @pytest.mark.parametrize("pad", [-1, 8])
   def test_refuses_a_pad_that_reflection_can_not_fill(self, pad):
-    with pytest.raises(ValueError, match=rf'pad \(={pad}\).*8x8'):
+    with pytest.raises(ValueError, match=rf"pad \(={pad}\).*8x8"):
       aug.apply_views(pictures(1), aug.sample_views(KEY, 1, pad=1), pad)
 
 
@@ -55,15 +55,15 @@ class TestSampleViews:
     assert abs(np.corrcoef(views.dy, views.flip)[0, 1]) < 0.05
 
   def test_no_flip(self):
-    assert not aug.sample_views(KEY, 100, flip='none').flip.any()
+    assert not aug.sample_views(KEY, 100, flip="none").flip.any()
 
   def test_refuses_unknown_flips(self):
     with pytest.raises(ValueError, match="flip .='both'.*alternating"):
-      aug.sample_views(KEY, 1, flip='both')
+      aug.sample_views(KEY, 1, flip="both")
 
   def test_alternating_needs_its_bits(self):
-    with pytest.raises(ValueError, match='flip_bits'):
-      aug.sample_views(KEY, 1, flip='alternating')
+    with pytest.raises(ValueError, match="flip_bits"):
+      aug.sample_views(KEY, 1, flip="alternating")
 
 
 class TestAlternatingFlip:
@@ -88,7 +88,7 @@ class TestAlternatingFlip:
 
 
 class TestCutOut:
-  @pytest.mark.parametrize('side', [1, 4, 5])
+  @pytest.mark.parametrize("side", [1, 4, 5])
   def test_cuts_one_square_that_may_stand_out_over_the_edge(self, side):
     images = np.full((500, 16, 16, 3), 255, np.uint8)
     cut = aug.cut_out(KEY, images, side, (0.2, 0.4, 0.6))
@@ -115,7 +115,7 @@ class TestAugment:
   images, index = pictures(16), np.arange(16)
 
   def augment(self, step=5, epoch=0, key=KEY, **kwargs):
-    kwargs = {'pad': 2, 'flip': 'alternating', 'cutout': 3} | kwargs
+    kwargs = {"pad": 2, "flip": "alternating", "cutout": 3} | kwargs
     return np.asarray(
       aug.augment(
         key,
@@ -131,7 +131,7 @@ class TestAugment:
   def test_is_a_function_of_its_arguments(self):
     np.testing.assert_array_equal(self.augment(), self.augment())
 
-  @pytest.mark.parametrize('flip', aug.FLIPS)
+  @pytest.mark.parametrize("flip", aug.FLIPS)
   def test_is_the_same_jitted_and_traced_once_for_all_steps(self, flip):
     jitted = jax.jit(
       lambda key, images, step, index, epoch: aug.augment(
@@ -154,11 +154,11 @@ class TestAugment:
     assert jitted._cache_size() == 1
 
   @pytest.mark.parametrize(
-    'knobs',
+    "knobs",
     [
-      {'pad': 2, 'flip': 'none', 'cutout': 0},
-      {'pad': 0, 'flip': 'random', 'cutout': 0},
-      {'pad': 0, 'flip': 'none', 'cutout': 3},
+      {"pad": 2, "flip": "none", "cutout": 0},
+      {"pad": 0, "flip": "random", "cutout": 0},
+      {"pad": 0, "flip": "none", "cutout": 3},
     ],
   )
   def test_every_knob_works_alone_and_differs_by_step_and_key(self, knobs):
@@ -168,7 +168,7 @@ class TestAugment:
     assert np.any(one != self.augment(key=jax.random.key(1), **knobs))
 
   def test_all_knobs_off_is_the_identity(self):
-    off = self.augment(pad=0, flip='none', cutout=0)
+    off = self.augment(pad=0, flip="none", cutout=0)
     np.testing.assert_array_equal(off, self.images)
 
   def test_alternating_flip_ignores_the_step_and_turns_with_the_epoch(self):
@@ -181,15 +181,15 @@ class TestAugment:
 
   def test_crops_differ_within_the_batch(self):
     same = np.stack([self.images[0]] * 16)
-    out = aug.augment(KEY, same, 0, pad=3, flip='none')
+    out = aug.augment(KEY, same, 0, pad=3, flip="none")
     assert len(np.unique(np.asarray(out), axis=0)) > 8
 
   def test_alternating_needs_index_and_epoch(self):
-    with pytest.raises(ValueError, match='needs index and epoch'):
-      aug.augment(KEY, self.images, 0, flip='alternating', epoch=0)
+    with pytest.raises(ValueError, match="needs index and epoch"):
+      aug.augment(KEY, self.images, 0, flip="alternating", epoch=0)
 
   def test_cutout_needs_what_to_fill_with(self):
-    with pytest.raises(ValueError, match='needs mean'):
+    with pytest.raises(ValueError, match="needs mean"):
       aug.augment(KEY, self.images, 0, cutout=2)
 
 
@@ -200,7 +200,7 @@ class TestNormalize:
     assert x.dtype == jnp.float32
     np.testing.assert_allclose(x.ravel(), [-2, 0.2, 2], rtol=1e-6)
 
-  @pytest.mark.parametrize('resolution', [5, 6, 12])
+  @pytest.mark.parametrize("resolution", [5, 6, 12])
   def test_resizes_as_pillow_does(self, resolution):
     images = pictures(2)
     x = aug.normalize(images, (0,) * 3, (1,) * 3, resolution)
@@ -236,6 +236,6 @@ np.testing.assert_allclose(sharded(*args), jax.jit(f)(*args), atol=1e-6)
 
 
 def test_a_sharded_batch_gets_the_same_images_without_being_gathered():
-  flags = '--xla_force_host_platform_device_count=2'
-  env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
-  subprocess.run([sys.executable, '-c', SHARDED], env=env, check=True)
+  flags = "--xla_force_host_platform_device_count=2"
+  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  subprocess.run([sys.executable, "-c", SHARDED], env=env, check=True)

@@ -98,8 +98,8 @@ class TestResult:
     assert result["test_count"] == 64
     assert result["test_accuracy"] == result["test_correct"] / 64
     assert result["config"] == json.loads(config.to_json())
-    assert json.loads((workdir / "config.json").read_text()) == (
-      result["config"]
+    assert (
+      json.loads((workdir / "config.json").read_text()) == (result["config"])
     )
     assert result["versions"]["jax"] == jax.__version__
     assert result["seconds"] == result["phases"]["train"]["seconds"] > 0
