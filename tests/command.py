@@ -10,9 +10,12 @@ import time
 from jaxr18.train import checkpoint
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_config.py")
-# What jaxr18.main does first; here also where a test is of that alone.
+# With a limit on the size of files: what a full disk looks like.
 _CODE = """
-import runpy
+import os, resource, runpy
+if "LARGEST_FILE" in os.environ:
+  limit = int(os.environ["LARGEST_FILE"])
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from jaxr18 import cluster
 cluster.initialize_cluster()
 runpy.run_module("jaxr18.main", run_name="__main__")

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 
+import command
 import numpy as np
 import pytest
 import tiny_run
@@ -173,3 +175,41 @@ def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):
     tiny_run.run_phase(directory)
   shutil.rmtree(last)
   assert_same(directory, tiny_run.run_phase(directory)[1], whole)
+
+
+def test_sigterm_and_the_same_command(tmp_path):
+  """While it compiles, then in training; what is compiled is kept or not."""
+  run, other, cache = (tmp_path / name for name in ("run", "other", "cache"))
+  process = command.start(run, epochs=20)
+  command.wait_for(run / "train" / "checkpoints", process)
+  process.send_signal(signal.SIGTERM)
+  assert "Stopped; all is saved" in command.finish(process)
+  assert steps(run / "train") == []
+
+  process = command.start(run, epochs=20, cache=cache)
+  command.wait_for(run / "train" / "metrics.jsonl", process)
+  process.send_signal(signal.SIGTERM)
+  said = command.finish(process)
+  assert "; the same command resumes it" in said or "all is saved" in said
+  assert 6 <= max(steps(run / "train")) < 120
+  assert "goes on at step" in command.finish(
+    command.start(run, epochs=20, cache=cache)
+  )
+
+  command.finish(command.start(other, epochs=20, cache=cache))
+  assert command.metrics(run) == command.metrics(other)
+  got, want = command.last_arrays(run), command.last_arrays(other)
+  assert got.keys() == want.keys()
+  for name, array in want.items():
+    np.testing.assert_array_equal(got[name], array, err_msg=name)
+  results = [json.loads((w / "result.json").read_text()) for w in (run, other)]
+  for key in ("test_correct", "test_loss", "validation_accuracy", "score"):
+    assert results[0][key] == results[1][key]
+
+
+def test_a_full_disk_is_one_line_and_status_1(tmp_path):
+  process = command.start(tmp_path / "run", LARGEST_FILE="8000")
+  text = command.finish(process, status=1)
+  (line,) = [x for x in text.splitlines() if x.startswith("Error: ")]
+  assert "cannot write a checkpoint in" in line and "make room" in line
+  assert "File too large" in line and "none is there" in line

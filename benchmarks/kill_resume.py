@@ -1,0 +1,240 @@
+"""Kills a run with -9 again and again: python -m benchmarks.kill_resume
+
+A run is killed at random moments and started again by the same command until
+the kills are used up, and then runs to its end. Every array of its last and of
+its best checkpoints, its metrics and its result must equal those of a run that
+nobody touched. Every second kill strikes by the clock, the others just before
+one of the process's own writes, renames and removals in the workdir, chosen at
+random: between a checkpoint and its line in metrics.jsonl, say.
+
+Exits with 1 where anything differs.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Counts what the process does to files in the workdir, and kills it before it
+# does so for the n-th time; n = 0 never comes.
+CHILD = """
+import os, runpy, signal, sys, threading
+workdir, left = sys.argv.pop(1), int(sys.argv.pop(1))
+lock = threading.Lock()
+
+def hook(event, args):
+  global left
+  if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+    return
+  path = os.fspath(args[0]) if isinstance(args[0], (str, os.PathLike)) else ""
+  writes = event != "open" or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+  if writes and str(path).startswith(workdir):
+    with lock:
+      left -= 1
+      if left == 0:
+        os.write(2, f"{event} {os.path.relpath(path, workdir)}".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+import atexit
+atexit.register(lambda: print("file operations:", -left))
+runpy.run_module("jaxr18.main", run_name="__main__", alter_sys=True)
+"""
+
+
+class Run:
+  """One workdir and the command that it belongs to."""
+
+  def __init__(self, workdir: pathlib.Path, flags: list[str], cache: str):
+    self.workdir, self.flags = workdir, flags
+    self.env = os.environ | {
+      "JAX_COMPILATION_CACHE_DIR": cache,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+
+  def start(self, operations: int = 0) -> subprocess.Popen:
+    return subprocess.Popen(
+      [sys.executable, "-c", CHILD, str(self.workdir), str(operations),
+       f"--workdir={self.workdir}", "--config.progress=none", *self.flags],
+      cwd=ROOT, env=self.env, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+  def phases(self) -> list[pathlib.Path]:
+    return sorted(p.parent for p in self.workdir.glob("*/checkpoints"))
+
+  def steps(self) -> dict[str, int]:
+    """The latest checkpoint of each phase that has begun."""
+    return {
+      p.name: max(
+        (int(x.name) for x in (p / "checkpoints").iterdir()
+         if x.name.isdecimal()), default=0)
+      for p in self.phases()
+    }  # fmt: skip
+
+  def unfinished(self) -> list[str]:
+    """What the kill left half done: temporary files and folders."""
+    found = [*self.workdir.rglob("*.part"), *self.workdir.rglob("*-tmp*")]
+    return sorted(str(p.relative_to(self.workdir)) for p in found)
+
+  def outcome(self) -> dict[str, Any]:
+    """All that must be the same: hashes of arrays by name, and numbers."""
+    from jaxr18.train import checkpoint
+
+    out = {}
+    for phase in self.phases():
+      info = json.loads((phase / "phase.json").read_text())
+      out[f"{phase.name} best"] = [info["step"], info["validation_accuracy"]]
+      for step in {info["step"], self.steps()[phase.name]}:
+        arrays, _ = checkpoint.read(phase / "checkpoints" / str(step))
+        for name, a in arrays.items():
+          digest = hashlib.sha256(f"{a.dtype} {a.shape}".encode() + a.tobytes())
+          out[f"{phase.name} {step} array {name}"] = digest.hexdigest()
+      lines = (phase / "metrics.jsonl").read_text().splitlines()
+      for line in lines:
+        row = json.loads(line)
+        for timing in ("seconds", "images_per_second"):
+          del row[timing]
+        out[f"{phase.name} metrics of epoch {row['epoch']}"] = row
+    result = json.loads((self.workdir / "result.json").read_text())
+    for key, value in result.items():
+      if key not in ("seconds", "phases", "command"):
+        out[f"result {key}"] = value
+    return out
+
+
+def ended(process: subprocess.Popen, timeout: float | None = None) -> str:
+  """Waits for the end, or brings it about; returns what it printed last.
+
+  Any other end than a good one or SIGKILL is an error of the run's.
+  """
+  try:
+    out, err = process.communicate(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    out, err = process.communicate()
+  if process.returncode not in (0, -9):
+    sys.exit(f"The run failed with status {process.returncode}:\n{out}{err}")
+  return (out if process.returncode == 0 else err).strip()
+
+
+def trains(run: Run, process: subprocess.Popen) -> None:
+  """Waits for the process's first checkpoint, or its end."""
+  before = run.steps()
+  while process.poll() is None and run.steps() == before:
+    time.sleep(0.05)
+
+
+def kill(
+  run: Run, seconds: float, starting: bool, operations: int
+) -> dict[str, Any] | None:
+  """Starts the run and kills it.
+
+  Args:
+    seconds: to wait; from the start, or from its first checkpoint on.
+    starting: which of the two.
+    operations: kill it before so many file operations; 0 is by the clock.
+
+  Returns:
+    What is worth knowing; None if it came to its end before.
+  """
+  before, began = run.steps(), time.monotonic()
+  process = run.start(operations)
+  if not (operations or starting):
+    trains(run, process)
+  said = ended(process, None if operations else seconds)
+  if process.returncode == 0:
+    return None
+  return {
+    "killed": f"before {said.splitlines()[-1]}"
+    if operations
+    else "by the clock",
+    "seconds": round(time.monotonic() - began, 1),
+    "went_on_from": before,
+    "checkpoints": run.steps(),
+    "left_unfinished": run.unfinished(),
+  }
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--config", default="configs/kd_quant.py:digits")
+  parser.add_argument("--kills", type=int, default=20)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--out", help="write the result here, as JSON")
+  args = parser.parse_args(argv)
+  began = time.monotonic()
+  chance = random.Random(args.seed)
+  flags = [f"--config={args.config}", "--config.checkpoint.every_seconds=1"]
+  with tempfile.TemporaryDirectory() as folder:
+    home = pathlib.Path(folder)
+    cache = str(home / "cache")
+    whole = Run(home / "whole", flags, cache)
+    process = whole.start()
+    trains(whole, process)
+    training = time.monotonic()
+    operations = int(ended(process).rpartition("file operations:")[2])
+    seconds = time.monotonic() - began
+    # What each kill may use up of the run: two thirds of its share on average.
+    share = 4 / 3 * (time.monotonic() - training) / args.kills
+    print(f"Untouched: {seconds:.0f} s, {operations} file operations.")
+    expected, kills, compared, differences = whole.outcome(), [], 0, []
+    run = None
+    while run is not None or len(kills) < args.kills:
+      n = len(kills)
+      run = run or Run(home / f"killed{n}", flags, cache)
+      if n < args.kills:
+        starting = n % 8 == 0
+        wait = chance.uniform(0, 10 if starting else share)
+        at = n % 2 and chance.randint(1, 1 + 4 * operations // (3 * args.kills))
+        if found := kill(run, wait, starting, at):
+          kills.append(found)
+          print(f"{n + 1:3d} {found['seconds']:6.1f} s "
+                f" {json.dumps(found['checkpoints'])} {found['killed']}",
+                flush=True)  # fmt: skip
+          continue
+        share /= 2  # the untouched run was slower than this one
+      else:
+        ended(run.start())
+      got = run.outcome()
+      names = sorted(got.keys() | expected.keys())
+      differences += [x for x in names if got.get(x) != expected.get(x)]
+      compared += len(names)
+      print(f"Finished after {n} kills: {len(names)} compared.", flush=True)
+      run = None
+  arrays = sum(" array " in name for name in expected)
+  print(f"{len(kills)} kills, {compared} arrays and numbers compared,"
+        f" {len(differences)} differ: {differences[:5]}")  # fmt: skip
+  if args.out:
+    out = pathlib.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+      "command": f"python -m benchmarks.kill_resume --config={args.config}"
+      f" --kills={args.kills} --seed={args.seed}",
+      "kills": kills,
+      "arrays": arrays,
+      "compared": compared,
+      "differences": differences,
+      "seconds_untouched": round(seconds, 1),
+      "seconds": round(time.monotonic() - began, 1),
+      "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+      "versions": {
+        v: importlib.metadata.version(v) for v in ("jax", "orbax-checkpoint")
+      },
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+  return 1 if differences else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
