@@ -3,7 +3,8 @@
 python -m jaxr18.main --config=configs/kd_quant.py
 
 Both are ResNet-18s narrow enough for two CPU cores, the student half as wide
-as the teacher. `:digits` is the same job on embedded data: no download, under
+as the teacher: 88.64% at an exact score of 0.0180, after 81 minutes (validation
+89.22%, the teacher's 89.54%; docs/results/kd_quant). `:digits` is the same job on embedded data: no download, under
 two minutes.
 """
 
