@@ -16,8 +16,6 @@ import os, resource, runpy
 if "LARGEST_FILE" in os.environ:
   limit = int(os.environ["LARGEST_FILE"])
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-from jaxr18 import cluster
-cluster.initialize_cluster()
 runpy.run_module("jaxr18.main", run_name="__main__")
 """
 
@@ -26,7 +24,9 @@ def start(workdir, *flags, epochs=3, cache=None, **environment):
   """A running command; its output is in one pipe."""
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   env |= {"PYTHONWARNINGS": "ignore"} | environment
-  if cache is not None:
+  if cache is None:
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+  else:
     env |= {
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",

@@ -102,6 +102,15 @@ def test_an_older_step_is_refused(tmp_path):
     checkpoint.save(manager, 5, some_arrays(), META)
 
 
+def test_one_that_vanishes_is_missed(tmp_path):
+  manager = write(tmp_path, 5)
+  shutil.rmtree(tmp_path / "5")
+  with pytest.raises(
+    CheckpointError, match="step 5 .*not there.*none is there"
+  ):
+    checkpoint.finish(manager)
+
+
 def damaged(path, how):
   content = bytearray(path.read_bytes())
   if how == "delete":

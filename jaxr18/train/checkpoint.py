@@ -116,6 +116,9 @@ def finish(manager: ocp.CheckpointManager) -> None:
   """Waits until what was saved is on disk."""
   with _surfacing(manager.directory):
     manager.wait_until_finished()
+    step = manager.latest_step() if jax.process_index() == 0 else None
+    if step is not None and not (manager.directory / str(step)).is_dir():
+      raise FileNotFoundError(f"step {step} was written and is not there")
 
 
 @contextlib.contextmanager
@@ -244,9 +247,9 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
   """SHA-256 over names, types, shapes and bytes, sorted by name."""
   h = hashlib.sha256()
   for name in sorted(arrays):
-    a = np.ascontiguousarray(arrays[name])
+    a = arrays[name]
     h.update(f"{name} {a.dtype} {a.shape}\n".encode())
-    h.update(a.tobytes())
+    h.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
   return h.hexdigest()
 
 
