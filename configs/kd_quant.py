@@ -17,8 +17,7 @@ def get_config(arg=""):
   teacher.epochs = 12
   student.network.widths = (12, 24, 48, 96)
   student.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
-  student.teacher = "teacher"
-  student.kd_weight, student.temperature = 0.5, 3.0
+  student.teacher, student.kd_weight, student.temperature = "teacher", 0.5, 3.0
   student.epochs = 34
   for phase in (teacher, student):
     phase.ema_decay = 0.998
