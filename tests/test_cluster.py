@@ -1,5 +1,6 @@
 """Two devices, and two processes, train what one does."""
 
+import random
 import signal
 import socket
 
@@ -46,21 +47,34 @@ def test_two_devices(tmp_path, one, cache):
   assert_close(workdir, one)
 
 
-def both(workdir, *flags, **environment):
+def explicit(i):
+  """What a person sets."""
+  return {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+
+
+def slurms(i):
+  """What srun sets in the tasks of a step."""
+  return {
+    "SLURM_STEP_NODELIST": "127.0.0.1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(i),
+    "SLURM_LOCALID": str(i),
+  }
+
+
+def both(workdir, environment, cache):
   """The same command in two processes of one cluster."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
+  where = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+  if environment is slurms:
+    where = {"SLURM_JOB_ID": str(random.randrange(4096))}  # makes the port
+  flags = (*FLAGS, "--config.checkpoint.every_seconds=0.01")
   return [
-    command.start(
-      workdir,
-      *FLAGS,
-      *flags,
-      JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-      JAX_NUM_PROCESSES="2",
-      JAX_PROCESS_ID=str(i),
-      **environment,
-    )
+    command.start(workdir, *flags, cache=cache, **where, **environment(i))
     for i in range(2)
   ]
 
@@ -68,8 +82,7 @@ def both(workdir, *flags, **environment):
 def test_two_processes_stop_together_and_go_on(tmp_path, one, cache):
   """Only the second is asked to stop; both save at one step, and resume."""
   workdir = tmp_path / "run"
-  flags = ("--config.checkpoint.every_seconds=0.01",)
-  pair = both(workdir, *flags, cache=cache)
+  pair = both(workdir, explicit, cache)
   command.wait_for(workdir / "train" / "checkpoints", pair[1])
   pair[1].send_signal(signal.SIGTERM)
   texts = [command.finish(p) for p in pair]
@@ -77,7 +90,8 @@ def test_two_processes_stop_together_and_go_on(tmp_path, one, cache):
   assert stopped[0] == stopped[1]
   assert "train stopped at step" in stopped[0] and "of 18" in stopped[0]
   assert not (workdir / "result.json").exists()
-  texts = [command.finish(p) for p in both(workdir, *flags, cache=cache)]
+  texts = [command.finish(p) for p in both(workdir, slurms, cache)]
+  assert "Process 1 of 2, joined at Slurm's job" in texts[1]
   assert "train: goes on at step" in texts[0]
   assert "train: " not in texts[1]
   assert_close(workdir, one)
