@@ -54,7 +54,23 @@ def runs() -> str:
   return table(header, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"runs": runs}
+def kills() -> str:
+  """What `benchmarks.kill_resume` found."""
+  r = load("kill_resume")
+  midway = sum(bool(k["left_unfinished"]) for k in r["kills"])
+  row = [
+    "[kill_resume](docs/results/kill_resume/result.json)",
+    str(len(r["kills"])),
+    str(midway),
+    f"{r['compared']:,}",
+    str(len(r["differences"])),
+  ]
+  header = ["benchmark", "kills", "of them in the middle of a write",
+            "arrays and numbers compared", "different"]  # fmt: skip
+  return table(header, [row])
+
+
+TABLES: dict[str, Callable[[], str]] = {"runs": runs, "kills": kills}
 
 
 def fill(text: str) -> str:
