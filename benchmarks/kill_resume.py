@@ -5,7 +5,7 @@ the kills are used up, and then runs to its end. Every array of its last and of
 its best checkpoints, its metrics and its result must equal those of a run that
 nobody touched. Every second kill strikes by the clock, the others just before
 one of the process's own writes, renames and removals in the workdir, chosen at
-random: between a checkpoint and its line in metrics.jsonl, say.
+random. A last run is killed at `MOMENTS`, which chance seldom finds.
 
 Exits with 1 where anything differs.
 """
@@ -25,29 +25,39 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Counts what the process does to files in the workdir, and kills it before it
-# does so for the n-th time; n = 0 never comes.
+# Operation and path, in the order in which a run meets them.
+MOMENTS = (
+  "os.rename config.json.part",
+  "open teacher/metrics.jsonl",  # between a checkpoint and its line
+  "open teacher/phase.json.part",  # after the last checkpoint
+  "os.rename teacher/phase.json.part",
+  "os.rename student/metrics.jsonl.part",
+  "os.rename student/phase.json.part",
+  "os.rename result.json.part",
+)
+# Takes the workdir and when to be killed: before its n-th operation on a file
+# in there, or before the first that is called so. What never comes is 0.
 CHILD = """
-import os, runpy, signal, sys, threading
-workdir, left = sys.argv.pop(1), int(sys.argv.pop(1))
+import atexit, os, runpy, signal, sys, threading
+workdir, moment, count = sys.argv.pop(1), sys.argv.pop(1), 0
 lock = threading.Lock()
 
 def hook(event, args):
-  global left
+  global count
   if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
     return
   path = os.fspath(args[0]) if isinstance(args[0], (str, os.PathLike)) else ""
   writes = event != "open" or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-  if writes and str(path).startswith(workdir):
+  if writes and str(path).startswith(workdir + os.sep):
     with lock:
-      left -= 1
-      if left == 0:
-        os.write(2, f"{event} {os.path.relpath(path, workdir)}".encode())
+      count += 1
+      name = f"{event} {os.path.relpath(path, workdir)}"
+      if moment in (str(count), name):
+        os.write(2, name.encode())
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(hook)
-import atexit
-atexit.register(lambda: print("file operations:", -left))
+atexit.register(lambda: print("file operations:", count))
 runpy.run_module("jaxr18.main", run_name="__main__", alter_sys=True)
 """
 
@@ -62,9 +72,9 @@ class Run:
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
 
-  def start(self, operations: int = 0) -> subprocess.Popen:
+  def start(self, moment: str = "0") -> subprocess.Popen:
     return subprocess.Popen(
-      [sys.executable, "-c", CHILD, str(self.workdir), str(operations),
+      [sys.executable, "-c", CHILD, str(self.workdir), moment,
        f"--workdir={self.workdir}", "--config.progress=none", *self.flags],
       cwd=ROOT, env=self.env, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -84,7 +94,7 @@ class Run:
 
   def unfinished(self) -> list[str]:
     """What the kill left half done: temporary files and folders."""
-    found = [*self.workdir.rglob("*.part"), *self.workdir.rglob("*-tmp*")]
+    found = [*self.workdir.rglob("*.part"), *self.workdir.glob("*/*/*-tmp*")]
     return sorted(str(p.relative_to(self.workdir)) for p in found)
 
   def outcome(self) -> dict[str, Any]:
@@ -100,8 +110,7 @@ class Run:
         for name, a in arrays.items():
           digest = hashlib.sha256(f"{a.dtype} {a.shape}".encode() + a.tobytes())
           out[f"{phase.name} {step} array {name}"] = digest.hexdigest()
-      lines = (phase / "metrics.jsonl").read_text().splitlines()
-      for line in lines:
+      for line in (phase / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         for timing in ("seconds", "images_per_second"):
           del row[timing]
@@ -136,49 +145,63 @@ def trains(run: Run, process: subprocess.Popen) -> None:
 
 
 def kill(
-  run: Run, seconds: float, starting: bool, operations: int
+  run: Run, moment: str = "", seconds: float = 0.0, starting: bool = False
 ) -> dict[str, Any] | None:
-  """Starts the run and kills it.
+  """Starts the run and kills it, and tells.
 
   Args:
-    seconds: to wait; from the start, or from its first checkpoint on.
-    starting: which of the two.
-    operations: kill it before so many file operations; 0 is by the clock.
+    run: goes on from where it was.
+    moment: as `CHILD` takes it; '' is by the clock.
+    seconds: to wait then, from the first checkpoint on ...
+    starting: ... or from the start.
 
   Returns:
     What is worth knowing; None if it came to its end before.
   """
   before, began = run.steps(), time.monotonic()
-  process = run.start(operations)
-  if not (operations or starting):
+  process = run.start(moment or "0")
+  if not (moment or starting):
     trains(run, process)
-  said = ended(process, None if operations else seconds)
+  said = ended(process, None if moment else seconds)
   if process.returncode == 0:
     return None
-  return {
-    "killed": f"before {said.splitlines()[-1]}"
-    if operations
-    else "by the clock",
+  found = {
+    "killed": f"before {said.splitlines()[-1]}" if moment else "by the clock",
     "seconds": round(time.monotonic() - began, 1),
     "went_on_from": before,
     "checkpoints": run.steps(),
     "left_unfinished": run.unfinished(),
   }
+  steps = ", ".join(f"{k} {v}" for k, v in found["checkpoints"].items())
+  print(f"{found['seconds']:6.1f} s  {steps:24s} {found['killed']}", flush=True)
+  return found
 
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="configs/kd_quant.py:digits")
-  parser.add_argument("--kills", type=int, default=20)
+  parser.add_argument("--kills", type=int, default=20, help="at random moments")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", help="write the result here, as JSON")
   args = parser.parse_args(argv)
   began = time.monotonic()
   chance = random.Random(args.seed)
   flags = [f"--config={args.config}", "--config.checkpoint.every_seconds=1"]
+  kills, differences, compared = [], [], 0
   with tempfile.TemporaryDirectory() as folder:
-    home = pathlib.Path(folder)
+    home = pathlib.Path(folder).resolve()
     cache = str(home / "cache")
+
+    def compare(run: Run) -> None:
+      nonlocal compared
+      got = run.outcome()
+      names = sorted(got.keys() | expected.keys())
+      found = [x for x in names if got.get(x) != expected.get(x)]
+      compared += len(names)
+      differences.extend(found)
+      print(f"Finished: {len(names)} compared, {len(found)} differ {found[:3]}",
+            flush=True)  # fmt: skip
+
     whole = Run(home / "whole", flags, cache)
     process = whole.start()
     trains(whole, process)
@@ -188,50 +211,45 @@ def main(argv: list[str]) -> int:
     # What each kill may use up of the run: two thirds of its share on average.
     share = 4 / 3 * (time.monotonic() - training) / args.kills
     print(f"Untouched: {seconds:.0f} s, {operations} file operations.")
-    expected, kills, compared, differences = whole.outcome(), [], 0, []
-    run = None
+    expected, run = whole.outcome(), None
     while run is not None or len(kills) < args.kills:
       n = len(kills)
       run = run or Run(home / f"killed{n}", flags, cache)
       if n < args.kills:
         starting = n % 8 == 0
         wait = chance.uniform(0, 10 if starting else share)
-        at = n % 2 and chance.randint(1, 1 + 4 * operations // (3 * args.kills))
-        if found := kill(run, wait, starting, at):
+        at = chance.randint(1, 1 + 4 * operations // (3 * args.kills))
+        if found := kill(run, str(at) if n % 2 else "", wait, starting):
           kills.append(found)
-          print(f"{n + 1:3d} {found['seconds']:6.1f} s "
-                f" {json.dumps(found['checkpoints'])} {found['killed']}",
-                flush=True)  # fmt: skip
           continue
         share /= 2  # the untouched run was slower than this one
       else:
         ended(run.start())
-      got = run.outcome()
-      names = sorted(got.keys() | expected.keys())
-      differences += [x for x in names if got.get(x) != expected.get(x)]
-      compared += len(names)
-      print(f"Finished after {n} kills: {len(names)} compared.", flush=True)
+      compare(run)
       run = None
-  arrays = sum(" array " in name for name in expected)
+    run = Run(home / "moments", flags, cache)
+    kills += [found for m in MOMENTS if (found := kill(run, m))]
+    ended(run.start())
+    compare(run)
   print(f"{len(kills)} kills, {compared} arrays and numbers compared,"
-        f" {len(differences)} differ: {differences[:5]}")  # fmt: skip
+        f" {len(differences)} differ")  # fmt: skip
   if args.out:
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     result = {
       "command": f"python -m benchmarks.kill_resume --config={args.config}"
       f" --kills={args.kills} --seed={args.seed}",
       "kills": kills,
-      "arrays": arrays,
+      "arrays": sum(" array " in name for name in expected),
       "compared": compared,
       "differences": differences,
       "seconds_untouched": round(seconds, 1),
       "seconds": round(time.monotonic() - began, 1),
-      "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+      "platform": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
       "versions": {
         v: importlib.metadata.version(v) for v in ("jax", "orbax-checkpoint")
       },
     }
+    out = pathlib.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
   return 1 if differences else 0
 

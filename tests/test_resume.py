@@ -11,7 +11,7 @@ import tiny_run
 
 from jaxr18.train import checkpoint, loop
 from jaxr18.train.files import CheckpointError
-from jaxr18.train.stop import Stopped
+from jaxr18.train.stop import Stopped, StopSignal
 
 LAST = tiny_run.STEPS
 
@@ -94,6 +94,14 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path, whole):
   info = tiny_run.run_phase(tmp_path, every_seconds=0)[1]
   assert {17, 18} <= set(steps(tmp_path))
   assert_same(tmp_path, info, whole)
+
+
+def test_a_signal_that_came_before_the_phase(tmp_path):
+  stop = StopSignal(leave=lambda: None)
+  stop.received = True
+  with pytest.raises(Stopped, match="at step 0 of 18"):
+    tiny_run.run_phase(tmp_path, stop=stop)
+  assert steps(tmp_path) == [] and stop.leave is not None
 
 
 def killed_in_the_validation(directory):

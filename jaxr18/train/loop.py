@@ -139,15 +139,20 @@ def train(
     metrics.write(row)
     reporter.epoch(row)
 
-  def may_leave() -> None:
+  def leave() -> None:
     checkpoint.finish(manager)
     reporter.close()
 
-  # While it compiles and validates it may leave at once: nothing is lost.
+  def let_leave(step: int) -> None:
+    """While it compiles and validates it may leave: nothing would be lost."""
+    stop.leave = outside and leave
+    if outside and stop.received:  # before this was said
+      checkpoint.finish(manager)
+      raise Stopped(f"{phase} stopped at step {step} of {total}")
+
   outside = stop.leave
-  at_once = outside and may_leave
   try:
-    stop.leave = at_once
+    let_leave(done)
     if done < total:
       order = data.batches(len(dataset.train), batch_size, seed, 0)
       run_step = train_step.lower(
@@ -161,7 +166,7 @@ def train(
     for step in range(done, total + 1):
       epoch, i = divmod(step, steps_per_epoch)
       if i == 0 and step > 0:
-        stop.leave = at_once
+        let_leave(step)
         if metrics.last_step < step:
           validate(step)
         state = state.replace(totals=replicate(zero_totals(), mesh))
