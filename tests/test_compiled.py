@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
   )
-  before = {name: jax.config.read(name) for name in names}
+  before = {name: getattr(jax.config, name) for name in names}
   jax.config.update("jax_compilation_cache_dir", None)
   yield compiled.keep_compiled()
   for name, value in before.items():
