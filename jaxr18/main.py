@@ -37,23 +37,25 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
   workdir = workdir.expanduser()
   # Imported late: --help and a wrong flag need no JAX. Memory is arranged
-  # before JAX has threads, the cluster is joined before it has devices.
+  # before JAX has threads, the cluster is joined before it has devices, and
+  # signals are taken before the seconds that the imports need.
   from jaxr18.nn import memory
+  from jaxr18.train import stop
 
   memory.keep_freed_memory()
+  signals = stop.on_stop_signals()
   import jax
 
   from jaxr18 import cluster, experiment
   from jaxr18.nn import compiled
-  from jaxr18.train import loop
 
   if joined := cluster.initialize_cluster():
     print(joined, file=sys.stderr)
   compiled.keep_compiled()
   finished = (workdir / "result.json").exists()
   try:
-    result = experiment.run(config, workdir, loop.on_stop_signals())
-  except loop.Stopped as e:
+    result = experiment.run(config, workdir, signals)
+  except stop.Stopped as e:
     print(f"{e}; saved in {workdir}; the same command resumes it")
     return
   if jax.process_index() > 0:
