@@ -9,13 +9,12 @@ import functools
 import os
 
 import jax
-import numpy as np
 from jax import lax
 from jax import numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxr18.nn import onednn
+from jaxr18.nn import forms, onednn
 
 PATHS = ("auto", "xla", "blocks", "shifted", "onednn")
 
@@ -75,52 +74,9 @@ def _varying(x) -> frozenset:
   return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
 
 
-# The paths in JAX. Each is a way to write the convolution; its two gradients
-# follow by transposing it.
+# The operations in JAX, each by a way to write the convolution.
 
-
-def _xla(x, kernel, *, stride, padding, groups):
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=(stride, stride),
-    padding=((padding, padding), (padding, padding)),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=groups,
-  )
-
-
-def _merge(kernel, groups, by):
-  """The kernel with `by` groups in one, zero between what was two groups."""
-  height, width, inputs, features = kernel.shape
-  split = (height, width, 1, inputs, groups // by, by, features // groups)
-  eye = jnp.eye(by, dtype=kernel.dtype)[:, None, None, :, None]
-  return (kernel.reshape(split) * eye).reshape(height, width, -1, features)
-
-
-def _blocks(x, kernel, *, stride, padding, groups):
-  """As one dense convolution with a block-diagonal kernel."""
-  kernel = _merge(kernel, groups, groups)
-  return _xla(x, kernel, stride=stride, padding=padding, groups=1)
-
-
-def _shifted(x, kernel, *, stride, padding, groups):
-  """As one product with a shifted image for each tap of a depthwise kernel."""
-  batch, out_height, out_width, _ = _conv_shape(
-    x, kernel, stride=stride, padding=padding, groups=groups
-  )
-  x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  y = 0
-  for i, j in np.ndindex(kernel.shape[:2]):
-    end = (i + (out_height - 1) * stride + 1, j + (out_width - 1) * stride + 1)
-    shifted = lax.slice(
-      x, (0, i, j, 0), (batch, *end, groups), (1, stride, stride, 1)
-    )
-    y += shifted * kernel[i, j, 0]
-  return y
-
-
-_FORMS = {"xla": _xla, "blocks": _blocks, "shifted": _shifted}
+_FORMS = {"xla": forms.xla, "blocks": forms.blocks, "shifted": forms.shifted}
 
 
 def _conv(form, x, kernel, **how):
@@ -156,16 +112,15 @@ def _conv_shape(x, kernel, *, stride, padding, groups):
       f"kernel's third axis (={kernel.shape[2]}), and features "
       f"(={kernel.shape[3]}) must be divisible by groups."
     )
-  size = [
-    (n + 2 * padding - k) // stride + 1
-    for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
-  ]
-  if min(size) < 1:
+  shape = forms.out_shape(
+    x, kernel, stride=stride, padding=padding, groups=groups
+  )
+  if min(shape[1:3]) < 1:
     raise ValueError(
       f"A kernel of {kernel.shape[:2]} does not fit images of {x.shape[1:3]} "
       f"with padding (={padding})."
     )
-  return (x.shape[0], *size, kernel.shape[3])
+  return shape
 
 
 def _conv_grad_input_shape(dy, kernel, *, size, groups, **_):
@@ -213,30 +168,6 @@ def _choose(name, cpu, devices, path, a, b, out, groups) -> str:
   return "blocks"  # 16 channels in 8 groups, 32x32: 3 ms, XLA's 36 and 858
 
 
-def _onednn(name, out, a, b, *, stride, padding, groups, size=None):
-  """By oneDNN, with few channels a group as fewer groups of up to 16.
-
-  16 channels in 8 groups take 5.9 ms on a core, forward and gradients at batch
-  64 and 32x32, and 4.5 as one group.
-  """
-  by = 1
-  kernel = out if name == "conv_grad_kernel" else b
-  inputs, features = kernel.shape[2], kernel.shape[3] // groups
-  if 1 < inputs <= 4:
-    while groups % (2 * by) == 0 and 2 * by * max(inputs, features) <= 16:
-      by *= 2
-  how = dict(stride=stride, padding=padding, groups=groups // by)
-  if by == 1:
-    return onednn.call(name, out.shape, a, b, **how)
-  merge = functools.partial(_merge, groups=groups, by=by)
-  if name != "conv_grad_kernel":
-    return onednn.call(name, out.shape, a, merge(b), **how)
-  empty = jax.ShapeDtypeStruct(out.shape, out.dtype)
-  shape = jax.eval_shape(merge, empty).shape
-  merged = onednn.call(name, shape, a, b, **how)
-  return jax.linear_transpose(merge, empty)(merged)[0]
-
-
 def _devices(context) -> int:
   """Over how many devices XLA partitions what is being lowered."""
   manual = getattr(context, "manual_axes", None)
@@ -251,7 +182,8 @@ def _lower(name, cpu, run, ctx, a, b, *, path, **params):
   groups = params["groups"]
   path = _choose(name, cpu, devices, path, *ctx.avals_in, out, groups)
   if path == "onednn":
-    rule = functools.partial(_onednn, name, out, **params)
+    params.pop("size", None)
+    rule = functools.partial(onednn.run, name, out.shape, **params)
   else:
     rule = functools.partial(run, _FORMS[path], **params)
   return mlir.lower_fun(rule, multiple_results=False)(ctx, a, b)
@@ -274,7 +206,7 @@ def _batch(primitive, fold, run, args, axes, **params):
     return y.reshape(size, -1, *y.shape[1:]), 0
   if size > _MAX_UNROLLED:
     del params["path"]
-    rule = functools.partial(run, _xla, **params)
+    rule = functools.partial(run, forms.xla, **params)
     return jax.vmap(rule, in_axes=axes)(a, b), 0
 
   def member(x, axis, i):

@@ -22,6 +22,8 @@ import numpy as np
 from absl import logging
 from jax import lax
 
+from jaxr18.nn import forms
+
 _LIBRARY = "onednn-cpu-gomp"
 _HEADERS = "onednn-devel-cpu-gomp"
 _SOURCE = pathlib.Path(__file__).with_name("onednn.cc")
@@ -74,6 +76,50 @@ def call(
     padding=np.int64(padding),
     groups=np.int64(groups),
   )
+
+
+def run(
+  name: str,
+  shape: tuple[int, ...],
+  a: jax.Array,
+  b: jax.Array,
+  *,
+  stride: int,
+  padding: int,
+  groups: int,
+) -> jax.Array:
+  """As `call`, by the operation of oneDNN that computes it fastest.
+
+  Milliseconds on a core at batch 64 and 32x32, 16 to 16 channels: in 8 groups
+  5.9 forward and backward, and 4.5 as one group; forward 1.8, and 1.4 as the
+  input gradient of the convolution with the flipped kernel.
+  """
+  kernel_shape = shape if name == "conv_grad_kernel" else b.shape
+  by = _groups_in_one(kernel_shape, groups)
+  how = dict(stride=stride, padding=padding, groups=groups // by)
+  if by > 1:
+    merge = functools.partial(forms.merge, groups=groups, by=by)
+    if name == "conv_grad_kernel":
+      kernel = jax.ShapeDtypeStruct(shape, np.float32)
+      merged = call(name, jax.eval_shape(merge, kernel).shape, a, b, **how)
+      return jax.linear_transpose(merge, kernel)(merged)[0]
+    b = merge(b)
+  if name == "conv":
+    height, width, inputs, features = b.shape
+    square = padding < height == width > 1 and stride == 1
+    if square and how["groups"] == 1 and inputs > 4 and features <= 16:
+      name, how["padding"] = "conv_grad_input", height - 1 - padding
+      b = lax.rev(b, (0, 1)).swapaxes(2, 3)
+  return call(name, shape, a, b, **how)
+
+
+def _groups_in_one(kernel_shape, groups) -> int:
+  """How many groups to merge: up to 16 channels, where they have 2 to 4."""
+  by, inputs, features = 1, kernel_shape[2], kernel_shape[3] // groups
+  if 1 < inputs <= 4:
+    while groups % (2 * by) == 0 and 2 * by * max(inputs, features) <= 16:
+      by *= 2
+  return by
 
 
 def ready() -> bool:
