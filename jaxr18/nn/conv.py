@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxr18.nn import forms, onednn
+from jaxr18.nn import conv_forms, onednn
 
 PATHS = ("auto", "xla", "blocks", "shifted", "onednn")
 
@@ -76,7 +76,11 @@ def _varying(x) -> frozenset:
 
 # The operations in JAX, each by a way to write the convolution.
 
-_FORMS = {"xla": forms.xla, "blocks": forms.blocks, "shifted": forms.shifted}
+_FORMS = {
+  "xla": conv_forms.xla,
+  "blocks": conv_forms.blocks,
+  "shifted": conv_forms.shifted,
+}
 
 
 def _conv(form, x, kernel, **how):
@@ -112,7 +116,7 @@ def _conv_shape(x, kernel, *, stride, padding, groups):
       f"kernel's third axis (={kernel.shape[2]}), and features "
       f"(={kernel.shape[3]}) must be divisible by groups."
     )
-  shape = forms.out_shape(
+  shape = conv_forms.out_shape(
     x, kernel, stride=stride, padding=padding, groups=groups
   )
   if min(shape[1:3]) < 1:
@@ -206,7 +210,7 @@ def _batch(primitive, fold, run, args, axes, **params):
     return y.reshape(size, -1, *y.shape[1:]), 0
   if size > _MAX_UNROLLED:
     del params["path"]
-    rule = functools.partial(run, forms.xla, **params)
+    rule = functools.partial(run, conv_forms.xla, **params)
     return jax.vmap(rule, in_axes=axes)(a, b), 0
 
   def member(x, axis, i):

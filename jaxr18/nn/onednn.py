@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from jax import lax
 
-from jaxr18.nn import forms
+from jaxr18.nn import conv_forms
 
 _LIBRARY = "onednn-cpu-gomp"
 _HEADERS = "onednn-devel-cpu-gomp"
@@ -98,7 +98,7 @@ def run(
   by = _groups_in_one(kernel_shape, groups)
   how = dict(stride=stride, padding=padding, groups=groups // by)
   if by > 1:
-    merge = functools.partial(forms.merge, groups=groups, by=by)
+    merge = functools.partial(conv_forms.merge, groups=groups, by=by)
     if name == "conv_grad_kernel":
       kernel = jax.ShapeDtypeStruct(shape, np.float32)
       merged = call(name, jax.eval_shape(merge, kernel).shape, a, b, **how)
