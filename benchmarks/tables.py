@@ -1,4 +1,6 @@
-"""Writes the README's tables from docs/results/: python -m benchmarks.tables
+"""Writes the tables of README.md and docs/ from docs/results/.
+
+    python -m benchmarks.tables
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands what this command
 puts there; `--check` only tells whether it is what the results say.
@@ -70,7 +72,44 @@ def kills() -> str:
   return table(header, [row])
 
 
-TABLES: dict[str, Callable[[], str]] = {"runs": runs, "kills": kills}
+def speed_table(r: dict[str, Any]) -> str:
+  """Ours beside PyTorch, from what `benchmarks.train_step` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    ours, eager = row["ours"], row["eager"]
+    theirs = eager | row.get("compile", {})  # which may have failed
+    cells = [name]
+    for what in ("train", "forward"):
+      best = max(eager[what], theirs[what])
+      cells += [
+        f"{ours[what]:,.0f} / {best:,.0f}",
+        f"{row[f'{what}_ratio']:.2f}",
+      ]
+    # A training step is the forward and two gradients, a MAC two operations.
+    rate = 6 * row["macs"] * ours["train"] / 1e9
+    cells += [
+      f"{rate:.0f} ({rate / ours['gflop_per_s']:.0%})",
+      f"{ours['first_step_s']:.1f}, {ours['first_step_again_s']:.1f}"
+      f" / {eager['first_step_s']:.1f}",
+      f"{ours['peak_bytes'] / 2**30:.1f} / {eager['peak_bytes'] / 2**30:.1f}",
+    ]
+    rows.append(cells)
+  header = ["network", "training, images/s", "ratio", "evaluation, images/s",
+            "ratio", "GFLOP/s (of peak)", "first step, s",
+            "memory, GiB"]  # fmt: skip
+  return table(header, rows)
+
+
+def speed() -> str:
+  """docs/results/train_step."""
+  return speed_table(load("train_step"))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+  "runs": runs,
+  "kills": kills,
+  "speed": speed,
+}
 
 
 def fill(text: str) -> str:
@@ -85,14 +124,19 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--check", action="store_true", help="write nothing")
   args = parser.parse_args(argv)
-  path = ROOT / "README.md"
-  text = path.read_text()
-  new = fill(text)
-  if args.check and new != text:
-    print("README.md is stale: run python -m benchmarks.tables")
+  stale = []
+  for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    text = path.read_text()
+    new = fill(text)
+    if path.parent != ROOT:
+      new = new.replace("](docs/", "](")  # links are relative to the page
+    if new != text:
+      stale.append(str(path.relative_to(ROOT)))
+      if not args.check:
+        path.write_text(new)
+  if args.check and stale:
+    print(f"{', '.join(stale)}: stale; run python -m benchmarks.tables")
     return 1
-  if not args.check:
-    path.write_text(new)
   return 0
 
 

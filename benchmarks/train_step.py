@@ -1,42 +1,54 @@
 """Images a second of ours and PyTorch's, side by side.
 
-    python -m benchmarks.train_step                  # all rows, half an hour
+    python -m benchmarks.train_step --out docs/results/train_step/result.json
     python -m benchmarks.train_step --rows=dense --rounds=3 --seconds=0.5
 
-Both train the same ResNet-18 (3x3 stem, 32x32 pixels, SGD with Nesterov
-momentum) on the same machine, each in a process of its own, by turns, so that
-what disturbs one round disturbs both. PyTorch runs in channels_last with its
-own number of threads, eager and by torch.compile; the better one counts. Needs
-torch; for our fastest, `pip install "jaxr18[cpu]"`.
+All rows take some 20 minutes. Both train the same ResNet-18 (3x3 stem, 32x32
+pixels, SGD with Nesterov momentum) on the same machine, each in a process of
+its own, by turns, so that what disturbs one round disturbs both. PyTorch runs
+in channels_last with its own number of threads, eager and by torch.compile; the
+better one counts. Needs torch; for our fastest, `pip install "jaxr18[cpu]"`.
+
+Seconds to the first step are those of the whole process, imports and
+compilation included: with an empty cache of compiled programs, and again with
+what the first start left there.
 """
 
 import argparse
 import json
+import os
+import pathlib
+import platform
 import statistics
 import subprocess
 import sys
-
-from rich.console import Console
-from rich.table import Table
+import tempfile
 
 from benchmarks.speed_rows import ROWS, make_spec
+from benchmarks.tables import speed_table
 
 
 class Process:
   """One framework, at work on one row."""
 
-  def __init__(self, module: str, row: dict):
+  def __init__(self, module: str, row: dict, cache: str):
+    self.errors = tempfile.TemporaryFile("w+")
     self.process = subprocess.Popen(
       [sys.executable, "-m", module, json.dumps(row)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
+      stderr=self.errors,
       text=True,
+      env=os.environ | {"XDG_CACHE_HOME": cache},
     )
 
   def answer(self) -> dict:
+    """Raises RuntimeError with what the process said last if it ended."""
     line = self.process.stdout.readline()
     if not line:
-      raise RuntimeError(f"{self.process.args} ended without an answer")
+      self.errors.seek(0)
+      said = [x for x in map(str.strip, self.errors) if "Error" in x]
+      raise RuntimeError(said[-1][:200] if said else "ended without a word")
     return json.loads(line)
 
   def ask(self, name: str, seconds: float) -> dict:
@@ -47,49 +59,69 @@ class Process:
   def close(self):
     self.process.stdin.close()
     self.process.wait()
+    self.process.stdout.close()
+    self.errors.close()
+
+
+def start(row: dict, compiled: bool, cache: str) -> tuple[dict, dict]:
+  """Starts each contender, one after the other.
+
+  Returns:
+    The processes by name, and what each said of its first step. Where
+    torch.compile cannot compile a row, its entry says why.
+  """
+  ours = Process("benchmarks.speed_ours", row, cache)
+  cold = ours.answer()["first_step_s"]
+  ours.close()
+  processes, results = {}, {}
+  for name in ("ours", "eager", "compile")[: 2 + compiled]:
+    module = f"benchmarks.speed_{'ours' if name == 'ours' else 'torch'}"
+    process = Process(module, row | {"compile": name == "compile"}, cache)
+    try:
+      results[name] = process.answer()
+      processes[name] = process
+    except RuntimeError as e:
+      process.close()
+      if name != "compile":
+        raise RuntimeError(f"{name}: {e}") from e
+      results[name] = {"failed": str(e)}
+  ours = results["ours"]
+  ours["first_step_again_s"], ours["first_step_s"] = ours["first_step_s"], cold
+  return processes, results
 
 
 def measure(row: dict, rounds: int, seconds: float, compiled: bool) -> dict:
   """Medians over rounds of each contender, by name."""
-  contenders = {
-    "ours": ("benchmarks.speed_ours", row),
-    "eager": ("benchmarks.speed_torch", row | {"compile": False}),
-  }
-  if compiled:
-    contenders["compile"] = (
-      "benchmarks.speed_torch",
-      row | {"compile": True},
-    )
-  processes, results = {}, {}
-  try:
-    for name, (module, arguments) in contenders.items():
-      processes[name] = Process(module, arguments)
-      results[name] = processes[name].answer()  # one starts after the other
-    for process in processes.values():
-      process.ask("train", seconds)
-      process.ask("forward", seconds)
-    rates = {name: {"train": [], "forward": []} for name in processes}
-    for _ in range(rounds):
-      for what in ("train", "forward"):
-        for name, process in processes.items():
-          answer = process.ask(what, seconds)
-          rates[name][what].append(answer["images_per_s"])
-          results[name]["peak_bytes"] = answer["peak_bytes"]
-    for name, by_kind in rates.items():
-      for what, values in by_kind.items():
-        results[name][what] = statistics.median(values)
-    results["ours"] |= processes["ours"].ask("peak", 0)
-  finally:
-    for process in processes.values():
-      process.close()
+  with tempfile.TemporaryDirectory() as cache:
+    processes, results = start(row, compiled, cache)
+    try:
+      for process in processes.values():
+        process.ask("train", seconds)
+        process.ask("forward", seconds)
+      rates = {name: {"train": [], "forward": []} for name in processes}
+      for _ in range(rounds):
+        for what in ("train", "forward"):
+          for name, process in processes.items():
+            answer = process.ask(what, seconds)
+            rates[name][what].append(answer["images_per_s"])
+            results[name]["peak_bytes"] = answer["peak_bytes"]
+      for name, by_kind in rates.items():
+        for what, values in by_kind.items():
+          results[name][what] = statistics.median(values)
+      results["ours"] |= processes["ours"].ask("peak", 0)
+    finally:
+      for process in processes.values():
+        process.close()
   for what in ("train", "forward"):
     ratios = [
       ours / max(others)
       for ours, *others in zip(
-        *(rates[name][what] for name in contenders), strict=True
+        *(rates[name][what] for name in processes), strict=True
       )
     ]
     results[f"{what}_ratio"] = statistics.median(ratios)
+    results[f"{what}_ratios"] = [min(ratios), max(ratios)]
+  results["macs"] = macs(row)
   return results
 
 
@@ -107,49 +139,30 @@ def main():
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
   parser.add_argument("--eager", action="store_true", help="no torch.compile")
-  parser.add_argument("--json", help="a file for all numbers")
+  parser.add_argument("--out", help="a file for all numbers")
   args = parser.parse_args()
   rows = {name: row for name, row in ROWS.items() if args.rows in name}
   if not rows:
     parser.error(f"no row contains {args.rows!r}; there are {', '.join(ROWS)}")
 
-  table = Table(title=f"Images a second, batch {args.batch}")
-  for column in ("row", "train", "PyTorch", "ratio", "GFLOP/s", "of peak"):
-    table.add_column(column, justify="left" if column == "row" else "right")
-  for column in ("forward", "PyTorch", "ratio", "first step", "peak GB"):
-    table.add_column(column, justify="right")
   results = {}
   for name, row in rows.items():
     print(f"{name} ...", file=sys.stderr, flush=True)
     row = row | {"batch": args.batch}
-    result = measure(row, args.rounds, args.seconds, not args.eager)
-    results[name] = result
-    ours, eager = result["ours"], result["eager"]
-    compiled = result.get("compile", eager)
-    best = {k: max(eager[k], compiled[k]) for k in ("train", "forward")}
-    rate = 2 * 3 * macs(row) * ours["train"] / 1e9  # forward and two gradients
-    table.add_row(
-      name,
-      f"{ours['train']:.0f}",
-      f"{best['train']:.0f}",
-      f"{result['train_ratio']:.2f}",
-      f"{rate:.0f}",
-      f"{rate / ours['gflop_per_s']:.0%}",
-      f"{ours['forward']:.0f}",
-      f"{best['forward']:.0f}",
-      f"{result['forward_ratio']:.2f}",
-      f"{ours['first_step_s']:.1f} / {eager['first_step_s']:.1f} s",
-      f"{ours['peak_bytes'] / 1e9:.1f} / {eager['peak_bytes'] / 1e9:.1f}",
-    )
-    if args.json:
-      with open(args.json, "w") as file:
-        json.dump(results, file, indent=1)
-  Console(width=120).print(table)
+    results[name] = measure(row, args.rounds, args.seconds, not args.eager)
   first = next(iter(results.values()))
-  print(
-    f"Ours by {first['ours']['description']}; {first['eager']['description']}."
-  )
-  print("First step and peak memory: ours / PyTorch eager, whole process.")
+  out = {
+    "batch": args.batch,
+    "rounds": args.rounds,
+    "seconds": args.seconds,
+    "ours": first["ours"]["description"],
+    "theirs": first["eager"]["description"],
+    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "rows": results,
+  }
+  print(speed_table(out))
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
