@@ -20,7 +20,6 @@ import numpy as np  # noqa: E402
 from benchmarks.speed_rows import make_spec  # noqa: E402
 from jaxr18 import network  # noqa: E402
 from jaxr18.nn import onednn  # noqa: E402
-from jaxr18.nn.compiled import keep_compiled  # noqa: E402
 from jaxr18.train import state as state_lib  # noqa: E402
 from jaxr18.train.step import (  # noqa: E402
   Batch,
@@ -113,5 +112,4 @@ class Ours:
 
 
 if __name__ == "__main__":
-  keep_compiled()
   serve(Ours(json.loads(sys.argv[1])), _START)

@@ -30,17 +30,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
   return "".join("| " + " | ".join(row) + " |\n" for row in lines)
 
 
-def runs() -> str:
-  """Every run of an experiment: accuracy, score, cost, time."""
+def runs(*names: str) -> str:
+  """Runs by folder: accuracy, score, cost, time."""
   rows = []
-  for path in sorted(RESULTS.glob("*/result.json")):
-    r = json.loads(path.read_text())
-    if "test_correct" not in r:
-      continue  # a benchmark's
+  for name in names:
+    r = load(name)
     s = r["score"]
     rows.append(
       [
-        f"[{path.parent.name}](docs/results/{path.parent.name}/result.json)",
+        f"[{name}](docs/results/{name}/result.json)",
         f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
         f" {r['test_count']:,})",
         f"{s['course']['total']:.4f}",
@@ -106,7 +104,10 @@ def speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-  "runs": runs,
+  "runs": lambda: runs("kd_quant"),
+  "factorized": lambda: runs(
+    "dense_narrow", "factorized_g2", "factorized_g8", "depthwise"
+  ),
   "kills": kills,
   "speed": speed,
 }

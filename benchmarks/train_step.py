@@ -39,7 +39,12 @@ class Process:
       stdout=subprocess.PIPE,
       stderr=self.errors,
       text=True,
-      env=os.environ | {"XDG_CACHE_HOME": cache},
+      env=os.environ
+      | {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        # As nn/compiled.py sets it.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+      },
     )
 
   def answer(self) -> dict:
