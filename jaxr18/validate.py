@@ -267,7 +267,8 @@ class Problems:
     try:
       result = read_result(workdir)
       spec = NetSpec.from_json(json.dumps(result["spec"]))
-      data = result["config"]["data"]["name"]
+      data = result["config"]["data"]
+      held_out = data["validation"], data["split_seed"]
       phase = result["config"]["phases"][-1]
       step = result["phases"][phase]["step"]
     except (WorkdirError, ValueError, KeyError, TypeError) as e:
@@ -276,12 +277,24 @@ class Problems:
     kept = workdir / phase / "checkpoints" / str(step)
     if not kept.is_dir():
       self.add(full, must, f"there is no {kept} any more; run it again")
-    if self.good("data.name") and data != self.config.data.name:
+    if not self.good("data.name", "data.validation", "data.split_seed"):
+      return spec
+    here = self.config.data
+    if data["name"] != here.name:
       self.add(
         full,
-        f"must be of a run on the same data: it was {data!r}, here"
-        f" config.data.name is {self.config.data.name!r}",
+        f"must be of a run on the same data: it was {data['name']!r}, here"
+        f" config.data.name is {here.name!r}",
         "train one on these data first",
+      )
+    elif here.validation and held_out != (here.validation, here.split_seed):
+      self.add(
+        full,
+        "must have held out the same validation images, or it has seen those"
+        f" that select here: its data.validation is {held_out[0]} and its"
+        f" data.split_seed {held_out[1]}, here they are {here.validation} and"
+        f" {here.split_seed}",
+        "give both the same",
       )
     return spec
 

@@ -348,6 +348,19 @@ class TestOtherRuns:
     lines = _errors(_set(changes | {"student.teacher": str(workdir)}))
     _assert_named(lines, "student.teacher", str(workdir), "it was 'cifar10'")
 
+  @pytest.mark.parametrize(
+    "changes, told",
+    [
+      ({"data.split_seed": 1}, "here they are 5000 and 1"),
+      ({"data.validation": 100}, "here they are 100 and 0"),
+    ],
+  )
+  def test_other_validation_images(self, workdir, changes, told):
+    changes = changes | {"student.teacher": str(workdir)}
+    lines = _errors(_set(changes))
+    _assert_named(lines, "student.teacher", str(workdir), told)
+    validate(_set(changes | {"data.validation": 0}))
+
   def test_one_that_is_not_finished(self, workdir):
     (workdir / "result.json").unlink()
     lines = _errors(_set({"student.teacher": str(workdir)}))
