@@ -2,7 +2,9 @@
 
 python -m jaxr18.main --config=configs/kd_quant.py
 
-`:digits` is the same job on embedded data: no download, under two minutes.
+On two CPU cores: 88.64% at an exact score of 0.0180 in 81 minutes (validation
+89.22%, its teacher 89.54%; docs/results/kd_quant). `:digits` is the same job
+on embedded data: no download, under two minutes.
 """
 
 from jaxr18.config import base
@@ -12,14 +14,16 @@ def get_config(arg=""):
   config = base(phases=("teacher", "student"))
   teacher, student = config.teacher, config.student
   teacher.network.widths = (24, 48, 96, 192)
-  teacher.epochs = 20
+  teacher.epochs = 12
   student.network.widths = (12, 24, 48, 96)
   student.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
-  student.teacher = "teacher"
-  student.epochs = 50
+  student.teacher, student.kd_weight, student.temperature = "teacher", 0.5, 3.0
+  student.epochs = 34
   for phase in (teacher, student):
     phase.ema_decay = 0.998
     phase.augment.flip = "alternating"
+  teacher.augment.pad = 2
+  student.augment.cutout = 8
   if arg == "digits":
     config.data.name = "digits"
     config.data.validation = 200

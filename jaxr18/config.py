@@ -35,6 +35,8 @@ class Knob:
     by_stage: a tuple with one entry a stage.
     bits_rules: a tuple of (regex, w_bits, a_bits).
     form_rules: a tuple of (regex, form), may be empty.
+    density_rules: a tuple of (regex, density), may be empty.
+    regex: a string that is a regex, may be empty.
   """
 
   default: Any
@@ -45,6 +47,8 @@ class Knob:
   by_stage: bool = False
   bits_rules: bool = False
   form_rules: bool = False
+  density_rules: bool = False
+  regex: bool = False
 
   @property
   def kind(self) -> type:
@@ -68,6 +72,8 @@ class Knob:
       yield from _rules_faults(value, self)
     elif self.form_rules:
       yield from rule_faults(value)
+    elif self.density_rules:
+      yield from _density_faults(value)
     elif not isinstance(self.default, tuple):
       hint = f"such as {self.default!r}"
       if self.default == "":
@@ -102,6 +108,39 @@ class Knob:
         yield must, f"lower it to {self.high} or less"
       else:  # nan
         yield must, hint
+    elif self.regex and (fault := _regex_fault(value)):
+      yield f"{which}must be a regex ({fault})", "mend it"
+
+
+def _regex_fault(pattern: str) -> str:
+  try:
+    re.compile(pattern)
+  except (re.error, OverflowError, RecursionError) as e:
+    return str(e) or type(e).__name__
+  return ""
+
+
+def _density_faults(rules: Any) -> Faults:
+  must = "must be a tuple of rules (regex, density)"
+  hint = "such as (('stage4.*', 0.1),), or () for none"
+  if not isinstance(rules, tuple):
+    yield must, hint
+    return
+  for rule in rules:
+    if (
+      not isinstance(rule, tuple)
+      or len(rule) != 2
+      or not isinstance(rule[0], str)
+      or type(rule[1]) not in (int, float)
+      or not 0 < rule[1] <= 1
+    ):
+      yield (
+        f"has the rule {rule!r}, which must be (regex, density), the density"
+        " above 0 and at most 1",
+        hint,
+      )
+    elif fault := _regex_fault(rule[0]):
+      yield f"has {rule[0]!r}, which must be a regex ({fault})", "mend it"
 
 
 def _as_tuple(value: Any) -> str:
@@ -145,6 +184,13 @@ def _rules_faults(rules: Any, knob: Knob) -> Faults:
           "choose one; 32 is unquantized",
         )
 
+
+# The names that compress/ knows; a test holds them equal.
+WEIGHT_CRITERIA = ("magnitude_l1", "magnitude_l2", "random", "gradient",
+                   "taylor", "snip", "movement", "wanda")  # fmt: skip
+CHANNEL_CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
+CRITERIA = tuple(dict.fromkeys(WEIGHT_CRITERIA + CHANNEL_CRITERIA))
+DISTRIBUTIONS = ("uniform", "global", "erk", "lamp", "explicit")
 
 EXPERIMENT = {
   "seed": Knob(0, "of weights, batches and augmentation", 0, 2**31 - 1),
@@ -191,12 +237,50 @@ PHASE = {
                  "32 is unquantized", bits_rules=True),
   },
   "init": Knob("", "start from this earlier phase, workdir, .pt or .pth"),
+  "rewind": Knob("", "then take the numbers of this one, under init's masks"),
+  "shrink": Knob(False, "the network is init's without the channels that it "
+                 "has masked; of `network`, bits alone hold"),
+  "drop_blocks": Knob("", "with shrink: blocks that go, a regex on names such "
+                      "as 'stage3_block2'", regex=True),
+  "recalibrate": Knob(0, "batches that renew batch norm's statistics first",
+                      0, 10_000),
+  "prune": {
+    "density": Knob(1.0, "share of weights, or of channels, kept at the end; "
+                    "1 prunes nothing", 1e-6, 1),
+    "structured": Knob(False, "whole channels, in coupled groups"),
+    "criterion": Knob("magnitude_l1", "what matters; whole channels have their "
+                      "own", choices=CRITERIA),
+    "distribution": Knob("global", "over layers or channel groups",
+                         choices=DISTRIBUTIONS),
+    "rules": Knob((), "(regex on layer paths, density) of explicit, first "
+                  "match wins, others stay", density_rules=True),
+    "pattern": Knob("", "N:M along input channels in place of density, such "
+                    "as 2:4"),
+    "layers": Knob(".*", "regex on paths of the layers whose weights go",
+                   regex=True),
+    "floor": Knob(0.01, "share that each layer or group keeps at least, if the "
+                  "density allows", 0, 1),
+    "multiple": Knob(1, "of the channels that a group keeps", 1, 1024),
+    "schedule": Knob("one_shot", "of the density; iterative keeps the same "
+                     "share at each update",
+                     choices=("one_shot", "linear", "cubic", "iterative")),
+    "begin": Knob(0.0, "of updates, as a share of the phase", 0, 1),
+    "end": Knob(0.5, "of updates, as a share of the phase", 0, 1),
+    "every": Knob(100, "steps between two updates", 1, 1_000_000),
+    "regrow": Knob("none", "moves weights at each update, by gradient or at "
+                   "random", choices=("none", "rigl", "set")),
+    "drop": Knob(0.3, "share of kept weights that the first move takes", 0, 1),
+    "images": Knob(512, "training images that criteria look at", 1, 50_000),
+  },
+  "group_lasso": Knob(0.0, "weight of the group lasso on batch norm's scales",
+                      0, 10),
   "teacher": Knob("", "distil from this earlier phase, workdir, .pt or .pth"),
   "kd_weight": Knob(0.9, "weight of the soft loss, if there is a teacher",
                     0, 1),
   "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),
   "label_smoothing": Knob(0.0, "mass moved to all classes evenly", 0, 0.99),
-  "epochs": Knob(30, "passes over the training images", 1, 100_000),
+  "epochs": Knob(30, "passes over the training images; 0 only transforms",
+                 0, 100_000),
   "batch_size": Knob(128, "images a step, over all devices", 1, 50_000),
   "optimizer": Knob("sgd", "sgd has Nesterov momentum",
                     choices=("sgd", "adamw")),

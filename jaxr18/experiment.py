@@ -3,11 +3,14 @@
 The only place that reads a config; below it are plain arguments.
 """
 
+import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Collection
@@ -16,13 +19,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxr18 import data, network, torch_weights
-from jaxr18.compress import factorize
+from jaxr18.compress import factorize, gradual, prune
+from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.cost import score as score_lib
 from jaxr18.network import Network
-from jaxr18.spec import NetSpec
+from jaxr18.pruneconfig import make_plan
+from jaxr18.spec import NetSpec, with_bits
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
@@ -137,22 +143,32 @@ def run_phase(
   if done.exists():
     return read_json(done)
   c = config[name]
-  spec = network_spec(c.network, dataset.classes)
   key = jax.random.fold_in(
     jax.random.key(config.seed), config.phases.index(name)
   )
   init_key, train_key = jax.random.split(key)
-  source = load_network(workdir, c.init) if c.init else None
-  where = f"config.{name}.init (={c.init!r})"
-  images = dataset.train.images[: config.eval_batch_size]
-  images = data.normalize(images, dataset.mean, dataset.std, spec.resolution)
-  net = initial_network(init_key, spec, images, source, where)
-  if source is not None and jax.process_index() == 0:
-    converted = factorize.report(source, net)
-    if converted and config.progress != "none":
-      print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
+  net = start(config, name, workdir, dataset, init_key)
   teacher = load_network(workdir, c.teacher) if c.teacher else None
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
+  plan = make_plan(c, c.epochs * steps_per_epoch)
+  update = None
+  if plan is not None:
+    plan = dataclasses.replace(
+      plan, start_density=gradual.start_density(net, plan)
+    )
+    net = gradual.prepare(net, plan)
+    seen = dataset.train.take(
+      np.arange(min(c.prune.images, len(dataset.train)))
+    )
+    update = functools.partial(
+      _prune,
+      plan=plan,
+      key=jax.random.fold_in(init_key, 1),
+      images=_normalized(seen.images, dataset, net.spec),
+      labels=jnp.asarray(seen.labels),
+      start=net,
+      where=f"config.{name}.prune",
+    )
   optimizer = state_lib.make_optimizer(
     c.optimizer,
     learning_rate=c.learning_rate,
@@ -175,6 +191,7 @@ def run_phase(
     label_smoothing=c.label_smoothing,
     ema_decay=c.ema_decay,
     dtype=jnp.dtype(c.dtype),
+    group_lasso=c.group_lasso,
   )
   _, info = train(
     state_lib.create(net, optimizer, average=c.ema_decay > 0),
@@ -193,9 +210,77 @@ def run_phase(
     progress=config.progress,
     mesh=mesh,
     stop=stop,
+    update=update,
+    update_due=plan.due if plan else lambda step: False,
+    select_from=plan.last + 1 if plan and c.epochs else 0,
   )
   write_together(done, info)
   return info
+
+
+def start(config, name: str, workdir, dataset, key: jax.Array) -> Network:
+  """The network that a phase begins with, its source's or a new one."""
+  c = config[name]
+  source = load_network(workdir, c.init) if c.init else None
+  where = f"config.{name}.init (={c.init!r})"
+  if source is not None and c.rewind:
+    where = f"config.{name}.rewind (={c.rewind!r})"
+    try:
+      source = prune.rewind(source, load_network(workdir, c.rewind))
+    except ValueError as e:
+      raise ConfigError(f"{where}: {e}") from e
+  if c.shrink:
+    source = shrunk(source, c.drop_blocks, f"config.{name}")
+    spec = with_bits(source.spec, c.network.bits)
+  else:
+    spec = network_spec(c.network, dataset.classes)
+  images = dataset.train.images[: config.eval_batch_size]
+  images = _normalized(images, dataset, spec)
+  net = initial_network(key, spec, images, source, where)
+  if source is not None and jax.process_index() == 0:
+    converted = factorize.report(source, net)
+    if converted and config.progress != "none":
+      print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
+  if c.recalibrate:
+    order = data.batches(len(dataset.train), c.batch_size, config.seed, 0)
+    net = network.recalibrate(
+      net,
+      (
+        _normalized(dataset.train.images[rows], dataset, spec)
+        for rows in order[: c.recalibrate]
+      ),
+    )
+  return net
+
+
+def shrunk(source: Network, drop: str, where: str) -> Network:
+  """The source without its masked channels and the blocks that `drop` names.
+
+  Raises:
+    ConfigError: what cannot be removed.
+  """
+  names = [n for n, _ in source.spec.blocks() if drop and re.fullmatch(drop, n)]
+  if drop and not names:
+    raise ConfigError(
+      f"{where}.drop_blocks (={drop!r}) matches no block; there are"
+      f" {[n for n, _ in source.spec.blocks()]}"
+    )
+  try:
+    return shrink(drop_blocks(source, names))
+  except ValueError as e:
+    raise ConfigError(f"{where}.shrink: {e}") from e
+
+
+def _prune(net: Network, step: int, *, plan, key, where, **seen) -> Network:
+  key = jax.random.fold_in(key, step)
+  try:
+    return gradual.update(net, plan, step, key=key, **seen)
+  except ValueError as e:
+    raise ConfigError(f"{where}: {e}") from e
+
+
+def _normalized(images, dataset, spec: NetSpec) -> jax.Array:
+  return data.normalize(images, dataset.mean, dataset.std, spec.resolution)
 
 
 def initial_network(
@@ -226,7 +311,7 @@ def initial_network(
 def start_from(
   net: Network, source: Network, where: str, made: Collection[str] = ()
 ) -> Network:
-  """The source's numbers in the new spec, whose bits may differ.
+  """The source's numbers and masks in the new spec, whose bits may differ.
 
   Args:
     net: what has the new spec.
@@ -253,11 +338,28 @@ def start_from(
       " a network of the same widths, blocks and groups"
     )
 
+  kept = checkpoint.flatten((source.masks,))
+
+  def carry(name, mask, param):
+    m = kept.get(name)
+    fits = m is not None and m.shape in ((), param.shape)
+    return jnp.asarray(m) if fits else mask
+
+  names = checkpoint.flatten((net.masks,))
+  masks = jax.tree.unflatten(
+    jax.tree.structure(net.masks),
+    [
+      carry(n, mask, param)
+      for (n, mask), param in zip(
+        names.items(), jax.tree.leaves(net.params), strict=True
+      )
+    ],
+  )
   new = (net.params, net.batch_stats)
   names = checkpoint.flatten(new)
   leaves = [take(n, leaf) for n, leaf in names.items()]
   params, batch_stats = jax.tree.unflatten(jax.tree.structure(new), leaves)
-  return net.replace(params=params, batch_stats=batch_stats)
+  return net.replace(params=params, batch_stats=batch_stats, masks=masks)
 
 
 def load_network(workdir: pathlib.Path, source: str = "") -> Network:

@@ -4,14 +4,14 @@ Every technique is a pure function `Network -> Network`, and they chain.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxr18.nn.resnet import ResNet
+from jaxr18.nn.resnet import BATCH_NORM_MOMENTUM, ResNet
 from jaxr18.spec import NetSpec, check
 
 
@@ -75,6 +75,36 @@ _compiled_init = jax.jit(
 )
 
 
+def kernels(tree: Any) -> dict[str, Any]:
+  """The kernels of a tree like `params`, by layer path, sorted."""
+  out: dict[str, Any] = {}
+  for name, node in sorted(tree.items()):
+    if isinstance(node, dict):
+      inner = kernels(node)
+      out |= {
+        f"{name}/{path}" if path else name: k for path, k in inner.items()
+      }
+    elif name == "kernel":
+      out[""] = node
+  return out
+
+
+def with_kernels(tree: Any, new: dict[str, Any]) -> Any:
+  """The tree with other kernels; layers that `new` lacks keep theirs."""
+
+  def put(node, path):
+    return {
+      k: put(v, f"{path}/{k}".lstrip("/"))
+      if isinstance(v, dict)
+      else new.get(path, v)
+      if k == "kernel"
+      else v
+      for k, v in node.items()
+    }
+
+  return put(tree, "")
+
+
 def apply_masks(params: Any, masks: Any) -> Any:
   """Zero where a mask is False (`where`, since nan * 0 is nan)."""
   return jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, masks)
@@ -115,6 +145,54 @@ def calibrate(net: Network, images: jax.Array) -> Network:
     _variables(net), images, mutable=["batch_stats", "calibration"]
   )
   return net.replace(params=_merge(net.params, sown.get("calibration", {})))
+
+
+@jax.jit
+def input_norms(net: Network, images: jax.Array) -> dict[str, jax.Array]:
+  """L2 norms of every layer's input, by layer path, [in_features] each.
+
+  Args:
+    net: in evaluation.
+    images: [n, resolution, resolution, channels], normalized; norms are over
+      images and pixels.
+  """
+  _, sown = ResNet(net.spec).apply(_variables(net), images, mutable=["squares"])
+  squares = {}
+  for layer in net.spec.layers():
+    node = sown["squares"]
+    for name in layer.path.split("/"):
+      node = node[name]
+    squares[layer.path] = jnp.sqrt(node["input"])
+  return squares
+
+
+def recalibrate(net: Network, batches: Iterable[jax.Array]) -> Network:
+  """Batch norm's running statistics, computed anew.
+
+  After surgery the old ones are those of another network. The mean over
+  batches of each batch's mean and variance takes their place.
+
+  Args:
+    net: the network; nothing else of it changes.
+    batches: each [batch, resolution, resolution, channels], normalized.
+
+  Raises:
+    ValueError: there is no batch.
+  """
+  found = [_statistics(net, images) for images in batches]
+  if not found:
+    raise ValueError("no batch to take batch norm's statistics from")
+  mean = lambda *x: sum(x) / len(x)
+  return net.replace(batch_stats=jax.tree.map(mean, *found))
+
+
+@jax.jit
+def _statistics(net: Network, images: jax.Array) -> Any:
+  """One batch's, in the tree of `batch_stats`."""
+  zeros = jax.tree.map(jnp.zeros_like, net.batch_stats)
+  # From 0, a step of the moving average is a share of the batch's.
+  _, moved = forward_train(net.replace(batch_stats=zeros), images)
+  return jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), moved)
 
 
 def _variables(net: Network) -> dict[str, Any]:

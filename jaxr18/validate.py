@@ -17,6 +17,7 @@ from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
+from jaxr18.pruneconfig import check_prune
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
 
@@ -49,10 +50,13 @@ def validate(
     specs: dict[str, NetSpec | None] = {}
     for name in config.phases:
       check.training(name)
+      check_prune(check, name)
       spec = check_network(check, name)
       if sources:
         check.sources(name, spec, specs)
-      specs[name] = spec
+      # A shrunk network is known when its source is.
+      shrinks = check.good(f"{name}.shrink") and config[name].shrink
+      specs[name] = None if shrinks else spec
   if check.problems:
     raise ConfigError("\n".join(check.problems))
 
@@ -201,7 +205,7 @@ class Problems:
   def training(self, name: str) -> None:
     c = self.config[name]
     if self.good(f"{name}.warmup_epochs", f"{name}.epochs"):
-      if c.warmup_epochs > c.epochs:
+      if c.epochs and c.warmup_epochs > c.epochs:
         self.add(
           f"{name}.warmup_epochs",
           f"must be at most config.{name}.epochs (={c.epochs})",
@@ -216,14 +220,14 @@ class Problems:
         )
 
   def sources(self, name: str, spec, earlier: dict[str, Any]) -> None:
-    """init and teacher: there, finished, and fitting.
+    """init, rewind and teacher: there, finished, and fitting.
 
     Args:
       name: the phase.
       spec: its network, or None if that is wrong already.
       earlier: the same of each earlier phase.
     """
-    for field in ("init", "teacher"):
+    for field in ("init", "teacher", "rewind"):
       full = f"{name}.{field}"
       value = self.config[name][field] if self.good(full) else ""
       if not value:
@@ -239,7 +243,8 @@ class Problems:
         continue
       else:
         source = self.finished(full, value, earlier)
-      if field == "init" and spec and source:
+      shrinks = self.good(f"{name}.shrink") and self.config[name].shrink
+      if field != "teacher" and spec and source and not shrinks:
         if difference := misfit(spec, source):
           self.add(
             full,

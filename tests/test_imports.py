@@ -29,6 +29,7 @@ ORDER = (
   "torch_weights",
   "cost",
   "compress",
+  "pruneconfig",
   "train",
   "report",
   "validate",

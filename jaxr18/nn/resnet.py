@@ -8,6 +8,8 @@ from jaxr18.nn import conv as fast_conv
 from jaxr18.nn import quantize
 from jaxr18.spec import FLOAT_BITS, BlockSpec, ConvSpec, HeadSpec, NetSpec
 
+BATCH_NORM_MOMENTUM = 0.9  # share of the old running statistics in the new
+
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -18,8 +20,12 @@ class _Quantized(nn.Module):
     """x and kernel on the grids of the spec's bits.
 
     When the collection 'calibration' is mutable, the input's bound is taken
-    from x itself and sown there.
+    from x itself and sown there; into 'squares' goes the sum of x squared by
+    channel.
     """
+    if self.is_mutable_collection("squares"):
+      squares = jnp.sum(jnp.square(x), axis=range(x.ndim - 1))
+      self.put_variable("squares", "input", squares)
     if spec.a_bits != FLOAT_BITS:
       bound = self.param("input_bound", nn.initializers.ones, ())
       if self.is_mutable_collection("calibration"):
@@ -106,7 +112,7 @@ def _batch_norm(x, name: str, train: bool):
   # rest of the network; statistics are float32 either way.
   return nn.BatchNorm(
     use_running_average=not train,
-    momentum=0.9,
+    momentum=BATCH_NORM_MOMENTUM,
     epsilon=1e-5,
     dtype=x.dtype,
     name=name,

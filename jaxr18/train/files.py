@@ -87,13 +87,15 @@ class MetricsFile:
   """metrics.jsonl: one line an epoch, none twice after a resume.
 
   Attributes:
-    validation: the validation accuracy by step, of all lines so far.
+    validation: the validation accuracy by step, of all lines so far that
+      are of `select_from` or later.
     last_step: the last line's, or 0.
   """
 
-  def __init__(self, path: pathlib.Path, writes: bool):
+  def __init__(self, path: pathlib.Path, writes: bool, select_from: int = 0):
     """Reads what is there; `writes` is false in all processes but one."""
     self._path, self._writes = path, writes
+    self._select_from = select_from
     self.validation: dict[int, float] = {}
     self._set(_read_rows(path))
 
@@ -118,7 +120,9 @@ class MetricsFile:
     self.last_step = rows[-1]["step"] if rows else 0
     pairs = [(row["step"], row["validation_accuracy"]) for row in rows]
     self.validation.clear()
-    self.validation.update((s, a) for s, a in pairs if a is not None)
+    self.validation.update(
+      (s, a) for s, a in pairs if a is not None and s >= self._select_from
+    )
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

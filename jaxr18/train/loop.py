@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxr18 import data
-from jaxr18.network import Network
+from jaxr18.network import Network, apply_masks
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
 from jaxr18.train.files import CheckpointError, MetricsFile
@@ -57,6 +58,9 @@ def train(
   progress: str,
   mesh: Mesh,
   stop: StopSignal,
+  update: Callable[[Network, int], Network] | None = None,
+  update_due: Callable[[int], bool] = lambda step: False,
+  select_from: int = 0,
 ) -> tuple[Network, dict[str, Any]]:
   """Trains one phase to its end.
 
@@ -68,6 +72,10 @@ def train(
     meta: goes into each checkpoint.
     every_seconds: between two checkpoints within an epoch; each epoch's end
       has one of its own.
+    update: (network, step) -> network, of the same shapes, such as with other
+      masks; called before each step that is `update_due`, and with no epochs
+      once.
+    select_from: the best network is one of this step or later.
 
   Returns:
     The network of the best validation accuracy (the last one if there is no
@@ -83,7 +91,7 @@ def train(
   total = epochs * steps_per_epoch
   validation = dataset.validation
   writes = jax.process_index() == 0
-  metrics = MetricsFile(directory / "metrics.jsonl", writes)
+  metrics = MetricsFile(directory / "metrics.jsonl", writes, select_from)
   folder = directory / "checkpoints"
   manager = checkpoint.open_manager(folder, metrics.validation)
   meta = meta | {
@@ -121,12 +129,13 @@ def train(
 
   def validate(step: int) -> None:
     totals = jax.device_get(state.totals)
+    count = totals["count"]
     row = {
       "phase": phase,
       "step": step,
       "epoch": step // steps_per_epoch,
-      "loss": float(totals["loss"] / totals["count"]),
-      "train_accuracy": float(totals["correct"] / totals["count"]),
+      "loss": float(totals["loss"] / count) if count else None,
+      "train_accuracy": float(totals["correct"] / count) if count else None,
       "validation_accuracy": None,
     }
     if len(validation):
@@ -170,6 +179,11 @@ def train(
         if metrics.last_step < step:
           validate(step)
         state = state.replace(totals=replicate(zero_totals(), mesh))
+      if (
+        update is not None and update_due(step) and (step < total or not total)
+      ):
+        look()
+        state = _with_network(state, update(state.net, step), mesh)
       if step == total:
         break
       stop.leave = None
@@ -190,6 +204,11 @@ def train(
       if stopping:
         checkpoint.finish(manager)
         raise Stopped(f"{phase} stopped at step {step + 1} of {total}")
+    if not total and not manager.all_steps():
+      stop.leave = None
+      save(0)
+      checkpoint.finish(manager)
+      validate(0)
     checkpoint.finish(manager)
   finally:
     stop.leave = outside
@@ -203,6 +222,18 @@ def train(
     "validation_accuracy": metrics.validation.get(best),
     "seconds": spent + time.monotonic() - began,
   }
+
+
+def _with_network(state: TrainState, net: Network, mesh: Mesh) -> TrainState:
+  """The state with another network; its average gets the masks."""
+  net = replicate(net, mesh)
+  average = state.average
+  if average is not None:
+    average = average.replace(
+      masks=net.masks, params=apply_masks(average.params, net.masks)
+    )
+  # The step donates its input, and no buffer twice.
+  return jax.tree.map(jnp.copy, state.replace(net=net, average=average))
 
 
 def _restore(

@@ -102,6 +102,9 @@ class Reporter:
     shown = "" if accuracy is None else f" val {accuracy:.2%}"
     self._validation = shown
     self._epoch_clock = _Clock()
+    if not self._total:
+      self._line(f"{self._phase}: no training{shown}")
+      return
     text = (
       f"epoch {row['epoch']}/{self._epochs} {row['images_per_second']:.0f}"
       f" images/s loss {row['loss']:.3f}{shown}"

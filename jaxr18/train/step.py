@@ -10,7 +10,7 @@ from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxr18 import data
-from jaxr18.compress import distill
+from jaxr18.compress import channels, distill
 from jaxr18.network import Network, apply_masks, forward, forward_train
 from jaxr18.train.state import TrainState
 
@@ -78,6 +78,7 @@ def make_train_step(
   label_smoothing: float,
   ema_decay: float,
   dtype,
+  group_lasso: float = 0.0,
 ) -> Callable:
   """Makes the jitted step.
 
@@ -101,6 +102,8 @@ def make_train_step(
         kd_weight=kd_weight,
         label_smoothing=label_smoothing,
       )
+    if group_lasso:
+      loss += group_lasso * channels.group_lasso(params, net.spec)
     return loss, (logits, batch_stats)
 
   def step(

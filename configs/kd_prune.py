@@ -1,0 +1,38 @@
+"""Distil, prune filters, remove them, fine-tune: each with the same teacher.
+
+python -m jaxr18.main --config=configs/kd_prune.py
+
+A student half as wide as its teacher loses two fifths of its channels in three
+steps and ends in 8 bits. `:tiny` takes seconds on the embedded digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  config = base(phases=("teacher", "student", "prune", "finetune"))
+  phases = [config[name] for name in config.phases]
+  for phase in phases:
+    phase.network.widths = (16, 32, 64, 128)
+    phase.ema_decay = 0.998
+    phase.augment.flip = "alternating"
+  config.teacher.network.widths = (32, 64, 128, 256)
+  config.prune.init, config.finetune.init = "student", "prune"
+  for phase in phases[1:]:
+    phase.teacher = "teacher"
+  for phase in phases[2:]:
+    phase.learning_rate, phase.warmup_epochs, phase.epochs = 0.03, 0.5, 10
+  prune = config.prune.prune
+  prune.structured, prune.criterion, prune.density = True, "taylor", 0.6
+  prune.schedule, prune.every, prune.floor = "linear", 700, 0.2
+  config.finetune.shrink = True
+  config.finetune.network.bits = ((".*", 8, 8),)
+  if arg == "tiny":
+    config.data.name, config.data.validation = "digits", 200
+    for phase in phases:
+      phase.network.widths, phase.network.blocks = (8, 12, 16, 16), (1, 1, 1, 1)
+      phase.network.strides = (2, 2, 2, 1)
+      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.augment.flip = "none"
+    prune.every = 10
+  return config

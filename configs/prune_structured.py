@@ -1,0 +1,37 @@
+"""The narrow ResNet-18, whole channels masked, trained on, removed, trained on.
+
+python -m jaxr18.main --config=configs/prune_structured.py:0.5 \
+    --workdir=runs/prune_structured_0.5
+
+The argument is the share of channels kept, 0.5 by default: the best of all
+channel groups by their filters' norms, at least a fifth of each. Masked for 2
+epochs, shrunk for 4. `:tiny` takes seconds on the embedded digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  config = base(phases=("dense", "prune", "shrink"))
+  phases = [config[name] for name in config.phases]
+  for phase in phases:
+    phase.network.widths = (16, 32, 48, 56)
+    phase.network.strides = (2, 2, 2, 1)
+    phase.ema_decay = 0.998
+    phase.augment.pad = 2
+    phase.augment.flip = "alternating"
+  config.dense.epochs, config.prune.epochs, config.shrink.epochs = 10, 2, 4
+  for phase, init in ((config.prune, "dense"), (config.shrink, "prune")):
+    phase.init = init
+    phase.learning_rate, phase.warmup_epochs = 0.05, 0.5
+  prune = config.prune.prune
+  prune.structured, prune.criterion, prune.floor = True, "l2", 0.2
+  prune.density = 0.5 if arg in ("", "tiny") else float(arg)
+  config.shrink.shrink = True
+  if arg == "tiny":
+    config.data.name, config.data.validation = "digits", 200
+    for phase in phases:
+      phase.network.blocks = (1, 1, 1, 1)
+      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.augment.flip = "none"
+  return config

@@ -1,0 +1,36 @@
+"""The narrow ResNet-18, then single weights pruned while it trains on.
+
+python -m jaxr18.main --config=configs/prune_unstructured.py:0.1 \
+    --workdir=runs/prune_unstructured_0.1
+
+The argument is the share of weights kept, 0.1 by default; 1.0 trains on
+without pruning. Global magnitude, a cubic schedule over half of 6 epochs.
+`:tiny` takes seconds on the embedded digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  config = base(phases=("dense", "prune"))
+  for phase in (config.dense, config.prune):
+    phase.network.widths = (16, 32, 48, 56)
+    phase.network.strides = (2, 2, 2, 1)
+    phase.ema_decay = 0.998
+    phase.augment.pad = 2
+    phase.augment.flip = "alternating"
+  config.dense.epochs = 10
+  prune = config.prune
+  prune.init = "dense"
+  prune.epochs = 6
+  prune.learning_rate, prune.warmup_epochs = 0.05, 0.5
+  prune.prune.schedule = "cubic"
+  prune.prune.density = 0.1 if arg in ("", "tiny") else float(arg)
+  if arg == "tiny":
+    config.data.name, config.data.validation = "digits", 200
+    for phase in (config.dense, prune):
+      phase.network.blocks = (1, 1, 1, 1)
+      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.augment.flip = "none"
+    prune.prune.every = 10
+  return config

@@ -1,0 +1,180 @@
+"""How many weights each layer keeps: a distribution of the density.
+
+Every distribution returns exact numbers by layer path, so that the mask is
+always the best so many of a layer.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxr18.compress.criteria import Scores
+
+NAMES = ("uniform", "global", "erk", "lamp", "explicit")
+
+
+def counts(
+  name: str,
+  scores: Scores,
+  density: float,
+  *,
+  floor: float = 0.0,
+  rules: Sequence[tuple[str, float]] = (),
+) -> dict[str, int]:
+  """Weights to keep by layer path.
+
+  - uniform: round(size * density) in each layer.
+  - global: the best round(total * density) of all layers together.
+  - lamp: the same on scores by which a layer's weights are put in proportion
+    to those above them (Lee et al., 2021, arXiv:2010.07611, equation 1); made
+    for magnitude_l2.
+  - erk: Erdos-Renyi-Kernel, a layer's density in proportion to the sum of its
+    kernel's dimensions over their product (Evci et al., 2020,
+    arXiv:1911.11134, section 3).
+  - explicit: the first of `rules` whose regex matches the whole path; others
+    keep everything.
+
+  Args:
+    name: one of `NAMES`.
+    scores: by layer path.
+    density: share of all weights to keep, (0, 1]; unused by explicit.
+    floor: share that each layer keeps at least, at least one weight. What it
+      adds in one layer, global and lamp take from the others.
+    rules: (regex, density), for explicit.
+
+  Raises:
+    ValueError: what would empty a layer, a density out of range, a floor
+      above the density, or a rule that decides no layer.
+  """
+  sizes = {path: s.size for path, s in scores.items()}
+  _check(name, scores, density, floor)
+  least = {p: max(1, math.ceil(floor * n - 1e-9)) for p, n in sizes.items()}
+  if name == "explicit":
+    found = _explicit(list(sizes), rules)
+    kept = {p: round(n * found[p]) for p, n in sizes.items()}
+  elif name == "uniform":
+    kept = {p: round(n * density) for p, n in sizes.items()}
+  elif name == "erk":
+    shapes = {path: s.shape for path, s in scores.items()}
+    kept = {p: round(sizes[p] * d) for p, d in erk(shapes, density).items()}
+  else:
+    if name == "lamp":
+      scores = {path: lamp(s) for path, s in scores.items()}
+    return _best_of_all(scores, round(sum(sizes.values()) * density), least)
+  kept = {p: max(n, least[p] if floor else 0) for p, n in kept.items()}
+  empty = [p for p, n in kept.items() if n == 0]
+  if empty:
+    raise ValueError(
+      f"{', '.join(empty)} would keep none of its"
+      f" {', '.join(str(sizes[p]) for p in empty)} weights; raise density"
+      f" (={density}), or give a floor"
+    )
+  return kept
+
+
+def erk(
+  shapes: Mapping[str, Sequence[int]], density: float
+) -> dict[str, float]:
+  """Densities by layer; those that would exceed 1 are 1, the others share."""
+  size = {p: math.prod(s) for p, s in shapes.items()}
+  raw = {p: sum(s) / math.prod(s) for p, s in shapes.items()}
+  dense: set[str] = set()
+  while True:
+    rest = [p for p in shapes if p not in dense]
+    budget = density * sum(size.values()) - sum(size[p] for p in dense)
+    scale = budget / sum(raw[p] * size[p] for p in rest) if rest else 0.0
+    over = {p for p in rest if scale * raw[p] > 1}
+    if not over:
+      return {p: 1.0 if p in dense else scale * raw[p] for p in shapes}
+    dense |= over
+
+
+def lamp(scores: np.ndarray) -> np.ndarray:
+  """Each score over the sum of itself and all that are higher.
+
+  Of equal ones the later is taken as the lower. 0 where that sum is 0.
+  """
+  flat = scores.ravel().astype(np.float64)
+  order = np.argsort(-flat, kind="stable")
+  sums = np.cumsum(flat[order])
+  out = np.empty_like(flat)
+  ordered = flat[order]
+  out[order] = np.divide(ordered, sums, out=np.zeros_like(flat), where=sums > 0)
+  return out.reshape(scores.shape)
+
+
+def _check(name, scores, density, floor):
+  if name not in NAMES:
+    raise ValueError(f"distribution (={name!r}) must be one of {NAMES}")
+  if not scores:
+    raise ValueError("no layer is to be pruned; widen the regex of layers")
+  if not 0 < density <= 1:
+    raise ValueError(f"density (={density}) must be above 0 and at most 1")
+  if not 0 <= floor <= 1 or (floor > density and name != "explicit"):
+    raise ValueError(
+      f"floor (={floor}) must be from 0 to the density (={density})"
+    )
+  for path, s in scores.items():
+    if not np.isfinite(s).all():
+      raise ValueError(
+        f"{path}: scores must be finite; the network or its gradients are not"
+      )
+
+
+def _explicit(paths, rules) -> dict[str, float]:
+  first = {
+    p: next((r for r in rules if re.fullmatch(r[0], p)), None) for p in paths
+  }
+  for rule in rules:
+    if not any(rule is r for r in first.values()):
+      raise ValueError(
+        f"rule {tuple(rule)} decides no layer (an earlier one may take them"
+        f" all); the layers are {paths}"
+      )
+    if not 0 < rule[1] <= 1:
+      raise ValueError(
+        f"rule {tuple(rule)}: the density must be above 0 and at most 1"
+      )
+  return {p: r[1] if r else 1.0 for p, r in first.items()}
+
+
+def _best_of_all(scores: Scores, total: int, least) -> dict[str, int]:
+  """Counts of the best `total` of all layers, of equal ones the first.
+
+  Layers that would fall below their least get it, and the others share what
+  is left; then no layer that had enough can fall below again but by this.
+  """
+  if total < sum(least.values()):
+    raise ValueError(
+      f"{total} weights are to be kept, and {len(least)} layers need"
+      f" {sum(least.values())} at least; raise the density or lower the floor"
+    )
+  fixed: dict[str, int] = {}
+  while True:
+    free = [p for p in scores if p not in fixed]
+    kept = _split([scores[p] for p in free], total - sum(fixed.values()))
+    low = {p: least[p] for p, n in zip(free, kept, strict=True) if n < least[p]}
+    if not low:
+      return {
+        p: fixed[p] if p in fixed else kept[free.index(p)] for p in scores
+      }
+    fixed |= low
+
+
+def _split(arrays: Sequence[np.ndarray], total: int) -> list[int]:
+  """How many of the best `total` numbers lie in each array."""
+  flat = np.concatenate([a.ravel() for a in arrays])
+  if total >= flat.size:
+    return [a.size for a in arrays]
+  if total <= 0:
+    return [0] * len(arrays)
+  threshold = np.partition(flat, flat.size - total)[flat.size - total]
+  out = [int(np.count_nonzero(a > threshold)) for a in arrays]
+  ties = total - sum(out)
+  for i, a in enumerate(arrays):
+    more = min(ties, int(np.count_nonzero(a == threshold)))
+    out[i] += more
+    ties -= more
+  return out

@@ -1,0 +1,244 @@
+"""Masks of single weights: criterion, distribution, schedule, mask.
+
+Four plain functions, each of its own file or name, and `prune` that puts them
+together. Masks are computed on the host with NumPy, between two training
+steps; the step itself only applies them, and projects weights after its
+update, so that neither momentum nor weight decay revives one.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxr18.compress import criteria, density
+from jaxr18.compress.criteria import Scores
+from jaxr18.network import Network, kernels, with_kernels
+
+SCHEDULES = ("one_shot", "linear", "cubic", "iterative")
+
+
+def top_k(scores: np.ndarray, count: int) -> np.ndarray:
+  """Bool, True for the `count` highest; of equal ones the first, row-major."""
+  flat = scores.ravel()
+  if count <= 0:
+    return np.zeros(scores.shape, bool)
+  if count >= flat.size:
+    return np.ones(scores.shape, bool)
+  threshold = np.partition(flat, flat.size - count)[flat.size - count]
+  keep = flat > threshold
+  ties = np.flatnonzero(flat == threshold)
+  keep[ties[: count - np.count_nonzero(keep)]] = True
+  return keep.reshape(scores.shape)
+
+
+def n_of_m(scores: np.ndarray, n: int, m: int, path: str = "") -> np.ndarray:
+  """Keeps the n highest of every m consecutive input channels.
+
+  Args:
+    scores: [..., in, out], a kernel's shape; `in` divisible by m.
+    n: kept, 1 to m.
+    m: in a row.
+    path: names the layer in an error.
+  """
+  *taps, inputs, features = scores.shape
+  if not 1 <= n <= m:
+    raise ValueError(f"pattern {n}:{m} must keep from 1 to {m} of {m}")
+  if inputs % m:
+    raise ValueError(
+      f"{path}: {inputs} input channels a filter must be divisible by m (={m})"
+      " of the pattern; leave the layer out"
+    )
+  split = scores.reshape(-1, inputs // m, m, features)
+  ranks = np.argsort(np.argsort(-split, axis=2, kind="stable"), axis=2)
+  return (ranks < n).reshape(*taps, inputs, features)
+
+
+def density_at(
+  schedule: str, start: float, final: float, progress: float
+) -> float:
+  """The density at a point of the schedule.
+
+  With t the progress: one_shot is `final` at once; linear goes evenly; cubic
+  is final + (start - final) (1 - t)^3 (Zhu and Gupta, 2017, arXiv:1710.01878,
+  equation 1); iterative is start (final / start)^t, the same share of what is
+  left at every update (Frankle and Carbin, 2019, arXiv:1803.03635).
+
+  Args:
+    schedule: one of `SCHEDULES`.
+    start: density before, (0, 1].
+    final: density after, (0, 1].
+    progress: [0, 1].
+  """
+  if schedule not in SCHEDULES:
+    raise ValueError(f"schedule (={schedule!r}) must be one of {SCHEDULES}")
+  if schedule == "one_shot" or progress >= 1:
+    return final
+  if schedule == "linear":
+    return start + (final - start) * progress
+  if schedule == "cubic":
+    return final + (start - final) * (1 - progress) ** 3
+  return start * (final / start) ** progress
+
+
+def drop_share(first: float, progress: float) -> float:
+  """The share that RigL moves, a cosine from `first` to 0 (equation 1)."""
+  return first / 2 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def scored(net: Network, scores: Scores, layers: str = ".*") -> Scores:
+  """The scores of the layers whose path matches; what is masked is lowest.
+
+  Raises:
+    ValueError: the regex matches no layer.
+  """
+  masks = kernels(net.masks)
+  out = {p: s for p, s in scores.items() if re.fullmatch(layers, p)}
+  if not out:
+    raise ValueError(
+      f"layers (={layers!r}) matches no layer; there are {list(scores)}"
+    )
+  # Lower than any score, and finite.
+  low = min(min(s.min() for s in out.values()), 0) - 1
+  return {
+    p: np.where(np.asarray(masks[p]), s, np.float32(low))
+    for p, s in out.items()
+  }
+
+
+def prune(
+  net: Network,
+  scores: Scores,
+  target: float,
+  *,
+  distribution: str = "global",
+  layers: str = ".*",
+  floor: float = 0.0,
+  rules: Sequence[tuple[str, float]] = (),
+) -> Network:
+  """Masks all but the best weights; what is masked already stays masked.
+
+  Args:
+    net: one network.
+    scores: of `criteria.score`.
+    target: share to keep of all weights in the layers that match.
+    distribution: one of `density.NAMES`.
+    layers: regex on whole layer paths; others are not touched.
+    floor: share that each layer keeps at least.
+    rules: (regex, density) of the explicit distribution.
+
+  Raises:
+    ValueError: as `density.counts`; or more weights are wanted of a layer than
+      its mask has left.
+  """
+  chosen = scored(net, scores, layers)
+  kept = density.counts(distribution, chosen, target, floor=floor, rules=rules)
+  masks = {}
+  for path, s in chosen.items():
+    left = int(np.count_nonzero(_full(net, path, s.shape)))
+    if kept[path] > left:
+      raise ValueError(
+        f"{path}: {kept[path]} weights are to be kept and its mask has"
+        f" {left} left; lower density (={target})"
+      )
+    masks[path] = top_k(s, kept[path])
+  return with_masks(net, masks)
+
+
+def prune_pattern(
+  net: Network, scores: Scores, n: int, m: int, layers: str = ".*"
+) -> Network:
+  """N:M sparsity along input channels, such as 2:4 (`n_of_m`)."""
+  chosen = scored(net, scores, layers)
+  return with_masks(net, {p: n_of_m(s, n, m, p) for p, s in chosen.items()})
+
+
+def regrow(
+  net: Network,
+  growth: Scores,
+  share: float,
+  layers: str = ".*",
+) -> Network:
+  """Drops the smallest kept weights of each layer and grows as many others.
+
+  With the gradient's magnitude as growth it is RigL (Evci et al., 2020), with
+  random numbers SET (Mocanu et al., 2018, arXiv:1707.04780). What grows starts
+  at 0, and is none of what was dropped a moment before.
+
+  Args:
+    net: its masks are full arrays where it is pruned.
+    growth: scores of the weights that could grow.
+    share: of the kept weights to drop, [0, 1].
+    layers: regex on whole layer paths.
+  """
+  if not 0 <= share <= 1:
+    raise ValueError(f"share (={share}) must be from 0 to 1")
+  size = criteria.score("magnitude_l1", net)
+  masks = {}
+  for path, s in scored(net, size, layers).items():
+    mask = _full(net, path, s.shape)
+    kept = int(np.count_nonzero(mask))
+    moved = min(int(share * kept), mask.size - kept)
+    stay = top_k(s, kept - moved)
+    g = np.asarray(growth[path])
+    grown = top_k(np.where(mask, g.min() - 1, g), moved)
+    masks[path] = stay | grown
+  net = criteria.masked(net)  # what was dropped before grows from 0
+  return with_masks(net, masks)
+
+
+def with_masks(net: Network, masks: dict[str, np.ndarray]) -> Network:
+  """The network with other masks of kernels, and 0 where they are False."""
+  new = with_kernels(net.masks, {p: jnp.asarray(m) for p, m in masks.items()})
+  return criteria.masked(net.replace(masks=new))
+
+
+def full_masks(net: Network, layers: str = ".*") -> Network:
+  """Scalar masks as arrays, in layers that match, so that shapes never change.
+
+  A step is compiled for the shapes of its masks.
+  """
+  masks = {
+    p: jnp.broadcast_to(m, kernels(net.params)[p].shape)
+    for p, m in kernels(net.masks).items()
+    if re.fullmatch(layers, p)
+  }
+  return net.replace(masks=with_kernels(net.masks, masks))
+
+
+def rewind(net: Network, to: Network) -> Network:
+  """The numbers of an earlier network under this one's masks.
+
+  Lottery tickets (Frankle and Carbin, 2019): train, prune, rewind, train again.
+
+  Raises:
+    ValueError: another network.
+  """
+  if net.spec != to.spec:
+    raise ValueError("a network rewinds to an earlier state of itself only")
+  return criteria.masked(
+    net.replace(params=to.params, batch_stats=to.batch_stats)
+  )
+
+
+def densities(net: Network) -> dict[str, float]:
+  """The share of weights kept, by layer path."""
+  params = kernels(net.params)
+  return {
+    p: float(np.mean(np.broadcast_to(np.asarray(m), params[p].shape)))
+    for p, m in kernels(net.masks).items()
+  }
+
+
+def total_density(net: Network, layers: str = ".*") -> float:
+  """The share of all weights kept in layers that match."""
+  sizes = {p: k.size for p, k in kernels(net.params).items()}
+  found = {p: d for p, d in densities(net).items() if re.fullmatch(layers, p)}
+  total = sum(sizes[p] for p in found)
+  return sum(d * sizes[p] for p, d in found.items()) / total
+
+
+def _full(net: Network, path: str, shape) -> np.ndarray:
+  return np.broadcast_to(np.asarray(kernels(net.masks)[path]), shape)

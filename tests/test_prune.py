@@ -1,0 +1,344 @@
+"""Masks of single weights."""
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxr18 import config, network, spec
+from jaxr18.compress import channels, criteria, density, prune
+
+NARROW = spec.resnet((8, 8), (1, 1), (2, 2), (1, 1), (False, False))
+GROUPED = spec.resnet((8, 16), (1, 1), (2, 2), (2, 4), (False, False))
+DEPTHWISE = spec.resnet((8, 16), (1, 1), (2, 2), (1, 1), (True, True))
+
+
+def _net(net_spec=NARROW, seed=0):
+  return network.init(jax.random.key(seed), net_spec)
+
+
+def _images(n=8, seed=1):
+  keys = jax.random.split(jax.random.key(seed))
+  images = jax.random.normal(keys[0], (n, 32, 32, 3))
+  return images, jax.random.randint(keys[1], (n,), 0, 10)
+
+
+def _kept(net):
+  return {p: int(np.sum(m)) for p, m in network.kernels(net.masks).items()}
+
+
+def test_configs_know_the_same_names():
+  assert config.WEIGHT_CRITERIA == criteria.NAMES
+  assert config.CHANNEL_CRITERIA == channels.CRITERIA
+  assert config.DISTRIBUTIONS == density.NAMES
+  choices = config.PHASE["prune"]["schedule"].choices
+  assert choices == prune.SCHEDULES
+
+
+class TestTopK:
+  @hypothesis.given(
+    hnp.arrays(
+      np.float32,
+      hnp.array_shapes(min_dims=1, max_dims=4, max_side=6),
+      elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0]),  # ties
+    ),
+    st.integers(0, 40),
+  )
+  def test_is_the_head_of_a_stable_sort(self, scores, count):
+    count = min(count, scores.size)
+    mask = prune.top_k(scores, count)
+    head = np.argsort(-scores.ravel(), kind="stable")[:count]
+    assert set(np.flatnonzero(mask)) == set(head.tolist())
+
+  @pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (4, 8), (2, 2)])
+  def test_n_of_m(self, n, m):
+    scores = np.random.default_rng(0).random((3, 3, 16, 5))
+    mask = prune.n_of_m(scores, n, m)
+    runs = mask.reshape(9, 16 // m, m, 5)
+    assert (runs.sum(axis=2) == n).all()
+    best = np.sort(scores.reshape(runs.shape), axis=2)[:, :, m - n]
+    assert (scores.reshape(runs.shape)[runs] >= best.min()).all()
+    kept = np.where(runs, scores.reshape(runs.shape), np.inf).min(axis=2)
+    np.testing.assert_array_equal(kept, best)
+
+  def test_what_n_of_m_cannot_do(self):
+    with pytest.raises(ValueError, match="stem: 3 input channels a filter"):
+      prune.n_of_m(np.ones((3, 3, 3, 8)), 2, 4, "stem")
+    with pytest.raises(ValueError, match="pattern 5:4 must keep"):
+      prune.n_of_m(np.ones((3, 3, 4, 8)), 5, 4)
+
+
+class TestCounts:
+  @pytest.mark.parametrize("name", ["uniform", "global", "erk", "lamp"])
+  @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.03])
+  def test_the_total(self, name, share):
+    scores = criteria.score("magnitude_l2", _net())
+    kept = density.counts(name, scores, share)
+    total = sum(s.size for s in scores.values())
+    slack = 0 if name in ("global", "lamp") else len(scores) / 2
+    assert abs(sum(kept.values()) - round(total * share)) <= slack
+    assert all(0 < n <= scores[p].size for p, n in kept.items())
+
+  def test_global_takes_the_largest_of_all(self):
+    net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.2)
+    kept, gone = [], []
+    masks = network.kernels(net.masks)
+    for path, w in network.kernels(_net().params).items():
+      size, mask = np.abs(w), np.asarray(masks[path])
+      kept.append(size[mask].min())
+      gone.append(size[~mask].max(initial=0))
+    assert min(kept) >= max(gone)
+
+  def test_lamp_of_the_paper(self):
+    # Sorted u: w^2 over the sum of w^2 of itself and all larger.
+    w2 = np.array([4.0, 1.0, 9.0, 2.0])
+    expected = [4 / 13, 1 / 16, 1.0, 2 / 15]
+    np.testing.assert_allclose(density.lamp(w2), expected)
+
+  def test_erk_is_in_proportion(self):
+    shapes = {"a": (3, 3, 64, 64), "b": (3, 3, 128, 128), "c": (1, 1, 64, 64)}
+    found = density.erk(shapes, 0.1)
+    ratio = (3 + 3 + 64 + 64) / (9 * 64 * 64)
+    other = (3 + 3 + 128 + 128) / (9 * 128 * 128)
+    assert found["a"] / found["b"] == pytest.approx(ratio / other)
+    sizes = {p: np.prod(s) for p, s in shapes.items()}
+    kept = sum(found[p] * sizes[p] for p in shapes)
+    assert kept == pytest.approx(0.1 * sum(sizes.values()))
+
+  def test_erk_fills_small_layers(self):
+    found = density.erk({"a": (3, 3, 3, 16), "b": (3, 3, 256, 256)}, 0.5)
+    assert found["a"] == 1.0 and found["b"] < 0.5
+
+  def test_a_floor_protects_from_collapse(self):
+    net = _net()
+    scores = criteria.score("magnitude_l1", net)
+    scores["head"] = scores["head"] * 1e-6
+    total = sum(s.size for s in scores.values())
+    assert density.counts("global", scores, 0.2)["head"] == 1
+    kept = density.counts("global", scores, 0.2, floor=0.1)
+    assert kept["head"] == round(0.1 * scores["head"].size)
+    assert sum(kept.values()) == round(0.2 * total)
+
+  def test_rules(self):
+    scores = criteria.score("magnitude_l1", _net())
+    rules = (("stage1.*", 0.5), ("stage.*", 0.25))
+    kept = density.counts("explicit", scores, 1.0, rules=rules)
+    share = {p: n / scores[p].size for p, n in kept.items()}
+    assert share["stage1_block1/conv1"] == 0.5
+    assert share["stage2_block1/conv2"] == 0.25
+    assert share["stem"] == share["head"] == 1.0
+
+  @pytest.mark.parametrize(
+    "how, message",
+    [
+      (dict(name="uniform", density=1e-4), "would keep none"),
+      (dict(name="global", density=1e-3), "raise the density or lower"),
+      (dict(name="global", density=0.0), r"density \(=0.0\) must be above 0"),
+      (dict(name="global", density=0.1, floor=0.2), r"floor \(=0.2\)"),
+      (dict(name="best", density=0.1), "distribution .='best'. must be one"),
+      (dict(name="explicit", density=1.0, rules=(("x", 0.5),)),
+       "decides no layer"),
+    ],
+  )  # fmt: skip
+  def test_errors(self, how, message):
+    scores = criteria.score("magnitude_l1", _net())
+    with pytest.raises(ValueError, match=message):
+      density.counts(scores=scores, **how)
+
+  def test_a_score_that_is_not_finite(self):
+    scores = criteria.score("magnitude_l1", _net())
+    scores["stem"][0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="stem: scores must be finite"):
+      density.counts("global", scores, 0.5)
+
+
+class TestCriteria:
+  def test_gradients_against_differences(self):
+    net = _net()
+    images, labels = _images()
+    g = criteria.dense_gradient(net, images, labels)["stage1_block1/conv1"]
+    kernel = network.kernels(net.params)["stage1_block1/conv1"]
+
+    def loss(k):
+      new = network.with_kernels(net.params, {"stage1_block1/conv1": k})
+      logits, _ = network.forward_train(net.replace(params=new), images)
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return losses.mean()
+
+    step = 1e-3 * jnp.sign(g)
+    change = float(loss(kernel + step) - loss(kernel - step)) / 2
+    assert change == pytest.approx(float(jnp.sum(g * step)), rel=0.05)
+
+  def test_formulas(self):
+    net = _net()
+    images, labels = _images()
+    g = criteria.dense_gradient(net, images, labels)
+    of = lambda name: criteria.score(name, net, images=images, labels=labels)
+    taylor, snip, gradient = map(of, ("taylor", "snip", "gradient"))
+    total = sum(v.sum() for v in snip.values())
+    assert total == pytest.approx(1, abs=1e-4)
+    for path, w in network.kernels(net.params).items():
+      gw = np.asarray(g[path] * w)
+      np.testing.assert_allclose(taylor[path], gw**2, rtol=1e-5)
+      np.testing.assert_allclose(gradient[path], np.abs(g[path]))
+    ratio = snip["head"] / np.abs(
+      np.asarray(g["head"] * net.params["head"]["kernel"])
+    )
+    np.testing.assert_allclose(ratio, ratio.ravel()[0], rtol=1e-4)
+
+  def test_movement_is_the_sum_over_small_steps(self):
+    net = start = _net()
+    images, labels = _images()
+    summed = None
+    for _ in range(10):
+      g = criteria.gradients(net, images, labels)
+      step = jax.tree.map(lambda p, d: -1e-3 * d * p, net.params, g)
+      summed = step if summed is None else jax.tree.map(jnp.add, summed, step)
+      params = jax.tree.map(lambda p, d: p - 1e-3 * d, net.params, g)
+      net = net.replace(params=params)
+    found = criteria.score("movement", net, start=start)
+    for path, s in network.kernels(summed).items():
+      error = np.linalg.norm(found[path] - s) / np.linalg.norm(s)
+      assert error < 0.05, path
+
+  @pytest.mark.parametrize("net_spec", [NARROW, GROUPED, DEPTHWISE])
+  def test_wanda_by_hand(self, net_spec):
+    net = _net(net_spec)
+    images, _ = _images(2)
+    found = criteria.score("wanda", net, images=images)
+    w = np.asarray(net.params["stem"]["kernel"])
+    norm = np.sqrt((np.asarray(images) ** 2).sum(axis=(0, 1, 2)))
+    expected = np.abs(w) * norm[None, None, :, None]
+    np.testing.assert_allclose(found["stem"], expected, rtol=1e-5)
+    for path, k in network.kernels(net.params).items():
+      assert found[path].shape == k.shape
+
+  def test_wanda_pairs_groups_with_their_inputs(self):
+    net = _net(GROUPED)
+    images, _ = _images(2)
+    norms = np.asarray(network.input_norms(net, images)["stage2_block1/conv2"])
+    w = np.asarray(net.params["stage2_block1"]["conv2"]["kernel"])
+    found = criteria.score("wanda", net, images=images)["stage2_block1/conv2"]
+    # 16 channels in 4 groups: output 9 is of group 2, whose input 1 is 2*4+1.
+    assert found[0, 0, 1, 9] == pytest.approx(abs(w[0, 0, 1, 9]) * norms[9])
+
+  @pytest.mark.parametrize(
+    "name, needs", [("random", "key"), ("movement", "start"),
+                    ("wanda", "images"), ("snip", "images and labels")]
+  )  # fmt: skip
+  def test_what_is_missing(self, name, needs):
+    with pytest.raises(ValueError, match=f"{name}' needs {needs}"):
+      criteria.score(name, _net())
+
+  def test_unknown(self):
+    with pytest.raises(ValueError, match="criterion .='size'. must be one of"):
+      criteria.score("size", _net())
+
+
+class TestPrune:
+  def test_what_is_masked_stays_masked(self):
+    net = _net()
+    for share in (0.6, 0.3, 0.1):
+      before = network.kernels(net.masks)
+      scores = criteria.score("random", net, key=jax.random.key(int(9 * share)))
+      net = prune.prune(net, scores, share)
+      for path, mask in network.kernels(net.masks).items():
+        assert not np.any(np.asarray(mask) & ~np.asarray(before[path]))
+
+  def test_all_true_masks_are_the_identity(self):
+    net = _net()
+    images, _ = _images()
+    full = prune.full_masks(net)
+    chex.assert_trees_all_equal(
+      network.forward(net, images), network.forward(full, images)
+    )
+    scores = criteria.score("magnitude_l1", net)
+    chex.assert_trees_all_equal(
+      prune.prune(net, scores, 1.0).params, net.params
+    )
+
+  def test_layers(self):
+    net = _net()
+    scores = criteria.score("magnitude_l1", net)
+    found = prune.densities(prune.prune(net, scores, 0.5, layers="stage.*"))
+    assert found["stem"] == found["head"] == 1.0
+    assert prune.total_density(
+      prune.prune(net, scores, 0.5, layers="stage.*"), "stage.*"
+    ) == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(ValueError, match="layers .='block'. matches no layer"):
+      prune.prune(net, scores, 0.5, layers="block")
+
+  def test_no_weight_comes_back(self):
+    net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.3)
+    scores = criteria.score("magnitude_l1", net)
+    with pytest.raises(ValueError, match="left; lower density"):
+      prune.prune(net, scores, 0.9, distribution="uniform")
+
+  def test_pattern(self):
+    net = _net()
+    scores = criteria.score("magnitude_l1", net)
+    found = prune.prune_pattern(net, scores, 2, 4, layers="stage.*|head")
+    assert prune.densities(found)["stage1_block1/conv2"] == 0.5
+    with pytest.raises(ValueError, match="stem: 3 input channels"):
+      prune.prune_pattern(net, scores, 2, 4)
+
+  @pytest.mark.parametrize("growth", ["gradient", "random"])
+  def test_regrowing_moves_so_many(self, growth):
+    images, labels = _images()
+    net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.3,
+                      distribution="uniform")  # fmt: skip
+    scores = criteria.score(
+      growth, net, key=jax.random.key(3), images=images, labels=labels
+    )
+    new = prune.regrow(net, scores, 0.4)
+    assert _kept(new) == _kept(net)
+    before, after = (network.kernels(n.masks) for n in (net, new))
+    for path, kept in _kept(net).items():
+      grown = np.asarray(after[path]) & ~np.asarray(before[path])
+      assert grown.sum() == min(int(0.4 * kept), grown.size - kept)
+      w = np.asarray(network.kernels(new.params)[path])
+      assert (w[grown] == 0).all()
+      dropped = np.asarray(before[path]) & ~np.asarray(after[path])
+      stayed = np.asarray(before[path]) & np.asarray(after[path])
+      old = np.abs(network.kernels(net.params)[path])
+      if dropped.any():
+        assert old[dropped].max() <= old[stayed].min()
+
+  def test_rewinding(self):
+    first = _net(seed=1)
+    last = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.3)
+    ticket = prune.rewind(last, first)
+    chex.assert_trees_all_equal(ticket.masks, last.masks)
+    chex.assert_trees_all_equal(
+      ticket.params, network.apply_masks(first.params, last.masks)
+    )
+    with pytest.raises(ValueError, match="earlier state of itself"):
+      prune.rewind(last, _net(GROUPED))
+
+
+class TestSchedules:
+  @pytest.mark.parametrize(
+    "name, points",
+    [
+      ("one_shot", (0.1, 0.1, 0.1)),
+      ("linear", (0.9, 0.5, 0.1)),
+      ("cubic", (0.9, 0.1 + 0.8 / 8, 0.1)),
+      ("iterative", (0.9, 0.3, 0.1)),  # 0.9 * (1/9)^(1/2)
+    ],
+  )
+  def test_points(self, name, points):
+    found = [prune.density_at(name, 0.9, 0.1, t) for t in (0, 0.5, 1)]
+    assert found == pytest.approx(list(points))
+
+  def test_unknown(self):
+    with pytest.raises(ValueError, match="schedule .='slow'. must be one of"):
+      prune.density_at("slow", 1.0, 0.1, 0.5)
+
+  def test_the_share_that_moves(self):
+    found = [prune.drop_share(0.3, t) for t in (0, 0.5, 1, 2)]
+    assert found == pytest.approx([0.3, 0.15, 0, 0])

@@ -1,0 +1,337 @@
+"""Channel groups, and the network without the channels that are masked."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxr18 import forms, network, spec
+from jaxr18.compress import channels, prune, shrink
+from jaxr18.cost import score as score_lib
+
+LOW_RANK = forms.with_forms(
+  spec.resnet((8, 16), (1, 1), (2, 2), (1, 1), (False, False)),
+  (("stage2.*/conv.", "ranks=1/2,1/2"), ("stage1.*/conv1", "ranks=0,4")),
+)
+GRID = {
+  "dense": spec.resnet((8, 16), (2, 1), (1, 2), (1, 1), (False, False)),
+  "deep": spec.resnet((8, 8, 16), (1, 3, 2), (2, 1, 2), (1,) * 3, (False,) * 3),
+  "grouped": spec.resnet((8, 16), (2, 2), (2, 2), (2, 8), (False, False)),
+  "depthwise": spec.resnet((8, 16), (1, 2), (2, 2), (1, 1), (True, True)),
+  "mixed": spec.resnet((8, 16), (2, 2), (2, 2), (4, 1), (False, True)),
+  "low rank": LOW_RANK,
+  "quantized": spec.with_bits(
+    spec.resnet((8, 16), (1, 2), (2, 2), (2, 1), (False, False)),
+    (("stem|head", 8, 8), (".*", 4, 4)),
+  ),
+  "stem of its own": spec.resnet(
+    (8, 16), (1, 1), (1, 2), (1, 1), (False, False), stem_features=12
+  ),
+}
+grid = pytest.mark.parametrize("net_spec", GRID.values(), ids=GRID)
+
+
+def _net(net_spec, seed=0):
+  """Random in batch norm too, running statistics included."""
+  net = network.init(jax.random.key(seed), net_spec)
+  rng = np.random.default_rng(seed)
+
+  def drawn(path, leaf):
+    name = path[-1].key
+    if name in ("scale", "bias", "mean"):
+      return jnp.asarray(rng.normal(0.5, 0.5, leaf.shape), jnp.float32)
+    if name == "var":
+      return jnp.asarray(rng.uniform(0.5, 2, leaf.shape), jnp.float32)
+    return leaf
+
+  params, stats = (
+    jax.tree_util.tree_map_with_path(drawn, t)
+    for t in (net.params, net.batch_stats)
+  )
+  net = net.replace(params=params, batch_stats=stats)
+  return network.calibrate(net, _images(net_spec))
+
+
+def _images(net_spec, n=3):
+  size = net_spec.resolution
+  return jax.random.normal(jax.random.key(7), (n, size, size, 3))
+
+
+def _pruned(net, share=0.5, **how):
+  scores = channels.importance("random", net, key=jax.random.key(5))
+  keep = channels.kept_channels(net.spec, scores, share, **how)
+  return channels.mask_channels(net, keep)
+
+
+class TestGroups:
+  def test_resnet18_has_twelve(self):
+    groups = channels.channel_groups(spec.resnet18())
+    names = [g.name for g in groups]
+    assert len(groups) == 12
+    assert sum(n.endswith("inner") for n in names) == 8
+    streams = {g.name: g for g in groups if g.name.endswith("stream")}
+    assert list(streams) == ["stem/stream"] + [
+      f"stage{i}_block1/stream" for i in (2, 3, 4)
+    ]
+    assert streams["stem/stream"].writers == (
+      "stem", "stage1_block1/conv2", "stage1_block2/conv2"
+    )  # fmt: skip
+    assert streams["stem/stream"].readers == (
+      "stage1_block1/conv1", "stage1_block2/conv1", "stage2_block1/conv1",
+      "stage2_block1/proj",
+    )  # fmt: skip
+    assert streams["stage4_block1/stream"].readers[-1] == "head"
+
+  @grid
+  def test_every_axis_of_channels_is_in_one_group(self, net_spec):
+    groups = channels.channel_groups(net_spec)
+    writers = [w for g in groups for w in g.writers]
+    through = [t for g in groups for t in g.through]
+    readers = [r for g in groups for r in g.readers]
+    layers = net_spec.layers()
+    ends = [x.path for x in layers if x.ends_unit and x.kind == "conv"]
+    assert sorted(writers) == sorted(ends)
+    assert sorted(through) == [
+      x.path for x in sorted(layers, key=lambda x: x.path)
+      if x.path.endswith("/depthwise")
+    ]  # fmt: skip
+    assert len(set(readers)) == len(readers) == len(ends)  # all but the stem
+
+  def test_blocks_are_those_of_all_convolutions(self):
+    found = {g.name: g.blocks for g in channels.channel_groups(GRID["grouped"])}
+    assert found["stage1_block1/inner"] == 2
+    assert found["stage1_block1/stream"] == 8  # also read in 8 groups
+    assert found["stem/stream"] == 2
+
+
+class TestShrink:
+  @grid
+  @pytest.mark.parametrize("distribution", channels.DISTRIBUTIONS)
+  def test_equals_the_masked_network(self, net_spec, distribution):
+    net = _pruned(_net(net_spec), distribution=distribution)
+    small = shrink.shrink(net)
+    images = _images(net_spec)
+    masked = network.forward(net, images)
+    assert np.abs(masked - network.forward(_net(net_spec), images)).max() > 1e-3
+    np.testing.assert_allclose(
+      network.forward(small, images), masked, atol=1e-5, rtol=1e-5
+    )
+    assert small.spec != net_spec
+    weights = lambda n: sum(k.size for k in jax.tree.leaves(n.params))
+    assert weights(small) < weights(net)
+    chex.assert_trees_all_equal_shapes(
+      small.params, network.init(jax.random.key(0), small.spec).params
+    )
+
+  def test_masked_kernels_alone_are_not_enough(self):
+    net = _net(GRID["dense"])
+    pruned = _pruned(net)
+    dead = shrink.dead_channels(pruned)
+    masks = {}
+    for group in channels.channel_groups(net.spec):
+      for path in group.writers:
+        kernel = channels.at(net.params, path)["kernel"]
+        masks[path] = jnp.broadcast_to(~dead[group.name], kernel.shape)
+    leaky = net.replace(masks=network.with_kernels(net.masks, masks))
+    images = _images(net.spec)
+    gap = network.forward(leaky, images) - network.forward(pruned, images)
+    assert np.abs(gap).max() > 1e-2
+    assert shrink.shrink(leaky).spec == net.spec  # nothing is dead
+
+  @grid
+  def test_the_cost_of_what_is_left(self, net_spec):
+    net = _pruned(_net(net_spec))
+    before = score_lib.score(net.spec, masks=net.masks)
+    small = shrink.shrink(net)
+    after = score_lib.score(small.spec, masks=small.masks)
+    assert after.macs < before.macs
+    kept = lambda s: sum(row.kept for row in s.rows)
+    assert kept(after) == kept(before)
+
+  def test_single_weights_stay_masked(self):
+    net = _net(GRID["dense"])
+    scores = {
+      p: np.abs(np.asarray(k)) for p, k in network.kernels(net.params).items()
+    }
+    net = _pruned(prune.prune(net, scores, 0.4))
+    small = shrink.shrink(net)
+    images = _images(net.spec)
+    np.testing.assert_allclose(
+      network.forward(small, images),
+      network.forward(net, images),
+      atol=1e-5,
+      rtol=1e-5,
+    )
+    assert prune.total_density(small) < 0.6
+
+  def test_nothing_to_remove(self):
+    net = _net(GRID["dense"])
+    small = shrink.shrink(net)
+    assert small.spec == net.spec
+    chex.assert_trees_all_equal(small.params, net.params)
+
+  def test_unequal_groups_are_refused(self):
+    net = _net(GRID["grouped"])
+    keep = np.ones(8, bool)
+    keep[0] = False
+    bad = channels.mask_channels(net, {"stage1_block1/inner": keep})
+    with pytest.raises(
+      ValueError, match=r"inner: stage1_block1/conv1.*\[3, 4\]"
+    ):
+      shrink.shrink(bad)
+
+  def test_an_empty_group_is_refused(self):
+    net = _net(GRID["dense"])
+    none = {"stage2_block1/inner": np.zeros(16, bool)}
+    with pytest.raises(ValueError, match="lose all its 16 channels"):
+      shrink.shrink(channels.mask_channels(net, none))
+
+
+class TestKept:
+  @grid
+  @pytest.mark.parametrize("multiple", [1, 4])
+  def test_counts(self, net_spec, multiple):
+    net = _net(net_spec)
+    scores = channels.importance("l2", net)
+    keep = channels.kept_channels(net_spec, scores, 0.5, multiple=multiple)
+    for group in channels.channel_groups(net_spec):
+      by_block = keep[group.name].reshape(group.blocks, -1).sum(axis=1)
+      assert by_block.min() == by_block.max() > 0
+      if group.size % np.lcm(multiple, group.blocks) == 0:
+        assert keep[group.name].sum() % multiple == 0
+
+  def test_global_prefers_what_matters(self):
+    net = _net(GRID["dense"])
+    groups = channels.channel_groups(net.spec)
+    scores = {g.name: np.ones(g.size) for g in groups}
+    scores["stage1_block1/inner"] = np.array([1.0] + [1e-6] * 7)
+    keep = channels.kept_channels(net.spec, scores, 0.8, distribution="global")
+    total = sum(g.size for g in groups)
+    assert sum(k.sum() for k in keep.values()) == round(0.8 * total)
+    assert keep["stage1_block1/inner"].sum() == 1
+    floor = channels.kept_channels(
+      net.spec, scores, 0.8, distribution="global", floor=0.5
+    )
+    assert floor["stage1_block1/inner"].sum() == 4
+
+  @pytest.mark.parametrize(
+    "how, message",
+    [
+      (dict(density=0.0), "density .=0.0. must be above 0"),
+      (dict(density=0.5, floor=0.6), "floor .=0.6."),
+      (dict(density=0.5, distribution="erk"), "must be one of"),
+      (dict(density=0.02, distribution="global"), "need .* at least"),
+    ],
+  )
+  def test_errors(self, how, message):
+    net = _net(GRID["dense"])
+    scores = channels.importance("l2", net)
+    with pytest.raises(ValueError, match=message):
+      channels.kept_channels(net.spec, scores, **how)
+
+
+class TestImportance:
+  def test_by_hand(self):
+    net = _net(GRID["dense"])
+    p = jax.tree.map(np.asarray, net.params)
+    l2 = channels.importance("l2", net)["stage1_block1/inner"]
+    k = p["stage1_block1"]["conv1"]["kernel"].reshape(-1, 8)
+    np.testing.assert_allclose(l2, np.sqrt((k**2).sum(axis=0)), rtol=1e-5)
+    median = channels.importance("geometric_median", net)
+    far = np.sqrt(((k[:, :, None] - k[:, None]) ** 2).sum(axis=0)).sum(axis=0)
+    np.testing.assert_allclose(median["stage1_block1/inner"], far, rtol=1e-4)
+    scale = channels.importance("bn_scale", net)["stage2_block1/stream"]
+    both = [p["stage2_block1"][n]["scale"] for n in ("bn2", "proj_bn")]
+    np.testing.assert_allclose(scale, sum(map(np.abs, both)), rtol=1e-6)
+    grads = jax.tree.map(jnp.ones_like, net.params)
+    taylor = channels.importance("taylor", net, grads=grads)
+    bn = p["stage1_block1"]["bn1"]
+    np.testing.assert_allclose(
+      taylor["stage1_block1/inner"], (bn["scale"] + bn["bias"]) ** 2, rtol=1e-5
+    )
+
+  def test_what_is_missing(self):
+    net = _net(GRID["dense"])
+    with pytest.raises(ValueError, match="'taylor' needs grads"):
+      channels.importance("taylor", net)
+    with pytest.raises(ValueError, match="'random' needs key"):
+      channels.importance("random", net)
+    with pytest.raises(ValueError, match="criterion .='l1'. must be one of"):
+      channels.importance("l1", net)
+
+  def test_group_lasso(self):
+    net = _net(GRID["dense"])
+    value = channels.group_lasso(net.params, net.spec)
+    p = jax.tree.map(np.asarray, net.params)
+    total = 0.0
+    for group in channels.channel_groups(net.spec):
+      squares = sum(channels.at(p, n)["scale"] ** 2 for n in group.norms)
+      total += np.sqrt(squares).sum()
+    assert float(value) == pytest.approx(total, rel=1e-5)
+    zero = jax.tree.map(jnp.zeros_like, net.params)
+    grads = jax.grad(channels.group_lasso)(zero, net.spec)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+class TestBlocks:
+  def test_dropping_one(self):
+    net = _net(GRID["deep"])
+    small = shrink.drop_blocks(net, ["stage2_block2"])
+    assert len(small.spec.stages[1]) == 2
+    chex.assert_trees_all_equal(
+      small.params["stage2_block2"], net.params["stage2_block3"]
+    )
+    chex.assert_trees_all_equal_shapes(
+      small.params, network.init(jax.random.key(0), small.spec).params
+    )
+    # A block whose last batch norm gives 0 adds nothing to a stream >= 0.
+    bn = net.params["stage2_block2"]["bn2"]
+    zero = jax.tree.map(jnp.zeros_like, bn)
+    block = net.params["stage2_block2"] | {"bn2": zero}
+    silent = net.replace(params=net.params | {"stage2_block2": block})
+    images = _images(net.spec)
+    np.testing.assert_allclose(
+      network.forward(silent, images), network.forward(small, images), atol=1e-5
+    )
+
+  @pytest.mark.parametrize(
+    "names, message",
+    [
+      (["stage9_block1"], "no block 'stage9_block1'; there are"),
+      (["stage3_block1"], "its shortcut is a projection"),
+    ],
+  )
+  def test_what_cannot_go(self, names, message):
+    with pytest.raises(ValueError, match=message):
+      shrink.drop_blocks(_net(GRID["deep"]), names)
+
+  def test_no_stage_is_emptied(self):
+    net = _net(spec.resnet((8,), (2,), (1,), (1,), (False,)))
+    with pytest.raises(ValueError, match="stage 1 would lose all its blocks"):
+      shrink.drop_blocks(net, ["stage1_block1", "stage1_block2"])
+
+
+def test_recalibration_gives_the_batch_its_own_statistics():
+  net = _net(GRID["dense"])
+  images = _images(net.spec, 16)
+  new = network.recalibrate(net, [images])
+  in_training, _ = network.forward_train(net, images)
+  np.testing.assert_allclose(
+    network.forward(new, images), in_training, atol=2e-3, rtol=2e-3
+  )
+  one, other = images[:8], images[8:] * 2
+  both = network.recalibrate(net, [one, other]).batch_stats
+  halves = [network.recalibrate(net, [x]).batch_stats for x in (one, other)]
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+  chex.assert_trees_all_close(both, mean, rtol=1e-6)
+  with pytest.raises(ValueError, match="no batch"):
+    network.recalibrate(net, [])
+
+
+def test_spec_is_of_the_kept_widths():
+  net = _pruned(_net(GRID["dense"]))
+  small = shrink.shrink(net)
+  widths = [c.features for _, c in forms.convolutions(small.spec)]
+  before = [c.features for _, c in forms.convolutions(net.spec)]
+  assert widths == [n // 2 for n in before]
