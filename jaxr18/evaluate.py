@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise app.UsageError("give --workdir=DIR of a finished run")
   # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import configfile, experiment
+  from jaxr18 import configfile, experiment, sources
   from jaxr18.train.evaluate import evaluate
   from jaxr18.train.step import make_mesh
   from jaxr18.validate import validate
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
   validate(config, sources=False)
   if _DATA_DIR.value is not None:
     config.data.dir = _DATA_DIR.value
-  net = experiment.load_network(workdir)
+  net = sources.load_network(workdir)
   dataset = experiment.load_data(config)
   test = evaluate(
     net, dataset.test, dataset, config.eval_batch_size, make_mesh()

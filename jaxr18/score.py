@@ -76,10 +76,10 @@ def _configured():
 
 def _finished():
   """The spec and the masks of a finished run."""
-  from jaxr18 import experiment
+  from jaxr18 import sources
 
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
-  net = experiment.load_network(workdir, _PHASE.value)
+  net = sources.load_network(workdir, _PHASE.value)
   return net.spec, net.masks
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend import core as jax_core
 
-from jaxr18 import configfile, experiment, network
+from jaxr18 import configfile, experiment, network, sources
 from jaxr18.config import base
 from jaxr18.cost.score import score
 from jaxr18.spec import NetSpec
@@ -151,8 +151,8 @@ class TestResult:
     config, workdir, result = trained
     again = experiment.run(config, tmp_path)
     assert again["test_correct"] == result["test_correct"]
-    here = arrays(experiment.load_network(tmp_path))
-    there = arrays(experiment.load_network(workdir))
+    here = arrays(sources.load_network(tmp_path))
+    there = arrays(sources.load_network(workdir))
     assert all(np.array_equal(here[k], there[k]) for k in here | there)
 
 
@@ -204,7 +204,7 @@ class TestSources:
     _, workdir, result = chained
     assert result["score"]["course"]["q_w"] == 32
     assert result["score"]["rows"][1]["w_bits"] == 4
-    net = experiment.load_network(workdir)
+    net = sources.load_network(workdir)
     bounds = {k: v for k, v in arrays(net).items() if "input_bound" in k}
     # stem is in 32 bits; the head and the four convolutions, and the
     # projection, of two blocks that change the size.
@@ -213,10 +213,10 @@ class TestSources:
 
   def test_init_takes_numbers_and_calibrates_what_is_new(self, chained):
     config, workdir, _ = chained
-    source = experiment.load_network(workdir, "first")
+    source = sources.load_network(workdir, "first")
     spec = network_spec(config.second.network)
     images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
-    net = experiment.initial_network(
+    net = sources.initial_network(
       jax.random.key(0), spec, images, source, where="here"
     )
     new, old = arrays(net), arrays(source)
@@ -230,9 +230,9 @@ class TestSources:
 
   def test_init_keeps_bounds_that_were_learned(self, chained):
     config, workdir, _ = chained
-    source = experiment.load_network(workdir, "second")
+    source = sources.load_network(workdir, "second")
     images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
-    net = experiment.initial_network(
+    net = sources.initial_network(
       jax.random.key(0), source.spec, images, source, where="here"
     )
     new, old = arrays(net), arrays(source)
@@ -278,15 +278,15 @@ class TestSources:
   def test_load_network_says_what_is_missing(self, trained, tmp_path):
     _, workdir, _ = trained
     with pytest.raises(checkpoint.CheckpointError, match="holds no run"):
-      experiment.load_network(tmp_path)
+      sources.load_network(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="holds no run"):
-      experiment.load_network(workdir, str(tmp_path))
+      sources.load_network(workdir, str(tmp_path))
     config = two_stages("train")
     (tmp_path / "config.json").write_text(config.to_json())
     with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
-      experiment.load_network(tmp_path)
+      sources.load_network(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
-      experiment.load_network(tmp_path, "train")
+      sources.load_network(tmp_path, "train")
 
 
 def _constants(jaxpr):
@@ -309,7 +309,7 @@ def _constants(jaxpr):
 
 def test_the_teacher_is_an_argument_of_the_step_and_no_constant(trained):
   config, workdir, _ = trained
-  teacher = experiment.load_network(workdir)
+  teacher = sources.load_network(workdir)
   net = network.init(jax.random.key(1), teacher.spec)
   c = config.train
   optimizer = state_lib.make_optimizer(

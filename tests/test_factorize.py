@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxr18 import experiment, network
+from jaxr18 import experiment, network, sources
 from jaxr18.compress import factorize
 from jaxr18.compress.kernels import dense_kernel, project
 from jaxr18.config import base
@@ -498,7 +498,7 @@ class TestInit:
   def test_new_bounds_are_calibrated_and_learned_ones_stay(self):
     source = tiny(bits=8)
     source.params["stage1_block1"]["conv2"]["input_bound"] = jnp.array(0.37)
-    net = experiment.initial_network(
+    net = sources.initial_network(
       jax.random.key(1),
       with_forms(source.spec, EVERY),
       images(),
@@ -519,9 +519,7 @@ class TestInit:
     with pytest.raises(
       ConfigError, match=r"here: stage2.*\(=16\) is 32 .*; start from"
     ):
-      experiment.initial_network(
-        jax.random.key(1), wide, images(), tiny(), "here"
-      )
+      sources.initial_network(jax.random.key(1), wide, images(), tiny(), "here")
 
   def test_an_experiment(self, tmp_path, capsys):
     config = base(phases=("dense", "student"))
@@ -542,7 +540,7 @@ class TestInit:
     printed = capsys.readouterr().err
     assert "config.student.init (='dense'), converted:\nlayer" in printed
     assert printed.count(" dense ") == printed.count(" depthwise ") == 2
-    spec = experiment.load_network(tmp_path).spec
+    spec = sources.load_network(tmp_path).spec
     assert all(c.depthwise for p, c in convolutions(spec) if "conv" in p)
     assert json.loads(spec.to_json()) == result["spec"]
 

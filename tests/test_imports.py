@@ -33,6 +33,7 @@ ORDER = (
   "train",
   "report",
   "validate",
+  "sources",
   "experiment",
   "cli",
 )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from golden import random_weights
 
-from jaxr18 import experiment, network, torch_weights
+from jaxr18 import network, sources, torch_weights
 from jaxr18.config import base
 from jaxr18.spec import resnet, resnet18, with_bits
 from jaxr18.torch_weights import WeightsError, derive_spec, from_state_dict
@@ -284,7 +284,7 @@ def test_a_phase_takes_a_file(tmp_path, field):
     config.student.network[name] = tuple(value)
   config.student[field] = str(path)
   validate(config)
-  loaded = experiment.load_network(tmp_path, str(path))
+  loaded = sources.load_network(tmp_path, str(path))
   assert same(loaded, from_state_dict(state_dict, golden_spec("grouped")))
   other = dict(state_dict)
   for name in ("linear.weight", "linear.bias"):

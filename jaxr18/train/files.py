@@ -90,6 +90,7 @@ class MetricsFile:
     validation: the validation accuracy by step, of all lines so far that
       are of `select_from` or later.
     last_step: the last line's, or 0.
+    empty: whether there is no line.
   """
 
   def __init__(self, path: pathlib.Path, writes: bool, select_from: int = 0):
@@ -117,7 +118,7 @@ class MetricsFile:
 
   def _set(self, rows: list[dict[str, Any]]) -> None:
     self._rows = rows
-    self.last_step = rows[-1]["step"] if rows else 0
+    self.last_step, self.empty = rows[-1]["step"] if rows else 0, not rows
     pairs = [(row["step"], row["validation_accuracy"]) for row in rows]
     self.validation.clear()
     self.validation.update(

@@ -99,8 +99,9 @@ def train(
     "spec": state.net.spec.to_json(),
     "data": dataset.fingerprint,
   }
-  done, spent = manager.latest_step() or 0, 0.0
-  if done:
+  latest, spent = manager.latest_step(), 0.0
+  done = latest or 0
+  if latest is not None:
     state, spent = _restore(folder / str(done), state, dataset.fingerprint)
   metrics.go_on_from(done)
   state, teacher, key = replicate((state, teacher, key), mesh)
@@ -204,11 +205,13 @@ def train(
       if stopping:
         checkpoint.finish(manager)
         raise Stopped(f"{phase} stopped at step {step + 1} of {total}")
-    if not total and not manager.all_steps():
-      stop.leave = None
-      save(0)
-      checkpoint.finish(manager)
-      validate(0)
+    if not total:
+      if latest is None:
+        stop.leave = None
+        save(0)
+        checkpoint.finish(manager)
+      if metrics.empty:
+        validate(0)
     checkpoint.finish(manager)
   finally:
     stop.leave = outside

@@ -1,0 +1,42 @@
+"""A heat map of accuracy by layer and sparsity."""
+
+import pathlib
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+
+def draw(result: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes the picture of what `jaxr18.sensitivity` found.
+
+  Args:
+    result: its JSON: accuracies by layer, sparsities, the whole's accuracy.
+    path: an .svg file.
+  """
+  names = list(result["accuracies"])
+  values = np.array([result["accuracies"][n] for n in names]) * 100
+  fig, ax = plt.subplots(
+    figsize=(2.5 + 0.75 * values.shape[1], 1.2 + 0.3 * len(names)),
+    layout="constrained",
+  )
+  whole = 100 * result["accuracy"]
+  image = ax.imshow(values, cmap="viridis", vmin=10, vmax=whole, aspect="auto")
+  ax.set_xticks(
+    range(values.shape[1]), [f"{s:.0%}" for s in result["sparsities"]]
+  )
+  ax.set_yticks(range(len(names)), names)
+  ax.set_xlabel(f"removed, by {result['criterion']}")
+  ax.set_title(f"accuracy in %, {whole:.1f} unpruned", fontsize=10)
+  for (i, j), value in np.ndenumerate(values):
+    # Dark on the bright end of viridis, white elsewhere.
+    bright = value > 10 + 0.6 * (whole - 10)
+    color = "black" if bright else "white"
+    ax.text(j, i, f"{value:.1f}", ha="center", va="center", color=color,
+            fontsize=8)  # fmt: skip
+  fig.colorbar(image, ax=ax)
+  fig.savefig(path, metadata={"Date": None})
+  plt.close(fig)

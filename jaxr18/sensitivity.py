@@ -1,0 +1,151 @@
+"""How much accuracy each layer, or channel group, costs when it is pruned.
+
+    python -m jaxr18.sensitivity --workdir=runs/NAME
+    python -m jaxr18.sensitivity --workdir=runs/NAME --structured
+
+Prunes one layer at a time to each sparsity, without training, and measures
+accuracy on the validation split (on the training images where there is none;
+never on the test split). Writes WORKDIR/sensitivity/weights.json and .svg, or
+channels.json and .svg, a heat map; the picture needs the extra `report`.
+
+Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
+when the command cannot be run.
+"""
+
+import json
+import pathlib
+
+from absl import app, flags
+
+from jaxr18 import cli
+
+_WORKDIR = cli.workdir_flag()
+_DATA_DIR = cli.data_dir_flag()
+_STRUCTURED = flags.DEFINE_bool(
+  "structured", False, "Whole channels, by coupled group."
+)
+_SPARSITIES = flags.DEFINE_list(
+  "sparsities", "0.2,0.4,0.6,0.8,0.9,0.95", "Shares to remove, each below 1."
+)
+_CRITERION = flags.DEFINE_string(
+  "criterion", "", "What matters; '' is magnitude_l1, or l2 for channels."
+)
+_IMAGES = flags.DEFINE_integer(
+  "images", 1000, "Validation images to look at.", lower_bound=1
+)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _WORKDIR.value:
+    raise app.UsageError("give --workdir=DIR of a finished run")
+  try:
+    sparsities = tuple(map(float, _SPARSITIES.value))
+  except ValueError as e:
+    raise app.UsageError(f"--sparsities: {e}; write 0.5,0.9") from e
+  if not sparsities or not all(0 <= s < 1 for s in sparsities):
+    raise app.UsageError(
+      f"--sparsities={','.join(_SPARSITIES.value)}: each must be at least 0"
+      " and below 1"
+    )
+  # Imported late: --help and a wrong flag need no JAX.
+  import jax
+  import jax.numpy as jnp
+
+  from jaxr18 import configfile, data, experiment, sources
+  from jaxr18.compress import channels, criteria, sensitivity
+  from jaxr18.train.files import write_atomically
+  from jaxr18.validate import validate
+  from jaxr18.workdir import read_result
+
+  known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
+  criterion = _CRITERION.value or ("l2" if _STRUCTURED.value else known[0])
+  if criterion not in known or criterion == "movement":
+    usable = [n for n in known if n != "movement"]
+    raise app.UsageError(f"--criterion={criterion}: must be one of {usable}")
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  read_result(workdir)  # finished, or an error
+  config = configfile.from_json(workdir / "config.json")
+  validate(config, sources=False)
+  if _DATA_DIR.value is not None:
+    config.data.dir = _DATA_DIR.value
+  net = sources.load_network(workdir)
+  dataset = experiment.load_data(config)
+
+  def inputs(split, count):
+    part = split.take(slice(0, count))
+    x = data.normalize(
+      part.images, dataset.mean, dataset.std, net.spec.resolution
+    )
+    return x, jnp.asarray(part.labels)
+
+  images, labels = inputs(dataset.train, 512)
+  key = jax.random.key(config.seed)
+  if _STRUCTURED.value:
+    grads = None
+    if criterion == "taylor":
+      grads = criteria.gradients(net, images, labels)
+    scores = channels.importance(criterion, net, key=key, grads=grads)
+    ranks = sensitivity.channel_ranks(net, scores)
+  else:
+    scores = criteria.score(
+      criterion, net, key=key, images=images, labels=labels
+    )
+    in_order = {x.path: scores[x.path] for x in net.spec.layers()}
+    ranks = sensitivity.weight_ranks(in_order)
+  split = dataset.validation if len(dataset.validation) else dataset.train
+  x, y = inputs(split, _IMAGES.value)
+  size = min(config.eval_batch_size, len(y))
+  count = len(y) // size * size  # whole batches: one program
+
+  def batches():
+    for i in range(0, count, size):
+      yield x[i : i + size], y[i : i + size]
+
+  table = sensitivity.sensitivity(
+    net,
+    ranks,
+    (1.0, *(1 - s for s in sparsities)),
+    batches,
+    structured=_STRUCTURED.value,
+  )
+  whole = next(iter(table.values()))[0]
+  name = "channels" if _STRUCTURED.value else "weights"
+  folder = workdir / "sensitivity"
+  folder.mkdir(exist_ok=True)
+  result = {
+    "criterion": criterion,
+    "images": count,
+    "split": "validation" if split is dataset.validation else "train",
+    "accuracy": whole,
+    "sparsities": sparsities,
+    "accuracies": {layer: row[1:] for layer, row in table.items()},
+  }
+  write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+  print(_table(result))
+  try:
+    from jaxr18.report import heatmap
+  except ImportError as e:
+    print(f"No picture: {e}; pip install 'jaxr18[report]'")
+    return
+  heatmap.draw(result, folder / f"{name}.svg")
+  print(f"{folder}/{name}.json, {folder}/{name}.svg")
+
+
+def _table(result) -> str:
+  names = list(result["accuracies"])
+  width = max(map(len, names))
+  head = "".join(f"{s:>8.0%}" for s in result["sparsities"])
+  lines = [
+    f"accuracy on {result['images']} images of the {result['split']} split,"
+    f" {result['accuracy']:.2%} unpruned, by sparsity of one layer:",
+    " " * width + head,
+  ]
+  for name in names:
+    row = "".join(f"{a:>8.1%}" for a in result["accuracies"][name])
+    lines.append(name.ljust(width) + row)
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,157 @@
+"""Where a phase's network comes from: new, another phase's, another run's."""
+
+import json
+import pathlib
+import re
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+
+from jaxr18 import network, torch_weights
+from jaxr18.compress import factorize
+from jaxr18.compress.shrink import drop_blocks, shrink
+from jaxr18.configfile import ConfigError
+from jaxr18.network import Network
+from jaxr18.spec import NetSpec
+from jaxr18.train import checkpoint
+from jaxr18.train.files import read_json
+
+
+def load_network(workdir: pathlib.Path, source: str = "") -> Network:
+  """A finished network: of a phase, of another run, or PyTorch's.
+
+  Args:
+    workdir: of the run.
+    source: a phase's name; '' for the last phase; another workdir; or a file
+      of a PyTorch state_dict (.pt, .pth).
+
+  Raises:
+    checkpoint.CheckpointError: there is none, or it is damaged.
+    torch_weights.WeightsError: the file is not of a ResNet that we know.
+  """
+  file = pathlib.Path(source).expanduser()
+  if file.suffix in torch_weights.SUFFIXES:
+    return torch_weights.load(file)
+  phases = _phases_of(workdir)
+  if source and source not in phases:
+    workdir, source = pathlib.Path(source).expanduser(), ""
+    phases = _phases_of(workdir)
+  directory = workdir / (source or phases[-1])
+  if not (directory / "phase.json").is_file():
+    raise checkpoint.CheckpointError(
+      f"{directory} is not finished: it has no phase.json; run its command"
+      " again to its end"
+    )
+  step = read_json(directory / "phase.json")["step"]
+  return checkpoint.network_from(
+    *checkpoint.read(directory / "checkpoints" / str(step))
+  )
+
+
+def _phases_of(workdir: pathlib.Path) -> list[str]:
+  path = workdir / "config.json"
+  try:
+    return json.loads(path.read_text())["phases"]
+  except (OSError, ValueError, TypeError, KeyError) as e:
+    raise checkpoint.CheckpointError(
+      f"{workdir} holds no run: {path} cannot be read ({e!r}); give the"
+      " --workdir of a run that has finished"
+    ) from e
+
+
+def initial_network(
+  key: jax.Array, spec: NetSpec, images, source: Network | None, where: str
+) -> Network:
+  """He-normal kernels or a source's numbers, and a bound for every input.
+
+  Bounds come from one batch of normalized images, but for those that the
+  source has learned. A source of other groups or ranks is converted.
+
+  Raises:
+    ConfigError: the source is another network or cannot be converted.
+  """
+  net = network.init(key, spec)
+  if source is None:
+    return network.calibrate(net, images)
+  try:
+    converted = factorize.convert(source, spec)
+  except ValueError as e:
+    raise ConfigError(
+      f"{where}: {e}; start from a network of the same widths and blocks"
+    ) from e
+  made = factorize.new_layers(source.spec, spec)
+  net = network.calibrate(start_from(net, converted, where, made), images)
+  return start_from(net, converted, where, made)
+
+
+def start_from(
+  net: Network, source: Network, where: str, made: Collection[str] = ()
+) -> Network:
+  """The source's numbers and masks in the new spec, whose bits may differ.
+
+  Args:
+    net: what has the new spec.
+    source: of the same widths, blocks, groups and ranks.
+    where: names the source in an error.
+    made: layers whose bounds of inputs nobody has learned; they stay.
+
+  Raises:
+    ConfigError: a parameter that the source lacks or has in another shape.
+  """
+  old = checkpoint.flatten((source.params, source.batch_stats))
+
+  def take(name, leaf):
+    *layer, last = name.split(".")[1:]
+    if last == "input_bound" and "/".join(layer) in made:
+      return leaf
+    if name in old and old[name].shape == leaf.shape:
+      return jnp.asarray(old[name])
+    if last == "input_bound":  # new where bits are; calibrated later
+      return leaf
+    got = f"is {list(old[name].shape)}" if name in old else "is missing"
+    raise ConfigError(
+      f"{where}: {name} {got} there, expected {list(leaf.shape)}; start from"
+      " a network of the same widths, blocks and groups"
+    )
+
+  kept = checkpoint.flatten((source.masks,))
+
+  def carry(name, mask, param):
+    m = kept.get(name)
+    fits = m is not None and m.shape in ((), param.shape)
+    return jnp.asarray(m) if fits else mask
+
+  names = checkpoint.flatten((net.masks,))
+  masks = jax.tree.unflatten(
+    jax.tree.structure(net.masks),
+    [
+      carry(n, mask, param)
+      for (n, mask), param in zip(
+        names.items(), jax.tree.leaves(net.params), strict=True
+      )
+    ],
+  )
+  new = (net.params, net.batch_stats)
+  names = checkpoint.flatten(new)
+  leaves = [take(n, leaf) for n, leaf in names.items()]
+  params, batch_stats = jax.tree.unflatten(jax.tree.structure(new), leaves)
+  return net.replace(params=params, batch_stats=batch_stats, masks=masks)
+
+
+def shrunk(source: Network, drop: str, where: str) -> Network:
+  """The source without its masked channels and the blocks that `drop` names.
+
+  Raises:
+    ConfigError: what cannot be removed.
+  """
+  names = [n for n, _ in source.spec.blocks() if drop and re.fullmatch(drop, n)]
+  if drop and not names:
+    raise ConfigError(
+      f"{where}.drop_blocks (={drop!r}) matches no block; there are"
+      f" {[n for n, _ in source.spec.blocks()]}"
+    )
+  try:
+    return shrink(drop_blocks(source, names))
+  except ValueError as e:
+    raise ConfigError(f"{where}.shrink: {e}") from e
