@@ -153,6 +153,25 @@ def cut_out(key, images, side: int, mean) -> jax.Array:
   return jnp.where(square[..., None], fill, images)
 
 
+def views_at(
+  key, step, n: int, *, index=None, epoch=None, pad: int, flip: str
+) -> Views:
+  """The views that `augment` takes at a step, from the same arguments."""
+  bits = None
+  if flip == "alternating":
+    if index is None or epoch is None:
+      raise ValueError("flip='alternating' needs index and epoch.")
+    bits = alternating_flip(jax.random.split(key)[0], index, epoch)
+  view_key, _ = _step_keys(key, step)
+  return sample_views(view_key, n, pad=pad, flip=flip, flip_bits=bits)
+
+
+def _step_keys(key, step):
+  """Of the views and of the cutout."""
+  step_key = jax.random.split(key)[1]
+  return jax.random.split(jax.random.fold_in(step_key, step))
+
+
 def augment(
   key,
   images,
@@ -184,19 +203,13 @@ def augment(
   Returns:
     Images of the same shape and type.
   """
-  flip_key, step_key = jax.random.split(key)
-  view_key, cut_key = jax.random.split(jax.random.fold_in(step_key, step))
-  bits = None
-  if flip == "alternating":
-    if index is None or epoch is None:
-      raise ValueError("flip='alternating' needs index and epoch.")
-    bits = alternating_flip(flip_key, index, epoch)
   if pad or flip != "none":
-    views = sample_views(
-      view_key, images.shape[0], pad=pad, flip=flip, flip_bits=bits
+    views = views_at(
+      key, step, images.shape[0], index=index, epoch=epoch, pad=pad, flip=flip
     )
     images = apply_views(images, views, pad)
   if cutout:
+    _, cut_key = _step_keys(key, step)
     if mean is None:
       raise ValueError(f"cutout (={cutout}) needs mean, to fill with it.")
     images = cut_out(cut_key, images, cutout, mean)

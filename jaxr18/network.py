@@ -134,6 +134,41 @@ def forward_train(
   return logits, updated["batch_stats"]
 
 
+def forward_stages(
+  net: Network, images: jax.Array, dtype=jnp.float32, train: bool = False
+):
+  """Logits and the output of each stage, for losses on features.
+
+  Args:
+    net, images, dtype: as in `forward`.
+    train: batch norm uses the batch's statistics.
+
+  Returns:
+    ([batch, classes], a tuple of [batch, side, side, channels]); with `train`
+    also the batch statistics moved by this batch.
+  """
+  last = {}
+  for name, _ in net.spec.blocks():
+    last[name.partition("_")[0]] = name
+  logits, updated = ResNet(net.spec, train=train).apply(
+    _variables(net),
+    images.astype(dtype),
+    mutable=["batch_stats", "intermediates"],
+    capture_intermediates=lambda m, _: m.name in last.values(),
+  )
+  outputs = updated["intermediates"]
+  stages = tuple(outputs[name]["__call__"][0] for name in last.values())
+  return (logits, stages, updated["batch_stats"]) if train else (logits, stages)
+
+
+def stage_features(spec: NetSpec) -> tuple[int, ...]:
+  """Channels of each stage's output."""
+  found = {}
+  for name, block in spec.blocks():
+    found[name.partition("_")[0]] = block.conv2.features
+  return tuple(found.values())
+
+
 @jax.jit
 def calibrate(net: Network, images: jax.Array) -> Network:
   """Sets the bound of every quantized input from one batch of images.

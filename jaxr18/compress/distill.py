@@ -1,4 +1,4 @@
-"""Losses on logits: labels, and a teacher's soft targets."""
+"""Losses on logits and on features: labels, and what a teacher says."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ def cross_entropy(
 
   Args:
     logits: [batch, classes].
-    labels: [batch], ints.
+    labels: [batch], ints; or [batch, classes], probabilities.
     label_smoothing: mass that goes to all classes evenly (Szegedy, 2016).
   """
-  targets = jax.nn.one_hot(labels, logits.shape[-1])
+  targets = labels
+  if labels.ndim == 1:
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
   targets = optax.smooth_labels(targets, label_smoothing)
   return jnp.mean(optax.softmax_cross_entropy(logits, targets))
 
@@ -36,6 +38,178 @@ def soft_loss(
   return temperature**2 * jnp.mean(kl)
 
 
+def decoupled_loss(
+  logits: jax.Array,
+  teacher_logits: jax.Array,
+  labels: jax.Array,
+  temperature: float,
+  beta: float,
+) -> jax.Array:
+  """DKD: T^2 (TCKD + beta * NCKD), the batch's mean (Zhao et al., 2022).
+
+  TCKD is the KL of (right class, all others), NCKD that of the others among
+  themselves; Hinton's loss is TCKD + (1 - p) NCKD with p the teacher's
+  probability of the right class, which silences what a sure teacher knows.
+
+  Args:
+    logits, teacher_logits: [batch, classes].
+    labels: [batch], ints.
+    temperature: of both softmaxes.
+    beta: weight of NCKD (the paper's alpha is 1).
+  """
+  right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+
+  def split(z):
+    """log (p right, p others) [batch, 2]; log p among others [batch, c]."""
+    z = z / temperature
+    others = jnp.where(right, -jnp.inf, z)
+    among = jax.nn.logsumexp(others, -1)
+    two = jnp.stack([jnp.sum(jnp.where(right, z, 0), -1), among], -1)
+    # Finite where the class is right, since 0 * inf has no gradient.
+    return jax.nn.log_softmax(two), jnp.where(right, 0.0, z - among[:, None])
+
+  teacher_two, teacher_rest = split(jax.lax.stop_gradient(teacher_logits))
+  two, rest = split(logits)
+  tckd = jnp.sum(jnp.exp(teacher_two) * (teacher_two - two), -1)
+  p = jnp.where(right, 0.0, jnp.exp(teacher_rest))
+  nckd = jnp.sum(p * (teacher_rest - rest), -1)
+  return temperature**2 * jnp.mean(tckd + beta * nckd)
+
+
+def diversity_loss(
+  logits: jax.Array, others_logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+  """How alike two answers are among the wrong classes, from 0 to 1.
+
+  The cosine of the two probability vectors without the right class, the
+  batch's mean: members that err alike do not correct each other (the term of
+  Pang et al., 2019, for two members). No gradient flows into the others.
+
+  Args:
+    logits, others_logits: [batch, classes]; of a member, and of those that it
+      is to differ from.
+    labels: [batch], ints.
+  """
+  wrong = ~jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+
+  def unit(z):
+    p = jnp.where(wrong, jax.nn.softmax(z), 0)
+    return p / jnp.sqrt(jnp.sum(p**2, -1, keepdims=True) + 1e-12)
+
+  others = jax.lax.stop_gradient(others_logits)
+  return jnp.mean(jnp.sum(unit(logits) * unit(others), -1))
+
+
+def mean_probability(logits: jax.Array) -> jax.Array:
+  """Logits of several networks' mean probability at temperature 1.
+
+  Args:
+    logits: [members, batch, classes].
+
+  Returns:
+    [batch, classes], the mean's logarithm; of one member, its own logits.
+  """
+  if logits.shape[0] == 1:
+    return logits[0]
+  log_p = jax.nn.log_softmax(logits)
+  return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(logits.shape[0]))
+
+
+def init_projections(
+  key: jax.Array, features: tuple[int, ...], teacher_features: tuple[int, ...]
+) -> dict[str, dict[str, jax.Array]]:
+  """FitNets' regressors: a 1x1 convolution from each stage to the teacher's.
+
+  Args:
+    features, teacher_features: channels of each stage's output.
+  """
+  init = jax.nn.initializers.lecun_normal()
+  pairs = zip(features, teacher_features, strict=True)
+  return {
+    f"stage{i}": {"kernel": init(jax.random.fold_in(key, i), pair)}
+    for i, pair in enumerate(pairs, 1)
+  }
+
+
+def fitnets_loss(
+  stages: tuple[jax.Array, ...],
+  teacher_stages: tuple[jax.Array, ...],
+  projections: dict[str, dict[str, jax.Array]],
+) -> jax.Array:
+  """FitNets' hint loss on each stage's output (Romero et al., 2015, eq. 3).
+
+  Half the squared difference of the teacher's output and the student's
+  projected one; the mean over the batch, pixels, channels and stages, so that
+  its size depends on no shape.
+
+  Args:
+    stages, teacher_stages: [batch, height, width, channels] each; the larger
+      picture is averaged down to the smaller.
+    projections: of `init_projections`.
+  """
+  losses = []
+  for i, pair in enumerate(zip(stages, teacher_stages, strict=True), 1):
+    x, hint = same_size(*pair)
+    hint = jax.lax.stop_gradient(hint)
+    projected = x @ projections[f"stage{i}"]["kernel"].astype(x.dtype)
+    losses.append(jnp.mean((hint - projected).astype(jnp.float32) ** 2) / 2)
+  return jnp.mean(jnp.stack(losses))
+
+
+def attention_loss(
+  stages: tuple[jax.Array, ...], teacher_stages: tuple[jax.Array, ...]
+) -> jax.Array:
+  """Attention transfer (Zagoruyko and Komodakis, 2017, eq. 2, p = 2).
+
+  Half the sum over stages of || Q / |Q| - Q_teacher / |Q_teacher| ||, with Q
+  the sum over channels of the squared output; the batch's mean.
+
+  Args:
+    stages, teacher_stages: [batch, height, width, channels] each; channels may
+      differ, the larger picture is averaged down to the smaller.
+  """
+
+  def attention(x):
+    q = jnp.sum(x.astype(jnp.float32) ** 2, -1).reshape(x.shape[0], -1)
+    return q / _norm(q)[:, None]
+
+  total = 0.0
+  for pair in zip(stages, teacher_stages, strict=True):
+    x, hint = same_size(*pair)
+    difference = attention(x) - attention(jax.lax.stop_gradient(hint))
+    total += jnp.mean(_norm(difference)) / 2
+  return total
+
+
+def _norm(x):
+  # A norm has no gradient at 0: a student that is its teacher would be nan.
+  return jnp.sqrt(jnp.sum(x**2, -1) + 1e-12)
+
+
+def same_size(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Both at the smaller one's height and width, by averages of square patches.
+
+  Raises:
+    ValueError: the larger side is no multiple of the smaller.
+  """
+  small = min(a.shape[1], b.shape[1])
+
+  def down(x):
+    n, side, _, channels = x.shape
+    if side % small:
+      raise ValueError(
+        f"the stage outputs of student and teacher (={a.shape[1]} and"
+        f" {b.shape[1]} pixels a side) must be multiples of each other; give"
+        " both networks the same resolution and strides"
+      )
+    if side == small:
+      return x
+    k = side // small
+    return x.reshape(n, small, k, small, k, channels).mean((2, 4))
+
+  return down(a), down(b)
+
+
 def distillation_loss(
   logits: jax.Array,
   teacher_logits: jax.Array,
@@ -44,8 +218,18 @@ def distillation_loss(
   temperature: float,
   kd_weight: float,
   label_smoothing: float = 0.0,
+  loss: str = "kd",
+  dkd_beta: float = 8.0,
 ) -> jax.Array:
-  """(1 - kd_weight) * cross entropy + kd_weight * soft loss."""
+  """(1 - kd_weight) * cross entropy + kd_weight * soft loss.
+
+  The soft loss is Hinton's ('kd') or the decoupled one ('dkd').
+  """
   hard = cross_entropy(logits, labels, label_smoothing)
-  soft = soft_loss(logits, teacher_logits, temperature)
+  if loss == "dkd":
+    soft = decoupled_loss(logits, teacher_logits, labels, temperature, dkd_beta)
+  elif loss == "kd":
+    soft = soft_loss(logits, teacher_logits, temperature)
+  else:
+    raise ValueError(f"loss (={loss!r}) must be 'kd' or 'dkd'")
   return (1 - kd_weight) * hard + kd_weight * soft

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxr18 import data
+from jaxr18.compress import ensemble
 from jaxr18.network import Network, forward
 from jaxr18.train.step import replicate, shard
 
@@ -28,14 +29,20 @@ class Evaluation(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("mean", "std", "mesh"))
 def _predict(net: Network, images, mean, std, mesh):
   x = data.normalize(images, mean, std, net.spec.resolution)
+  if ensemble.members(net) is None:
+    logits = forward(net, x)
+  else:
+    logits = jnp.swapaxes(ensemble.forward_members(net, x), 0, 1)
   whole = NamedSharding(mesh, PartitionSpec())
-  return jax.lax.with_sharding_constraint(forward(net, x), whole)
+  return jax.lax.with_sharding_constraint(logits, whole)
 
 
 def predict(
   net: Network, images: np.ndarray, dataset, batch_size: int, mesh: Mesh
 ) -> np.ndarray:
   """Logits [n, classes] of uint8 images [n, h, w, c], in float32.
+
+  Of stacked networks [n, members, classes], all in one program.
 
   The last batch is filled up with zeros, so one program serves all; the
   filling is cut off again.
@@ -55,10 +62,20 @@ def predict(
 
 def evaluate(
   net: Network, split, dataset, batch_size: int, mesh: Mesh
-) -> Evaluation:
-  """The network's answers on all images of a split."""
+) -> Evaluation | list[Evaluation]:
+  """The network's answers on all images of a split.
+
+  Of stacked networks a list, one for each member.
+  """
   logits = predict(net, split.images, dataset, batch_size, mesh)
+  if logits.ndim == 3:
+    return [count(logits[:, i], split.labels) for i in range(logits.shape[1])]
+  return count(logits, split.labels)
+
+
+def count(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
+  """What logits [n, classes] answer, held against labels [n]."""
   log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)), np.float64)
-  loss = -log_p[np.arange(len(logits)), split.labels].mean()
-  correct = int(np.sum(np.argmax(logits, -1) == split.labels))
+  loss = -log_p[np.arange(len(logits)), labels].mean()
+  correct = int(np.sum(np.argmax(logits, -1) == labels))
   return Evaluation(correct, len(logits), float(loss))

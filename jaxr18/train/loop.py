@@ -9,7 +9,6 @@ metrics.jsonl. A run that was killed in between finds the checkpoint without
 the line, and makes up for it.
 """
 
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -27,8 +26,8 @@ from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
 from jaxr18.train.files import CheckpointError, MetricsFile
 from jaxr18.train.progress import Reporter
-from jaxr18.train.state import TrainState, zero_totals
-from jaxr18.train.step import Batch, replicate, shard
+from jaxr18.train.state import TrainState
+from jaxr18.train.step import Batch, Teachers, replicate, shard
 from jaxr18.train.stop import Stopped, StopSignal
 from jaxr18.train.stop import on_stop_signals as on_stop_signals
 
@@ -48,9 +47,9 @@ def train(
   phase: str,
   directory: pathlib.Path,
   meta: dict[str, Any],
-  teacher: Network | None,
+  teacher: Network | Teachers | None,
   key: jax.Array,
-  seed: int,
+  seed: int | tuple[int, ...],
   epochs: int,
   batch_size: int,
   eval_batch_size: int,
@@ -61,6 +60,7 @@ def train(
   update: Callable[[Network, int], Network] | None = None,
   update_due: Callable[[int], bool] = lambda step: False,
   select_from: int = 0,
+  cached: Callable | None = None,
 ) -> tuple[Network, dict[str, Any]]:
   """Trains one phase to its end.
 
@@ -76,6 +76,10 @@ def train(
       masks; called before each step that is `update_due`, and with no epochs
       once.
     select_from: the best network is one of this step or later.
+    key, seed: of a population one for each member, whose batches follow from
+      them; each line of metrics.jsonl then also has every member's validation
+      accuracy, and `validation_accuracy` is their mean.
+    cached: a `CachedTeacher`, in place of a teacher.
 
   Returns:
     The network of the best validation accuracy (the last one if there is no
@@ -115,12 +119,30 @@ def train(
     nonlocal in_flight
     if in_flight is not None:
       (step, loss), in_flight = in_flight, None
-      loss = float(loss)
-      if not math.isfinite(loss):
+      loss = np.asarray(loss)
+      if not np.isfinite(loss).all():
         raise _not_finite(manager, phase, step, f"the loss is {loss}")
-      reporter.step(step, batch_size, loss)
+      reporter.step(step, batch_size * loss.size, float(loss.mean()))
+
+  def order_of(epoch: int) -> np.ndarray:
+    """Rows [steps, batch], or [steps, members, batch]."""
+    seeds = seed if isinstance(seed, tuple) else (seed,)
+    orders = [
+      data.batches(len(dataset.train), batch_size, s, epoch) for s in seeds
+    ]
+    return np.stack(orders, 1) if isinstance(seed, tuple) else orders[0]
+
+  def batch(step: int, rows: np.ndarray) -> Batch:
+    part = dataset.train.take(rows)
+    logits = None
+    if cached is not None:
+      logits = cached(key, step, step // steps_per_epoch, part)
+    whole = Batch(part.images, part.labels, part.index, logits)
+    return shard(whole, mesh, rows.ndim - 1)
 
   def save(step: int) -> None:
+    if cached is not None:  # what the state was taught is there after a kill
+      cached.flush()
     arrays = checkpoint.flatten(state)
     for name, array in arrays.items():
       if not np.isfinite(array).all():
@@ -129,7 +151,7 @@ def train(
     checkpoint.save(manager, step, arrays, meta | {"seconds": seconds})
 
   def validate(step: int) -> None:
-    totals = jax.device_get(state.totals)
+    totals = jax.tree.map(np.sum, jax.device_get(state.totals))
     count = totals["count"]
     row = {
       "phase": phase,
@@ -144,7 +166,12 @@ def train(
         found = evaluate(
           state.evaluated, validation, dataset, eval_batch_size, mesh
         )
-        row["validation_accuracy"] = found.accuracy
+        if isinstance(seed, tuple):
+          each = [one.accuracy for one in found]
+          row["validation_accuracies"] = each
+          row["validation_accuracy"] = sum(each) / len(each)
+        else:
+          row["validation_accuracy"] = found.accuracy
     row |= reporter.timing()
     metrics.write(row)
     reporter.epoch(row)
@@ -164,9 +191,8 @@ def train(
   try:
     let_leave(done)
     if done < total:
-      order = data.batches(len(dataset.train), batch_size, seed, 0)
       run_step = train_step.lower(
-        state, teacher, _batch(dataset, order[0], mesh), key, np.int32(0)
+        state, teacher, batch(done, order_of(0)[0]), key, np.int32(0)
       ).compile()
       if len(validation):
         first = validation.images[:eval_batch_size]
@@ -179,7 +205,8 @@ def train(
         let_leave(step)
         if metrics.last_step < step:
           validate(step)
-        state = state.replace(totals=replicate(zero_totals(), mesh))
+        zeros = jax.tree.map(jnp.zeros_like, state.totals)
+        state = state.replace(totals=replicate(zeros, mesh))
       if (
         update is not None and update_due(step) and (step < total or not total)
       ):
@@ -189,9 +216,9 @@ def train(
         break
       stop.leave = None
       if i == 0 or step == done:
-        order = data.batches(len(dataset.train), batch_size, seed, epoch)
+        order = order_of(epoch)
       state, loss = run_step(
-        state, teacher, _batch(dataset, order[i], mesh), key, np.int32(epoch)
+        state, teacher, batch(step, order[i]), key, np.int32(epoch)
       )
       look()  # at the step before, while the device works on this one
       in_flight = step + 1, loss
@@ -251,11 +278,6 @@ def _restore(
       " config.data back, or give another --workdir"
     )
   return checkpoint.unflatten(arrays, like, path), meta["seconds"]
-
-
-def _batch(dataset: data.Dataset, rows: np.ndarray, mesh: Mesh) -> Batch:
-  part = dataset.train.take(rows)
-  return shard(Batch(part.images, part.labels, part.index), mesh)
 
 
 def _agreed(step: int, *wishes: bool) -> tuple[bool, ...]:

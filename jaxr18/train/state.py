@@ -20,6 +20,9 @@ class TrainState:
     opt_state: the optimizer's.
     average: `net`'s moving average, or None.
     totals: sums over the epoch so far: loss, correct, count.
+    projections: of the student's stage outputs to the teacher's, or None.
+
+  A population's has a leading member axis on every array.
   """
 
   step: jax.Array
@@ -27,6 +30,7 @@ class TrainState:
   opt_state: Any
   average: Network | None
   totals: dict[str, jax.Array]
+  projections: Any = None
 
   @property
   def evaluated(self) -> Network:
@@ -43,18 +47,34 @@ def zero_totals() -> dict[str, jax.Array]:
 
 
 def create(
-  net: Network, optimizer: optax.GradientTransformation, average: bool
+  net: Network,
+  optimizer: optax.GradientTransformation,
+  average: bool,
+  projections: Any = None,
 ) -> TrainState:
-  """The state before the first step; what `net` masks is 0 in it."""
+  """The state before the first step; what `net` masks is 0 in it.
+
+  Args:
+    net: of a population, stacked.
+    projections: of `distill.init_projections`, trained with the network.
+  """
+  if net.params["head"]["bias"].ndim == 2:
+    one = lambda n, p: create(n, optimizer, average, p)
+    return jax.vmap(one)(net, projections)
   net = net.replace(params=apply_masks(net.params, net.masks))
   # A copy, since the step donates its input and no buffer twice.
   copied = jax.tree.map(jnp.copy, net) if average else None
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     net=net,
-    opt_state=optimizer.init(net.params),
+    opt_state=optimizer.init(
+      net.params
+      if projections is None
+      else net.params | {"projections": projections}
+    ),
     average=copied,
     totals=zero_totals(),
+    projections=projections,
   )
 
 

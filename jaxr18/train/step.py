@@ -1,6 +1,7 @@
 """One training step, pure and jitted, over all devices."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,38 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxr18 import data
 from jaxr18.compress import channels, distill
-from jaxr18.network import Network, apply_masks, forward, forward_train
+from jaxr18.network import (
+  Network,
+  apply_masks,
+  forward,
+  forward_stages,
+  forward_train,
+)
 from jaxr18.train.state import TrainState
 
 
 @struct.dataclass
 class Batch:
-  """images uint8 [n, 32, 32, 3], labels int32 [n], index int32 [n]."""
+  """images uint8 [n, 32, 32, 3], labels int32 [n], index int32 [n].
+
+  teacher_logits [n, classes] are there where they come from a table. Of a
+  population every array has a leading member axis.
+  """
 
   images: jax.Array
   labels: jax.Array
   index: jax.Array
+  teacher_logits: jax.Array | None = None
+
+
+class Teachers(NamedTuple):
+  """Networks that teach by their mean probability, and `others`.
+
+  The others are members of an ensemble that the student is to differ from.
+  """
+
+  nets: tuple[Network, ...] = ()
+  others: tuple[Network, ...] = ()
 
 
 def make_mesh() -> Mesh:
@@ -53,9 +75,13 @@ def replicate(tree, mesh: Mesh):
   return jax.tree.map(put, tree)
 
 
-def shard(tree, mesh: Mesh):
-  """Host arrays [batch, ...], the same in every process, split over 'data'."""
-  sharding = NamedSharding(mesh, PartitionSpec("data"))
+def shard(tree, mesh: Mesh, axis: int = 0):
+  """Host arrays [batch, ...], the same in every process, split over 'data'.
+
+  Args:
+    axis: of the batch; 1 where members come first.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(
       np.shape(x), sharding, lambda i: np.asarray(x)[i]
@@ -79,35 +105,83 @@ def make_train_step(
   ema_decay: float,
   dtype,
   group_lasso: float = 0.0,
+  loss: str = "kd",
+  dkd_beta: float = 8.0,
+  features: str = "none",
+  feature_weight: float = 0.0,
+  diversity_weight: float = 0.0,
+  mixup: float = 0.0,
+  self_teach: bool = False,
+  rates: tuple[float, ...] | None = None,
+  temperatures: tuple[float, ...] | None = None,
 ) -> Callable:
   """Makes the jitted step.
 
+  Args:
+    loss, dkd_beta: as `distill.distillation_loss` takes them.
+    features: 'none', 'fitnets' or 'attention', with the only teacher.
+    diversity_weight: of the likeness to `Teachers.others`.
+    mixup: alpha of Beta(alpha, alpha) (Zhang et al., 2018); 0 is off.
+    self_teach: the state's own average is the teacher.
+    rates: makes it a population's step, vmapped over state, batch and key:
+      factors of the learning rate by member.
+    temperatures: of a population, factors of the temperature by member.
+
   Returns:
-    (state, teacher or None, batch, key, epoch) -> (state, loss). The state is
-    donated; the key is the run's, the same at every step.
+    (state, teacher or None, batch, key, epoch) -> (state, loss). The teacher
+    is a `Network` or `Teachers`. The state is donated; the key is the run's,
+    the same at every step.
   """
 
-  def loss_fn(params, net, teacher_logits, images, labels):
-    logits, batch_stats = forward_train(
-      net.replace(params=params), images, dtype
-    )
-    if teacher_logits is None:
-      loss = distill.cross_entropy(logits, labels, label_smoothing)
+  def loss_fn(params, net, taught, images, labels, heat):
+    teacher_logits, hints, others = taught
+    trained = {k: v for k, v in params.items() if k in net.params}
+    net = net.replace(params=trained)
+    if hints:
+      logits, stages, batch_stats = forward_stages(net, images, dtype, True)
     else:
-      loss = distill.distillation_loss(
+      logits, batch_stats = forward_train(net, images, dtype)
+    if teacher_logits is None:
+      value = distill.cross_entropy(logits, labels, label_smoothing)
+    else:
+      value = distill.distillation_loss(
         logits,
         teacher_logits,
         labels,
-        temperature=temperature,
+        temperature=temperature * heat,
         kd_weight=kd_weight,
         label_smoothing=label_smoothing,
+        loss=loss,
+        dkd_beta=dkd_beta,
       )
     if group_lasso:
-      loss += group_lasso * channels.group_lasso(params, net.spec)
-    return loss, (logits, batch_stats)
+      value += group_lasso * channels.group_lasso(trained, net.spec)
+    if features == "fitnets" and hints:
+      projections = params["projections"]
+      value += feature_weight * distill.fitnets_loss(stages, hints, projections)
+    elif features == "attention" and hints:
+      value += feature_weight * distill.attention_loss(stages, hints)
+    if others is not None:
+      value += diversity_weight * distill.diversity_loss(logits, others, labels)
+    return value, (logits, batch_stats)
 
-  def step(
-    state: TrainState, teacher: Network | None, batch: Batch, key, epoch
+  def teach(teacher: Teachers, average, batch: Batch, inputs):
+    """(logits or None, stage outputs, logits of the others or None)."""
+    nets = (average,) if self_teach else teacher.nets
+    hints, logits = (), batch.teacher_logits
+    if nets and features != "none":
+      (net,) = nets
+      logits, hints = forward_stages(net, inputs(net), dtype)
+    elif nets:
+      logits = [forward(net, inputs(net), dtype) for net in nets]
+      logits = distill.mean_probability(jnp.stack(logits))
+    others = [forward(net, inputs(net), dtype) for net in teacher.others]
+    if others:
+      others = distill.mean_probability(jnp.stack(others))
+    return logits, hints, others if teacher.others else None
+
+  def one(
+    state: TrainState, teacher: Teachers, batch: Batch, key, epoch, rate, heat
   ):
     images = data.augment(
       key,
@@ -121,20 +195,33 @@ def make_train_step(
       mean=mean,
     )
 
-    def inputs(net):
-      return data.normalize(images, mean, std, net.spec.resolution)
+    share, partner, labels = 1.0, None, batch.labels
+    if mixup:
+      share, partner = _draw_mixup(key, state.step, mixup, len(batch.labels))
+      labels = jax.nn.one_hot(labels, state.net.spec.head.classes)
+      labels = share * labels + (1 - share) * labels[partner]
 
-    teacher_logits = None
-    if teacher is not None:
-      teacher_logits = forward(teacher, inputs(teacher), dtype)
+    def inputs(net):
+      x = data.normalize(images, mean, std, net.spec.resolution)
+      # Teacher and student see the same mixture: resizing is linear.
+      return x if partner is None else share * x + (1 - share) * x[partner]
+
     net = state.net
+    taught = teach(teacher, state.average, batch, inputs)
+    params = net.params
+    if state.projections is not None:
+      params = params | {"projections": state.projections}
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = grad_fn(
-      net.params, net, teacher_logits, inputs(net), batch.labels
+      params, net, taught, inputs(net), labels, heat
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, net.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    if rates is not None:
+      updates = jax.tree.map(lambda u: u * rate, updates)
+    params = optax.apply_updates(params, updates)
+    projections = params.pop("projections", None)
     # Projected after the update: momentum and decay revive pruned weights.
-    params = apply_masks(optax.apply_updates(net.params, updates), net.masks)
+    params = apply_masks(params, net.masks)
     net = net.replace(params=params, batch_stats=batch_stats)
     average = state.average
     if average is not None:
@@ -145,16 +232,41 @@ def make_train_step(
       "correct": state.totals["correct"] + correct.astype(jnp.int32),
       "count": state.totals["count"] + len(batch.labels),
     }
-    return TrainState(state.step + 1, net, opt_state, average, totals), loss
+    return state.replace(
+      step=state.step + 1,
+      net=net,
+      opt_state=opt_state,
+      average=average,
+      totals=totals,
+      projections=projections,
+    ), loss
+
+  def step(state, teacher, batch, key, epoch):
+    if not isinstance(teacher, Teachers):
+      teacher = Teachers((teacher,) if teacher is not None else ())
+    if rates is None:
+      return one(state, teacher, batch, key, epoch, 1.0, 1.0)
+    factors = jnp.array(rates), jnp.array(temperatures)
+    axes = (0, None, 0, 0, None, 0, 0)
+    return jax.vmap(one, axes)(state, teacher, batch, key, epoch, *factors)
 
   whole = NamedSharding(mesh, PartitionSpec())
-  split = NamedSharding(mesh, PartitionSpec("data"))
+  axes = ("data",) if rates is None else (None, "data")
+  split = NamedSharding(mesh, PartitionSpec(*axes))
   return jax.jit(
     step,
     in_shardings=(whole, whole, split, whole, whole),
     out_shardings=(whole, whole),
     donate_argnums=0,
   )
+
+
+def _draw_mixup(key, step, alpha: float, n: int):
+  """The first image's share, and each one's partner, by a step's key."""
+  key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+  share_key, order_key = jax.random.split(key)
+  share = jax.random.beta(share_key, alpha, alpha)
+  return share, jax.random.permutation(order_key, n)
 
 
 def _move(average: Network, net: Network, decay: float, step) -> Network:
