@@ -102,12 +102,13 @@ def run(
   how = dict(stride=stride, padding=padding, groups=groups // by)
   if by > 1:
     merge = functools.partial(conv_forms.merge, groups=groups, by=by)
+    unmerge = functools.partial(conv_forms.unmerge, groups=groups, by=by)
     if len(kernel_shape) == 5:
-      merge = jax.vmap(merge)
+      merge, unmerge = jax.vmap(merge), jax.vmap(unmerge)
     if name == "conv_grad_kernel":
       kernel = jax.ShapeDtypeStruct(shape, np.float32)
       merged = call(name, jax.eval_shape(merge, kernel).shape, a, b, **how)
-      return conv_forms.unmerge(merged, groups, by)
+      return unmerge(merged)
     b = merge(b)
   if name == "conv":
     height, width, inputs, features = b.shape[-4:]
