@@ -31,6 +31,15 @@ P = np.array([
 LOGITS = np.log(P) + np.arange(9).reshape(3, 3, 1)  # a constant changes nothing
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """Programs here run for less time than it takes to optimize them."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 class TestStack:
   def test_and_back(self):
     for net, again in zip(
