@@ -3,7 +3,8 @@
 Prints MACs, weights, bits and their shares of the score layer by layer, and
 the three figures, without training or initializing anything. With
 --workdir=runs/NAME, and no config needed, it scores a finished run, masks
-included; all members of an ensemble or a population, as one that votes. The figures are defined in jaxr18/cost/score.py.
+included; of an ensemble or a population all members, as if they voted. The
+figures are defined in jaxr18/cost/score.py.
 
 Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 2 when the command or the config cannot be run.
