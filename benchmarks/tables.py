@@ -103,12 +103,85 @@ def speed() -> str:
   return speed_table(load("train_step"))
 
 
+# Runs of configs/prune_*.py, each with the share that it keeps behind its name.
+PRUNED_WEIGHTS = tuple(f"prune_unstructured_{d}" for d in (1.0, 0.5, 0.3, 0.1))
+PRUNED_STRUCTURED = tuple(f"prune_structured_{d}" for d in (0.75, 0.5, 0.3))
+
+
+def pruned() -> str:
+  """Pruned runs beside the dense network that all of them start from."""
+  whole = load("dense_narrow")["score"]["course"]["w"]
+  rows = []
+  for name in ("dense_narrow", *PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
+    r = load(name)
+    s = r["score"]
+    c = s["course"]
+    what = ""
+    if name in (*PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
+      of = "weights" if name in PRUNED_WEIGHTS else "channels"
+      what = f"{r['config']['prune']['prune']['density']:g} of {of}"
+    kept = c["w"] * (1 - c["p_s"] - c["p_u"])
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        what,
+        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
+        f" {r['test_count']:,})",
+        f"{c['total']:.4f}",
+        f"{s['exact']['total']:.4f}",
+        f"{s['stored']['total']:.4f}",
+        f"{s['macs'] / 1e6:.2f} M",
+        f"{kept / 1e3:,.1f} k ({kept / whole:.0%})",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "keeps", "test accuracy", "score: course", "exact", "stored",
+            "MACs", "parameters kept", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+def pruning_tables(r: dict[str, Any]) -> str:
+  """What `benchmarks.pruning` measured: on the host, then in steps."""
+  names = {
+    "masks": f"mask all but {r['density']:g} of the weights of ResNet-18",
+    "shrink": "remove half of the channels of ResNet-18",
+  }
+  hosted = table(
+    ["between two steps", "seconds", "the first time"],
+    [
+      [names[k], f"{v['median_s']:.2f}", f"{v['first_s']:.2f}"]
+      for k, v in r["host"].items()
+    ],
+  )
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [name, f"{row['macs'] / 1e6:.1f} M"]
+    for what in ("train", "forward"):
+      low, high = row[f"{what}_ratios"]
+      ratio = f"{row[f'{what}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+      cells += [f"{row[what]:,.0f}", "" if name == "dense" else ratio]
+    rows.append([*cells, "" if name == "dense" else row["beside"]])
+  steps = table(
+    ["network", "MACs", "training, images/s", "ratio", "evaluation, images/s",
+     "ratio", "to"],
+    rows,
+  )  # fmt: skip
+  return f"{hosted}\n{steps}"
+
+
+def pruning() -> str:
+  """docs/results/pruning."""
+  return pruning_tables(load("pruning"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
   "runs": lambda: runs("kd_quant"),
   "factorized": lambda: runs(
     "dense_narrow", "factorized_g2", "factorized_g8", "depthwise"
   ),
   "kills": kills,
+  "pruned": pruned,
+  "pruning": pruning,
   "speed": speed,
 }
 
