@@ -1,7 +1,7 @@
 """What masks, removal and a pruned network's steps cost, on this machine.
 
     python -m benchmarks.pruning --out docs/results/pruning/result.json
-    python -m benchmarks.pruning --rounds=2 --seconds=0.2
+    python -m benchmarks.pruning --width=4 --rounds=2 --seconds=0.2
 
 Seconds to mask nine tenths of all of ResNet-18's 11.2 million weights by global
 magnitude, and to remove half of its channels. Then images a second of a narrow
@@ -29,9 +29,8 @@ import jax
 from benchmarks.tables import pruning_tables
 from jaxr18 import network, sources, spec
 from jaxr18.compress import channels, criteria, prune, shrink
-from jaxr18.nn import onednn
+from jaxr18.nn import compiled, onednn
 
-WIDTH = 16
 DENSITY = 0.1  # of single weights
 KEPT = (0.75, 0.5, 0.3)  # of channels
 
@@ -69,19 +68,31 @@ def host(rounds: int) -> dict[str, dict]:
   }
 
 
-def contenders(runs: list[str]) -> dict[str, network.Network]:
-  """Networks by name; 'shrunk X' is 'masked X' without its channels."""
-  widths = [WIDTH * 2**i for i in range(4)]
-  net = network.init(jax.random.key(0), spec.resnet(widths))
+def contenders(width: int, runs: list[str]) -> dict[str, network.Network]:
+  """Networks by name.
+
+  How many channels are masked changes no program, so one stands for all.
+  """
+  net = network.init(
+    jax.random.key(0), spec.resnet([width * 2**i for i in range(4)])
+  )
   nets = {"dense": net, "weights masked": masked_weights(net, DENSITY)}
+  nets["channels masked"] = masked_channels(net, KEPT[0])
   for kept in KEPT:
-    nets[f"masked {kept:.0%}"] = masked_channels(net, kept)
+    nets[f"shrunk to {kept:.0%}"] = shrink.shrink(masked_channels(net, kept))
   for run in map(pathlib.Path, runs):
     nets[f"masked {run.name}"] = sources.load_network(run, "prune")
-  for name, masked in list(nets.items()):
-    if name.startswith("masked "):
-      nets[name.replace("masked", "shrunk")] = shrink.shrink(masked)
+    nets[f"shrunk {run.name}"] = shrink.shrink(nets[f"masked {run.name}"])
   return nets
+
+
+def beside(name: str) -> str:
+  """What a network is compared with."""
+  if name.startswith("shrunk to"):
+    return "channels masked"
+  if name.startswith("shrunk "):
+    return name.replace("shrunk", "masked")
+  return "dense"
 
 
 def rate(run: Callable, size: int, seconds: float) -> float:
@@ -112,9 +123,7 @@ def measure(
         rates[name][what].append(rate(run, batch, seconds))
   out = {}
   for name, by_kind in rates.items():
-    base = "dense"
-    if name.startswith("shrunk "):
-      base = name.replace("shrunk", "masked")
+    base = beside(name)
     row = {"macs": sum(layer.macs for layer in nets[name].spec.layers()),
            "beside": base}  # fmt: skip
     for what, values in by_kind.items():
@@ -131,18 +140,21 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--batch", type=int, default=128, help="images a step")
+  parser.add_argument("--width", type=int, default=16, help="of stage 1")
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
   parser.add_argument("--runs", nargs="*", default=[], help="workdirs")
   parser.add_argument("--out", type=pathlib.Path, help="for all numbers")
   args = parser.parse_args()
+  compiled.keep_compiled()
   hosted = host(args.rounds)
-  rows = measure(contenders(args.runs), args.batch, args.rounds, args.seconds)
+  nets = contenders(args.width, args.runs)
+  rows = measure(nets, args.batch, args.rounds, args.seconds)
   result = {
     "batch": args.batch,
     "rounds": args.rounds,
     "seconds": args.seconds,
-    "width": WIDTH,
+    "width": args.width,
     "density": DENSITY,
     "convolutions": "oneDNN" if onednn.reason() is None else "XLA",
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -119,7 +119,8 @@ def pruned() -> str:
     what = ""
     if name in (*PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
       of = "weights" if name in PRUNED_WEIGHTS else "channels"
-      what = f"{r['config']['prune']['prune']['density']:g} of {of}"
+      density = r["config"]["prune"]["prune"]["density"]
+      what = f"{density:.0%} of {of}" if density < 1 else "all, trained on"
     kept = c["w"] * (1 - c["p_s"] - c["p_u"])
     rows.append(
       [

@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
 Result = dict[str, Any]  # what a run's result.json holds
 
@@ -58,7 +58,7 @@ def draw(
       bars = [100 * _standard_error(r) for _, r in points]
       line = ax.errorbar(x, y, bars, marker="os^v"[i % 4], ms=5, lw=1.2,
                          capsize=2, label=name)  # fmt: skip
-      below = i % 2 == 0
+      below = i % 2 == 1
       for (text, _), px, py in zip(points, x, y, strict=True):
         ax.annotate(
           text, (px, py), (4, -11) if below else (-4, 6), fontsize=8,
@@ -67,11 +67,10 @@ def draw(
         )  # fmt: skip
     ax.set_xscale("log")
     ax.margins(0.13, 0.12)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(_short))
-    ax.xaxis.set_minor_formatter(
-      NullFormatter() if _decades(ax) > 1 else FuncFormatter(_short)
-    )
-    ax.tick_params(axis="x", which="both", labelsize=8)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.tick_params(axis="x", labelsize=8)
     ax.set_xlabel(label)
     ax.grid(which="major", alpha=0.3)
   axes[0][0].set_ylabel("test accuracy, %")
@@ -86,11 +85,6 @@ def draw(
 def _standard_error(result: Result) -> float:
   p = result["test_accuracy"]
   return math.sqrt(p * (1 - p) / result["test_count"])
-
-
-def _decades(ax) -> float:
-  low, high = ax.get_xlim()
-  return math.log10(high / low)
 
 
 def _short(value: float, _) -> str:
