@@ -1,36 +1,35 @@
-"""The narrow ResNet-18 of dense_narrow.py in fewer bits.
+"""A narrow ResNet-18, trained, then quantized and trained on.
 
-python -m jaxr18.main --config=configs/quant.py:4 --workdir=runs/quant_4
+python -m jaxr18.main --config=configs/quant.py
 
-The argument is the bits of all layers but stem and head, which have 8: 8, 6,
-4, 3, 2 (ternary weights), or 1 (their sign, with inputs of 2 bits), trained for
-4 epochs from runs/dense_narrow and taught by it. `ptq4` trains nothing: bounds
-and batch norm's statistics from 512 images. `:tiny` takes seconds on digits.
+The network of dense_narrow.py in 4 bits, stem and head in 8, taught by itself
+in 32 bits for 4 epochs. `:8`, `:4`, `:3`, `:2` (ternary weights) and `:1`
+(their signs, 2-bit inputs) start from runs/dense_narrow in place of their own
+first phase; `:ptq4` only calibrates. `:tiny` takes seconds on the digits.
 """
 
 from jaxr18.config import base
 
 
 def get_config(arg=""):
-  tiny = arg == "tiny"
-  config = base(phases=("dense", "quant") if tiny else ("quant",))
-  quant = config.quant
-  phases = [config[name] for name in config.phases]
+  alone = arg in ("", "tiny")
+  config = base(phases=("dense", "quant") if alone else ("quant",))
+  phases, quant = [config[name] for name in config.phases], config.quant
   for phase in phases:
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
-    phase.augment.pad = 2
-    phase.augment.flip = "alternating"
-  quant.init = quant.teacher = "dense" if tiny else "runs/dense_narrow"
-  bits = 4 if tiny else int(arg.removeprefix("ptq") or 4)
+    phase.augment.pad, phase.augment.flip = 2, "alternating"
+    phase.epochs, phase.ema_decay = 10, 0.998
+  quant.init = quant.teacher = "dense" if alone else "runs/dense_narrow"
+  bits = 4 if alone else int(arg.removeprefix("ptq"))
   quant.network.bits = (("stem|head", 8, 8), (".*", bits, max(2, bits)))
-  quant.epochs, quant.ema_decay = 4, 0.998
+  quant.epochs, quant.kd_weight = 4, 0.7
   quant.learning_rate, quant.warmup_epochs = 0.02, 0.5
-  quant.weight_decay, quant.kd_weight = 1e-4, 0.7
+  quant.weight_decay = 1e-4
   if arg.startswith("ptq"):
     quant.epochs, quant.teacher, quant.ema_decay = 0, "", 0.0
-    quant.recalibrate = 4
-  if tiny:
+    quant.recalibrate = 4  # batches of 128 images
+  if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for phase in phases:
       phase.network.blocks = (1, 1, 1, 1)
