@@ -339,18 +339,47 @@ def knobs(phases: Sequence[str]) -> Iterator[tuple[str, Knob]]:
     yield from _flat(f"{name}.", PHASE)
 
 
-def describe() -> str:
-  """All knobs with defaults and meaning, for --help."""
+def describe(full: bool = False) -> str:
+  """The knobs with defaults and meaning, for --help.
+
+  Args:
+    full: each knob in full. Otherwise a line a knob, and of a phase's sections
+      only their fields' names.
+  """
+  line = _line if full else _short_line
   lines = ["Fields of every config (--config.data.name=digits):"]
-  lines += [_line(name, knob) for name, knob in _flat("", EXPERIMENT)]
+  lines += [line(name, knob) for name, knob in _flat("", EXPERIMENT)]
   lines += ["", "Fields of every phase (--config.PHASE.epochs=10):"]
-  lines += [_line(name, knob) for name, knob in _flat("", PHASE)]
+  sections = {} if full else _sections(PHASE)
+  alone = {k: v for k, v in PHASE.items() if k not in sections}
+  lines += [line(name, knob) for name, knob in _flat("", alone)]
+  if sections:
+    lines += ["", "Sections of every phase (--config.PHASE.prune.density=0.5):"]
+    lines += [
+      textwrap.fill(", ".join(table), 79, initial_indent=f"  {name}: ",
+                    subsequent_indent=" " * 4)
+      for name, table in sections.items()
+    ]  # fmt: skip
+    lines += ["", "--helpfull tells what each means, and what is allowed."]
   return "\n".join(lines)
 
 
-def _line(name: str, knob: Knob) -> str:
+def _sections(table: dict[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in table.items() if isinstance(v, dict)}
+
+
+def _assigned(name: str, knob: Knob) -> str:
   default = "''" if knob.default == "" else str(knob.default)
-  first = f"  {name}={default} "
+  return f"  {name}={default} "
+
+
+def _short_line(name: str, knob: Knob) -> str:
+  first = _assigned(name, knob).ljust(32)
+  return first + textwrap.shorten(knob.doc, 79 - len(first), placeholder=" ...")
+
+
+def _line(name: str, knob: Knob) -> str:
+  first = _assigned(name, knob)
   if knob.choices:
     doc = f"{knob.doc}; one of {', '.join(knob.choices)}"
   else:

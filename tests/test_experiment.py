@@ -11,6 +11,8 @@ import pytest
 from jax.extend import core as jax_core
 
 from jaxr18 import configfile, experiment, network, sources
+from jaxr18.compress import shrink as shrink_lib
+from jaxr18.compress.channels import channel_groups
 from jaxr18.config import base
 from jaxr18.cost.score import score
 from jaxr18.spec import NetSpec, with_bits
@@ -73,12 +75,27 @@ def trained(tmp_path_factory):
   return config, workdir, experiment.run(config, workdir)
 
 
+def expected_spec(config, workdir):
+  """The last network's: as described, or what shrinking its source leaves."""
+  last = config[config.phases[-1]]
+  described = network_spec(last.network)
+  if not last.shrink:
+    return described
+  source = sources.load_network(workdir, last.init)
+  left = with_bits(shrink_lib.shrink(source).spec, last.network.bits)
+  assert score(left).macs < score(described).macs
+  dead = shrink_lib.dead_channels(source)
+  for group in channel_groups(left):
+    assert group.size == np.count_nonzero(~dead[group.name])
+  assert any(d.any() for d in dead.values())
+  return left
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_config_runs_to_its_result(path, tmp_path):
   config = shrink(configfile.load(str(path)))
   result = experiment.run(config, tmp_path)
-  last = config[config.phases[-1]]
-  spec = network_spec(last.network)
+  spec = expected_spec(config, tmp_path)
   assert NetSpec.from_json(json.dumps(result["spec"])) == spec
   assert list(result["phases"]) == list(config.phases)
   assert result["score"]["macs"] == score(spec).macs
@@ -181,7 +198,7 @@ class TestWorkdir:
 
   def test_a_bad_config_touches_nothing(self, tmp_path):
     config = two_stages("train")
-    config.train.epochs = 0
+    config.train.epochs = -1
     with pytest.raises(ConfigError, match="config.train.epochs"):
       experiment.run(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
