@@ -2,17 +2,23 @@
 
 import dataclasses
 import itertools
+import json
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_config
 
-from jaxr18 import network
+from jaxr18 import experiment, network
 from jaxr18.compress import allocate
 from jaxr18.cost.score import score
 from jaxr18.report import bits as picture
 from jaxr18.spec import resnet, with_bits
+from jaxr18.validate import network_spec
 
 SPEC = resnet((4, 8), (1, 1), (1, 2), (2, 1), (False, True), resolution=8)
 UNITS = [unit for unit, _ in SPEC.units()]
@@ -157,6 +163,49 @@ class TestLosses:
     net = dataclasses.replace(measured[0], **change)
     with pytest.raises(ValueError, match=told):
       allocate.bit_losses(net, bits, list(measured[1][:images]))
+
+
+def run_command(*flags):
+  return subprocess.run(
+    [sys.executable, "-m", "jaxr18.allocate", *flags],
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_the_command(tmp_path):
+  config = tiny_config.get_config("0")
+  config.train.warmup_epochs = 0.0
+  config.progress = "none"
+  experiment.run(config, tmp_path)
+  flags = f"--workdir={tmp_path}", "--bits=8,4", "--target=0.0001"
+  done = run_command(*flags)
+  assert done.returncode == 2 and "the lowest is" in done.stderr
+  lowest = float(re.search(r"lowest is (\S+);", done.stderr)[1])
+  done = run_command(*flags[:2], f"--target={lowest * 1.1}")
+  assert done.returncode == 0, done.stderr
+  result = json.loads((tmp_path / "sensitivity" / "bits.json").read_text())
+  rules = tuple(map(tuple, result["bits"]))
+  assert f"network.bits = {rules!r}" in done.stdout
+  config.train.network.bits = rules
+  found = score(network_spec(config.train.network)).exact.total
+  assert result["exact"] == found <= lowest * 1.1
+  assert {b for _, b, _ in rules} == {8, 4}
+  assert set(result["losses"]) >= {"stem", "head", "stage2_block1/proj"}
+
+
+@pytest.mark.parametrize(
+  "flags, told",
+  [
+    ([], "give --workdir=DIR"),
+    (["--workdir=x"], "and --target"),
+    (["--workdir=x", "--target=1", "--bits=8,1"], "from 2 to 8"),
+    (["--workdir=x", "--target=1", "--bits=eight"], "from 2 to 8"),
+  ],
+)
+def test_a_wrong_command_line(flags, told):
+  done = run_command(*flags)
+  assert done.returncode == 2 and told in done.stderr
 
 
 def test_the_picture_is_the_same_each_time(tmp_path):

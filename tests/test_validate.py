@@ -527,6 +527,20 @@ def test_good_values(changes):
   network_spec(config.student.network)
 
 
+def test_inner_bits_leave_stem_and_head_in_8():
+  short = _set({"student.network.inner_bits": 3})
+  rules = (("stem|head", 8, 8), (".*", 3, 3))
+  long = _set({"student.network.bits": rules})
+  spec_ = network_spec(short.student.network)
+  assert spec_ == network_spec(long.student.network)
+  assert (spec_.stem.w_bits, spec_.head.a_bits) == (8, 8)
+  scaled = _set(
+    {"student.network.inner_bits": 3, "student.network.scales": "pact"}
+  )
+  scaled = network_spec(scaled.student.network)
+  assert {layer.scales for layer in scaled.layers()} == {"pact"}
+
+
 def test_the_data_are_as_large_as_is_said():
   from jaxr18 import data
 
