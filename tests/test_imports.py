@@ -30,6 +30,7 @@ ORDER = (
   "cost",
   "compress",
   "pruneconfig",
+  "quantconfig",
   "train",
   "report",
   "validate",
