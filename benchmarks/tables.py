@@ -204,6 +204,90 @@ def pruning() -> str:
   return pruning_tables(load("pruning"))
 
 
+def distill_table(r: dict[str, Any]) -> str:
+  """Epochs with and without a teacher, as `benchmarks.distill` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [
+      f"{name}, {row['student_macs'] / 1e6:.1f} M MACs",
+      f"{row['teacher_macs'] / 1e6:.1f} M MACs",
+    ]
+    cells += [f"{row[what]:,.0f}" for what in ("plain", "cached", "uncached")]
+    cells += [
+      f"{row[f'{what}_cost']:.3f} ({low:.3f} to {high:.3f})"
+      for what in ("cached", "uncached")
+      for low, high in [row[f"{what}_costs"]]
+    ]
+    rows.append(cells)
+  header = ["student", "teacher", "no teacher, images/s", "kept logits",
+            "teacher in the step", "epoch with kept logits, of a plain one",
+            "with the teacher in the step"]  # fmt: skip
+  return table(header, rows)
+
+
+def members_table(r: dict[str, Any]) -> str:
+  """Vmapped members against a loop, as `benchmarks.members` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [f"{name}, {row['macs'] / 1e6:.1f} M MACs"]
+    for what in ("forward", "gradient", "population"):
+      cells += [
+        f"{row[f'{what}_vmapped']:,.0f} / {row[f'{what}_loop']:,.0f}",
+        f"{row[f'{what}_speedup']:.2f}",
+      ]
+    rows.append(cells)
+  header = [f"{r['members']} members, images/s of all", "forward, vmapped /"
+            " loop", "ratio", "gradient, vmapped / loop", "ratio",
+            "training, together / one at a time", "ratio"]  # fmt: skip
+  return table(header, rows)
+
+
+def populations(*names: str) -> str:
+  """Runs of a population by folder: accuracy over seeds."""
+  rows = []
+  for name in names:
+    r = load(name)
+    each = ", ".join(f"{100 * m['test_accuracy']:.2f}" for m in r["members"])
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        f"{100 * r['members_accuracy_mean']:.2f}"
+        f" ± {100 * r['members_accuracy_std']:.2f}%",
+        each,
+        f"{r['members'][0]['score']['exact']:.4f}",
+        f"{r['members'][0]['macs'] / 1e6:.1f} M",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "test accuracy, mean ± standard deviation", "each seed, %",
+            "exact score of one", "MACs of one", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+def ensembles(*names: str) -> str:
+  """Ensembles by folder: members, their disagreement, the vote."""
+  rows = []
+  for name in names:
+    r = load(name)
+    each = [m["test_accuracy"] for m in r["members"]]
+    pairs = [x for i, row in enumerate(r["disagreement"]) for x in row[i + 1 :]]
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        str(len(each)),
+        f"{100 * min(each):.2f} to {100 * max(each):.2f}%",
+        f"{100 * sum(pairs) / max(1, len(pairs)):.1f}%",
+        f"{100 * r['test_accuracy']:.2f}% ({r['vote']})",
+        f"{r['score']['course']['total']:.4f}",
+        f"{r['score']['exact']['total']:.4f}",
+        f"{r['score']['stored']['total']:.4f}",
+      ]
+    )
+  header = ["ensemble", "members", "test accuracy of one", "two disagree on",
+            "of the vote", "score: course", "exact", "stored"]  # fmt: skip
+  return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
   "runs": lambda: runs("kd_quant"),
   "factorized": lambda: runs(
@@ -214,6 +298,10 @@ TABLES: dict[str, Callable[[], str]] = {
   "pruning": pruning,
   "quantization": quantization,
   "speed": speed,
+  "distill": lambda: distill_table(load("distill")),
+  "members": lambda: members_table(load("members")),
+  "populations": lambda: populations("population_plain", "population_kd"),
+  "ensembles": lambda: ensembles("hce", "ensemble"),
 }
 
 
