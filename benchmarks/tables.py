@@ -54,6 +54,35 @@ def runs(*names: str) -> str:
   return table(header, rows)
 
 
+QUANT_BITS = (8, 4, 3, 2)
+
+
+def quantization() -> str:
+  """dense_narrow in fewer bits: calibrated alone, and trained on."""
+
+  def cell(name):
+    r = load(name)
+    return f"[{100 * r['test_accuracy']:.2f}%](docs/results/{name}/result.json)"
+
+  rows = []
+  for bits in (32, *QUANT_BITS):
+    after = "dense_narrow" if bits == 32 else f"quant_ptq{bits}"
+    trained = "dense_narrow" if bits == 32 else f"quant_{bits}"
+    score = load(trained)["score"]
+    rows.append(
+      [
+        str(bits),
+        cell(after),
+        cell(trained),
+        f"{score['exact']['total']:.4f}",
+        f"{score['stored']['total']:.4f}",
+      ]
+    )
+  header = ["bits", "calibrated only", "trained 4 epochs, distilled",
+            "score: exact", "stored"]  # fmt: skip
+  return table(header, rows)
+
+
 def kills() -> str:
   """What `benchmarks.kill_resume` found."""
   r = load("kill_resume")
@@ -101,6 +130,78 @@ def speed_table(r: dict[str, Any]) -> str:
 def speed() -> str:
   """docs/results/train_step."""
   return speed_table(load("train_step"))
+
+
+# Runs of configs/prune_*.py, each with the share that it keeps behind its name.
+PRUNED_WEIGHTS = tuple(f"prune_unstructured_{d}" for d in (1.0, 0.5, 0.3, 0.1))
+PRUNED_STRUCTURED = tuple(f"prune_structured_{d}" for d in (0.75, 0.5, 0.3))
+
+
+def pruned() -> str:
+  """Pruned runs beside the dense network that all of them start from."""
+  whole = load("dense_narrow")["score"]["course"]["w"]
+  rows = []
+  for name in ("dense_narrow", *PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
+    r = load(name)
+    s = r["score"]
+    c = s["course"]
+    what = ""
+    if name in (*PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
+      of = "weights" if name in PRUNED_WEIGHTS else "channels"
+      density = r["config"]["prune"]["prune"]["density"]
+      what = f"{density:.0%} of {of}" if density < 1 else "all, trained on"
+    kept = c["w"] * (1 - c["p_s"] - c["p_u"])
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        what,
+        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
+        f" {r['test_count']:,})",
+        f"{c['total']:.4f}",
+        f"{s['exact']['total']:.4f}",
+        f"{s['stored']['total']:.4f}",
+        f"{s['macs'] / 1e6:.2f} M",
+        f"{kept / 1e3:,.1f} k ({kept / whole:.0%})",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "keeps", "test accuracy", "score: course", "exact", "stored",
+            "MACs", "parameters kept", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+def pruning_tables(r: dict[str, Any]) -> str:
+  """What `benchmarks.pruning` measured: on the host, then in steps."""
+  names = {
+    "masks": f"mask all but {r['density']:g} of the weights of ResNet-18",
+    "shrink": "remove half of the channels of ResNet-18",
+  }
+  hosted = table(
+    ["between two steps", "seconds", "the first time"],
+    [
+      [names[k], f"{v['median_s']:.2f}", f"{v['first_s']:.2f}"]
+      for k, v in r["host"].items()
+    ],
+  )
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [name, f"{row['macs'] / 1e6:.1f} M"]
+    for what in ("train", "forward"):
+      low, high = row[f"{what}_ratios"]
+      ratio = f"{row[f'{what}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+      cells += [f"{row[what]:,.0f}", "" if name == "dense" else ratio]
+    rows.append([*cells, "" if name == "dense" else row["beside"]])
+  steps = table(
+    ["network", "MACs", "training, images/s", "ratio", "evaluation, images/s",
+     "ratio", "to"],
+    rows,
+  )  # fmt: skip
+  return f"{hosted}\n{steps}"
+
+
+def pruning() -> str:
+  """docs/results/pruning."""
+  return pruning_tables(load("pruning"))
 
 
 def distill_table(r: dict[str, Any]) -> str:
@@ -193,6 +294,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "dense_narrow", "factorized_g2", "factorized_g8", "depthwise"
   ),
   "kills": kills,
+  "pruned": pruned,
+  "pruning": pruning,
+  "quantization": quantization,
   "speed": speed,
   "distill": lambda: distill_table(load("distill")),
   "members": lambda: members_table(load("members")),

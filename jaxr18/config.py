@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from jaxr18.forms import rule_faults
-from jaxr18.spec import BITS
+from jaxr18.spec import BITS, SCALES, W_BITS
 
 Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
 
@@ -177,10 +177,12 @@ def _rules_faults(rules: Any, knob: Knob) -> Faults:
           "mend it; it has to match whole layer paths, such as"
           " 'stage1_.*/conv1'",
         )
-    for name, b in zip(("w_bits", "a_bits"), bits, strict=True):
-      if type(b) is not int or b not in BITS:
+    for name, b, allowed in zip(
+      ("w_bits", "a_bits"), bits, (W_BITS, BITS), strict=True
+    ):
+      if type(b) is not int or b not in allowed:
         yield (
-          f"has {name}={b!r} in {rule!r}, which must be one of {BITS}",
+          f"has {name}={b!r} in {rule!r}, which must be one of {allowed}",
           "choose one; 32 is unquantized",
         )
 
@@ -190,6 +192,7 @@ WEIGHT_CRITERIA = ("magnitude_l1", "magnitude_l2", "random", "gradient",
                    "taylor", "snip", "movement", "wanda")  # fmt: skip
 CHANNEL_CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
 CRITERIA = tuple(dict.fromkeys(WEIGHT_CRITERIA + CHANNEL_CRITERIA))
+CALIBRATIONS = ("mse", "percentile", "absmax", "lsq")
 DISTRIBUTIONS = ("uniform", "global", "erk", "lamp", "explicit")
 
 EXPERIMENT = {
@@ -234,7 +237,14 @@ PHASE = {
     "scale_multiple": Knob(8, "scaled widths are multiples of it", 1, 256),
     "bits": Knob(((".*", 32, 32),),
                  "(regex on layer paths, w_bits, a_bits), first match wins; "
-                 "32 is unquantized", bits_rules=True),
+                 "32 is unquantized, 16 float16, 2 of weights ternary, 1 their "
+                 "sign", bits_rules=True),
+    "inner_bits": Knob(0, "in place of bits: of every layer but stem and head, "
+                       "which have 8; 0 is off", 0, 16),
+    "scales": Knob("lsq", "of quantized inputs: learned as LSQ's, with the "
+                   "paper's gradient factor, or as PACT's; fixed as "
+                   "calibrated; or dynamic, each batch's largest",
+                   choices=SCALES),
   },
   "init": Knob("", "start from this earlier phase, workdir, .pt or .pth; of "
                "several, comma-separated, from the mean of their weights"),
@@ -245,6 +255,12 @@ PHASE = {
                       "as 'stage3_block2'", regex=True),
   "recalibrate": Knob(0, "batches that renew batch norm's statistics first",
                       0, 10_000),
+  "calibrate": {
+    "method": Knob("mse", "what the largest values of quantized inputs begin "
+                   "with: least squared error, the 99.9th percentile, the "
+                   "largest, or LSQ's 2 mean|x| sqrt(n)", choices=CALIBRATIONS),
+    "images": Knob(512, "training images, without labels", 1, 50_000),
+  },
   "prune": {
     "density": Knob(1.0, "share of weights, or of channels, kept at the end; "
                     "1 prunes nothing", 1e-6, 1),

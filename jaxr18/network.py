@@ -178,17 +178,32 @@ def stage_sides(spec: NetSpec) -> tuple[int, ...]:
   return tuple(found.values())
 
 
-@jax.jit
-def calibrate(net: Network, images: jax.Array) -> Network:
+@functools.partial(jax.jit, static_argnames="method")
+def calibrate(net: Network, images: jax.Array, method: str = "mse") -> Network:
   """Sets the bound of every quantized input from one batch of images.
 
-  Batch norm uses the batch's statistics, so a network that was just
-  initialized can be calibrated; the running statistics stay as they are.
+  Each layer sees what the quantized layers before it give. Batch norm uses the
+  batch's statistics, so a network that was just initialized can be calibrated,
+  or one of few bits, whose values are no longer those of its running
+  statistics; these stay as they are.
+
+  Args:
+    net: the network; nothing else of it changes.
+    images: [n, resolution, resolution, channels], normalized.
+    method: of `nn.calibrate`.
+
+  Raises:
+    ValueError: there is no image.
   """
+  if not len(images):
+    raise ValueError(
+      "no images to calibrate the bounds of quantized inputs on; give some"
+      " hundred"
+    )
   _, sown = ResNet(net.spec, train=True).apply(
-    _variables(net), images, mutable=["batch_stats", "calibration"]
+    _variables(net), images, mutable=["batch_stats", method]
   )
-  return net.replace(params=_merge(net.params, sown.get("calibration", {})))
+  return net.replace(params=_merge(net.params, sown.get(method, {})))
 
 
 @jax.jit

@@ -259,6 +259,22 @@ class TestSources:
     assert new.keys() == old.keys()
     assert all(np.array_equal(new[k], old[k]) for k in old)
 
+  def test_bounds_of_other_bits_are_calibrated_anew(self, chained):
+    _, workdir, _ = chained
+    source = sources.load_network(workdir, "second")
+    spec = with_bits(source.spec, [("stage.*/conv1", 2, 2), (".*", 4, 4)])
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = sources.initial_network(
+      jax.random.key(0), spec, images, source, where="here"
+    )
+    old = {k: v for k, v in arrays(source).items() if "input_bound" in k}
+    new = {k: v for k, v in arrays(net).items() if "input_bound" in k}
+    fewer = [k for k in old if "conv1" in k]
+    assert len(fewer) == 2
+    assert all(new[k] < old[k] for k in fewer)  # of 16 levels 4 are left
+    assert all(new[k] == old[k] for k in old if k not in fewer)
+    assert set(new) - set(old) == {k for k in new if "stem" in k}
+
   @pytest.mark.parametrize("field", ["init", "teacher"])
   def test_another_workdir(self, trained, field, tmp_path, monkeypatch):
     _, workdir, _ = trained

@@ -34,11 +34,12 @@ normalized image in 32 bits.
 
 **stored**: exact's MACs; the weights at the bits that a file of them needs,
 without compression. A kernel takes the smallest of: every weight, zeros too,
-in w_bits; a mask of one bit a weight and the kept weights; for each kept
-weight its w_bits and an index of ceil(log2(size)) bits. To this come 32 bits
-for the bias of each output channel, masked or not, 32 bits for the scale of
-each output channel of a quantized kernel, and 32 bits for the scale of each
-quantized input. Not in it: the description of the network.
+in w_bits (which a pruned kernel of 1 bit cannot, since a sign has no zero); a
+mask of one bit a weight and the kept weights; for each kept weight its w_bits
+and an index of ceil(log2(size)) bits. To this come 32 bits for the bias of each
+output channel, masked or not, 32 bits for the scale of each output channel of a
+kernel of 8 bits or fewer, and 32 bits for the scale of each such input. Not in
+it: the description of the network.
 
 Hence exact <= stored always; and where all bits are b and pruning is
 unstructured, exact equals the course's formula with w the kernels' weights,
@@ -61,7 +62,7 @@ from jaxr18.cost.figures import (
   Score,
 )
 from jaxr18.cost.kept import LayerWeights, layer_weights
-from jaxr18.spec import FLOAT_BITS, Layer, NetSpec
+from jaxr18.spec import FLOAT_BITS, HALF_BITS, Layer, NetSpec
 
 SCALE_BITS = 32  # of an output channel or an input
 
@@ -198,11 +199,13 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
     "bitmask": count.size + count.kept * layer.w_bits,
     "indices": count.kept * (layer.w_bits + index_bits),
   }
+  if layer.w_bits == 1 and count.kept < count.size:
+    del encodings["dense"]  # a sign has no zero for what is masked
   encoding = min(encodings, key=encodings.get)
   scales = 0
-  if layer.w_bits != FLOAT_BITS:
+  if layer.w_bits < HALF_BITS:
     scales += members * layer.features
-  if layer.a_bits != FLOAT_BITS:
+  if layer.a_bits < HALF_BITS:
     scales += members
   return LayerScore(
     path=layer.path,
