@@ -154,16 +154,6 @@ def test_gradients_numerically(path):
   check_grads(function, (x, kernel), order=2, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("inputs", [3, 4, 8])
-def test_a_strided_1x1_kernel_gives_the_same_bits_again(inputs):
-  """oneDNN's gradient had what lay in memory in it, each time another."""
-  arrays, how = operands((inputs, 12, 1, 1, 2, 0, 8), batch=16)
-  run = jax.jit(lambda *a: with_gradients(functools.partial(conv, **how), *a))
-  want = with_gradients(functools.partial(reference, **how), *arrays)
-  for _ in range(20):
-    assert_close(run(*arrays), want)
-
-
 @pytest.mark.parametrize("members", [2, 17])
 @pytest.mark.parametrize("axes", [(0, 0), (1, None), (None, 2)], ids=str)
 def test_vmap_equals_loop(axes, members):
