@@ -389,7 +389,7 @@ class TestLayer:
     spec = dataclasses.replace(form, w_bits=bits, a_bits=max(2, bits))
     kind = Conv if form in (ConvSpec(8), ConvSpec(8, groups=4)) else Factorized
     layer = kind(spec, signed=True)
-    x = normal(0, (2, 4, 4, 8))
+    x = 2 * normal(0, (2, 4, 4, 8))
     keep = lambda p: (jnp.arange(p.size) % 3 > 0).reshape(p.shape)
 
     def masked(params):
@@ -401,6 +401,8 @@ class TestLayer:
       return jnp.sum(y * normal(1, (2, 4, 4, 8)))
 
     params = layer.init(jax.random.key(0), x)["params"]
+    # Bounds of 4, since beyond its bound an input has no gradient.
+    params = jax.tree.map(lambda p: p if p.ndim else 4 * p, params)
     stacked = jax.tree.map(lambda p: jnp.stack([p, 1.3 * p]), params)
     grads = jax.vmap(jax.grad(loss))(stacked)
     assert len(leaves(grads, "kernel")) == len(spec.parts(8))
