@@ -141,6 +141,7 @@ def kernel_codes(kernel: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
   return codes.astype(jnp.int8), scale
 
 
+@functools.partial(jax.jit, static_argnames="bits")
 def _codes(kernel, bits: int):
   axes = tuple(range(kernel.ndim - 1))
   size = jnp.abs(kernel)
