@@ -23,7 +23,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError("give --workdir=DIR of a finished run")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18 import configfile, experiment, sources
-  from jaxr18.train.evaluate import evaluate
   from jaxr18.train.step import make_mesh
   from jaxr18.validate import validate
   from jaxr18.workdir import WorkdirError, read_result
@@ -34,10 +33,10 @@ def main(argv: list[str]) -> None:
   validate(config, sources=False)
   if _DATA_DIR.value is not None:
     config.data.dir = _DATA_DIR.value
-  net = sources.load_network(workdir)
+  nets = sources.load_networks(workdir)
   dataset = experiment.load_data(config)
-  test = evaluate(
-    net, dataset.test, dataset, config.eval_batch_size, make_mesh()
+  test, _ = experiment.test_last(
+    config, nets, result["phases"], dataset, make_mesh()
   )
   print(f"test accuracy {test.accuracy:.2%} ({test.correct} of {test.count})")
   was = result["test_correct"], result["test_count"]

@@ -20,6 +20,7 @@ ORDER = (
   "cluster",
   "config",
   "configfile",
+  "distillconfig",
   "netconfig",
   "augment",
   "cifar10",
@@ -35,6 +36,8 @@ ORDER = (
   "report",
   "validate",
   "sources",
+  "teaching",
+  "members",
   "experiment",
   "cli",
 )
