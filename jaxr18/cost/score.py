@@ -60,7 +60,7 @@ from jaxr18.cost.figures import (
   LayerScore,
   Score,
 )
-from jaxr18.cost.kept import LayerWeights, layer_weights
+from jaxr18.cost.kept import LayerWeights, encodings, layer_weights
 from jaxr18.spec import FLOAT_BITS, Layer, NetSpec
 
 SCALE_BITS = 32  # of an output channel or an input
@@ -192,13 +192,8 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
   _check_bits(f"{layer.path}: w_bits", layer.w_bits)
   _check_bits(f"{layer.path}: a_bits", layer.a_bits)
   members = count.size // math.prod(layer.kernel_shape)
-  index_bits = math.ceil(math.log2(math.prod(layer.kernel_shape)))
-  encodings = {
-    "dense": count.size * layer.w_bits,
-    "bitmask": count.size + count.kept * layer.w_bits,
-    "indices": count.kept * (layer.w_bits + index_bits),
-  }
-  encoding = min(encodings, key=encodings.get)
+  forms = encodings(layer.kernel_shape, count.kept, layer.w_bits, members)
+  encoding = min(forms, key=forms.get)
   scales = 0
   if layer.w_bits != FLOAT_BITS:
     scales += members * layer.features
@@ -216,7 +211,7 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
     biases_kept=count.biases_kept,
     macs=passes * layer.macs,
     encoding=encoding,
-    stored_bits=encodings[encoding]
+    stored_bits=forms[encoding]
     + count.biases * BIAS_BITS
     + scales * SCALE_BITS,
   )
