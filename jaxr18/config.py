@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from jaxr18.forms import rule_faults
-from jaxr18.spec import BITS
+from jaxr18.spec import BITS, W_BITS
 
 Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
 
@@ -177,10 +177,12 @@ def _rules_faults(rules: Any, knob: Knob) -> Faults:
           "mend it; it has to match whole layer paths, such as"
           " 'stage1_.*/conv1'",
         )
-    for name, b in zip(("w_bits", "a_bits"), bits, strict=True):
-      if type(b) is not int or b not in BITS:
+    for name, b, allowed in zip(
+      ("w_bits", "a_bits"), bits, (W_BITS, BITS), strict=True
+    ):
+      if type(b) is not int or b not in allowed:
         yield (
-          f"has {name}={b!r} in {rule!r}, which must be one of {BITS}",
+          f"has {name}={b!r} in {rule!r}, which must be one of {allowed}",
           "choose one; 32 is unquantized",
         )
 

@@ -169,17 +169,25 @@ def stage_features(spec: NetSpec) -> tuple[int, ...]:
   return tuple(found.values())
 
 
-@jax.jit
-def calibrate(net: Network, images: jax.Array) -> Network:
+@functools.partial(jax.jit, static_argnames=("method", "trained"))
+def calibrate(
+  net: Network, images: jax.Array, method: str = "mse", trained: bool = False
+) -> Network:
   """Sets the bound of every quantized input from one batch of images.
 
-  Batch norm uses the batch's statistics, so a network that was just
-  initialized can be calibrated; the running statistics stay as they are.
+  Each layer sees what the quantized layers before it give.
+
+  Args:
+    net: the network; nothing else of it changes.
+    images: [n, resolution, resolution, channels], normalized.
+    method: of `nn.calibrate`.
+    trained: batch norm uses its running statistics. Otherwise it uses the
+      batch's, so a network that was just initialized can be calibrated.
   """
-  _, sown = ResNet(net.spec, train=True).apply(
-    _variables(net), images, mutable=["batch_stats", "calibration"]
+  _, sown = ResNet(net.spec, train=not trained).apply(
+    _variables(net), images, mutable=["batch_stats", method]
   )
-  return net.replace(params=_merge(net.params, sown.get("calibration", {})))
+  return net.replace(params=_merge(net.params, sown.get(method, {})))
 
 
 @jax.jit

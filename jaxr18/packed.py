@@ -176,7 +176,8 @@ def forward(network, kernels, arrays, images):
       bound = arrays.get(f"{path}.input_bound", np.abs(x).max())
       x, step = quantize(x, bound, bits, layer["signed_input"])
       scale = scale * step
-      if k.dtype.kind == "i" and np.abs(k).sum((0, 1, 2)).max() << bits >= 2**24:
+      terms = np.abs(k).sum((0, 1, 2)).max()
+      if k.dtype.kind == "i" and terms * 2**bits >= 2**24:
         dtype = np.float64
     elif bits == HALF_BITS:
       x = np.clip(x, -65504, 65504).astype(np.float16)

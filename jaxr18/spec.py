@@ -15,7 +15,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 FLOAT_BITS = 32  # means: not quantized
-BITS = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
+HALF_BITS = 16  # means: rounded to float16, which needs no scale
+BITS = (2, 3, 4, 5, 6, 7, 8, HALF_BITS, FLOAT_BITS)  # 2 of a weight is ternary
+W_BITS = (1, *BITS)  # 1 of a weight is its sign
+
+# How a quantized input comes to its largest value; see nn/quantize.py.
+SCALES = ("lsq", "lsq_paper", "pact", "fixed", "dynamic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class ConvSpec:
       activation between; 0 leaves that 1x1 out. (0, 0) is full rank.
     w_bits: bits of a weight, 32 for unquantized.
     a_bits: bits of an input activation, 32 for unquantized.
+    scales: how a quantized input comes to its largest value.
   """
 
   features: int
@@ -44,13 +50,14 @@ class ConvSpec:
   w_bits: int = FLOAT_BITS
   a_bits: int = FLOAT_BITS
   ranks: tuple[int, int] = (0, 0)
+  scales: str = SCALES[0]
 
   def parts(self, in_features: int) -> tuple[tuple[str, ConvSpec], ...]:
     """The primitive convolutions in order, each with its name in the tree.
 
     A convolution that is not factorized is its own only part, named ''.
     """
-    bits = dict(w_bits=self.w_bits, a_bits=self.a_bits)
+    bits = dict(w_bits=self.w_bits, a_bits=self.a_bits, scales=self.scales)
     if self.depthwise:
       inner = ConvSpec(
         in_features, self.kernel, self.stride, in_features, **bits
@@ -92,6 +99,12 @@ class HeadSpec:
   classes: int = 10
   w_bits: int = FLOAT_BITS
   a_bits: int = FLOAT_BITS
+  scales: str = SCALES[0]
+
+
+def has_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
+  """Whether a bound of its quantized input is among the parameters."""
+  return layer.a_bits < HALF_BITS and layer.scales != "dynamic"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +132,7 @@ class Layer:
   a_bits: int
   signed_input: bool
   ends_unit: bool = True
+  scales: str = SCALES[0]
 
   @property
   def kernel_shape(self) -> tuple[int, ...]:
@@ -194,6 +208,7 @@ class NetSpec:
             a_bits=part.a_bits,
             signed_input=signed or i > 0,
             ends_unit=i == len(parts) - 1,
+            scales=part.scales,
           )
         )
         in_features, size = part.features, out_size
@@ -225,6 +240,7 @@ class NetSpec:
         w_bits=self.head.w_bits,
         a_bits=self.head.a_bits,
         signed_input=False,
+        scales=self.head.scales,
       )
     )
     return tuple(out)
@@ -331,11 +347,15 @@ def check(spec: NetSpec) -> None:
   for path, unit in spec.units():
     names = [f.name for f in dataclasses.fields(unit) if f.type == "int"]
     _check_ints(path, unit, names)
-    for name in ("w_bits", "a_bits"):
-      if getattr(unit, name) not in BITS:
+    for name, allowed in (("w_bits", W_BITS), ("a_bits", BITS)):
+      if getattr(unit, name) not in allowed:
         raise ValueError(
-          f"{path}: {name} (={getattr(unit, name)}) must be one of {BITS}"
+          f"{path}: {name} (={getattr(unit, name)}) must be one of {allowed}"
         )
+    if unit.scales not in SCALES:
+      raise ValueError(
+        f"{path}: scales (={unit.scales!r}) must be one of {SCALES}"
+      )
     if isinstance(unit, ConvSpec):
       if unit.kernel % 2 != 1:
         raise ValueError(f"{path}: kernel (={unit.kernel}) must be odd")
@@ -407,11 +427,16 @@ def _check_ints(path: str, holder: Any, names: Sequence[str]) -> None:
       raise ValueError(f"{path}: {name} (={value!r}) must be an int above 0")
 
 
-def with_bits(spec: NetSpec, rules: Sequence[tuple[str, int, int]]) -> NetSpec:
+def with_bits(
+  spec: NetSpec,
+  rules: Sequence[tuple[str, int, int]],
+  scales: str = SCALES[0],
+) -> NetSpec:
   """Sets bits by ordered rules `(regex, w_bits, a_bits)` on layer paths.
 
   The first rule whose regex matches a whole path ('stem',
-  'stage1_block2/conv1', 'head') decides it.
+  'stage1_block2/conv1', 'head') decides it. `scales` is for all inputs that
+  are quantized.
 
   Raises:
     ValueError: a layer that no rule matches, or a rule that decides no layer.
@@ -422,7 +447,9 @@ def with_bits(spec: NetSpec, rules: Sequence[tuple[str, int, int]]) -> NetSpec:
   for path in paths:
     for i, (pattern, w_bits, a_bits) in enumerate(rules):
       if re.fullmatch(pattern, path):
-        bits[path] = {"w_bits": w_bits, "a_bits": a_bits}
+        bits[path] = {"w_bits": w_bits, "a_bits": a_bits, "scales": SCALES[0]}
+        if a_bits < HALF_BITS:
+          bits[path]["scales"] = scales
         used.add(i)
         break
     else:

@@ -25,7 +25,7 @@ from jaxr18.forms import (
   with_forms_of,
 )
 from jaxr18.network import Network
-from jaxr18.spec import FLOAT_BITS, ConvSpec, NetSpec
+from jaxr18.spec import ConvSpec, NetSpec, has_bound
 
 
 def to_grouped(
@@ -110,7 +110,7 @@ def convert(net: Network, rules: Rules | NetSpec) -> Network:
     new: dict[str, Any] = {}
     for i, (name, kernel) in enumerate(kernels.items()):
       part = {"kernel": jnp.asarray(kernel, jnp.float32)}
-      if conv.a_bits != FLOAT_BITS:
+      if has_bound(conv):
         part["input_bound"] = bound if i == 0 else jnp.ones(())
       if name:
         new[name] = part

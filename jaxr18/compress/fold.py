@@ -62,7 +62,7 @@ def _layer(layer: Layer, params: Any, stats: Any) -> dict[str, np.ndarray]:
     multiplier, bias = _affine(at(params, norm), at(stats, norm))
   kernel = np.asarray(node["kernel"]).reshape(hwio(layer))
   out = {}
-  if layer.quantized_weights:
+  if layer.w_bits < HALF_BITS:
     codes, scale = kernel_codes(kernel, layer.w_bits)
     out["codes"] = np.asarray(codes)
     out["scale"] = np.float32(np.float64(scale) * multiplier)

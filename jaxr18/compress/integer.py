@@ -23,7 +23,7 @@ from jaxr18 import packed
 from jaxr18.compress.fold import Folded
 from jaxr18.nn import quantize
 from jaxr18.nn.conv import conv
-from jaxr18.spec import Layer, NetSpec
+from jaxr18.spec import HALF_BITS, Layer, NetSpec
 
 ARITHMETIC = ("int8", "float32")
 _TOLERANCE = 2.0**-20  # of float32's sums, relative to the largest
@@ -87,8 +87,8 @@ def _run(folded, spec, images, arithmetics, path):
   def apply(layer: Layer, x):
     numbers = folded[layer.path]
     factor = numbers.get("scale", 1)
-    integers = layer.quantized_weights and layer.quantized_input
-    if layer.quantized_input:
+    integers = layer.w_bits < HALF_BITS and layer.a_bits < HALF_BITS
+    if layer.a_bits < HALF_BITS:
       bound = numbers.get("input_bound", jnp.max(jnp.abs(x)))
       how = layer.a_bits, layer.signed_input
       step = quantize.input_step(bound, *how)

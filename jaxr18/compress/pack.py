@@ -131,7 +131,8 @@ def _tensors(layer, folded, mask, encoding) -> dict[str, np.ndarray]:
     else:
       out["indices"] = pack_bits(np.flatnonzero(mask), at_most)
   if name == "codes":
-    values = pack_bits(values > 0 if layer.w_bits == 1 else values, layer.w_bits)
+    bits = layer.w_bits
+    values = pack_bits(values > 0 if bits == 1 else values, bits)
   out[name] = values
   return out
 

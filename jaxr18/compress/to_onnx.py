@@ -147,7 +147,7 @@ def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
     x = _clipped(graph, name, x, -65504.0, 65504.0)
     x = graph("Cast", x, name=f"{name}/half", to=TensorProto.FLOAT16)
     return graph("Cast", x, name=f"{name}/float", to=TensorProto.FLOAT)
-  if not layer.quantized_input:
+  if layer.a_bits >= HALF_BITS:
     return x
   signed = layer.signed_input
   levels = np.float32(input_levels(layer.a_bits, signed))

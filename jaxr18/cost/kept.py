@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxr18.spec import HALF_BITS, Layer
+from jaxr18.spec import HALF_BITS, Layer, has_bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +134,8 @@ def stored_scales(layer: Layer) -> int:
   beside it.
   """
   beside = layer.w_bits == HALF_BITS and batch_norm_of(layer) is not None
-  scales = layer.features if layer.quantized_weights or beside else 0
-  learned = layer.quantized_input and layer.scales != "dynamic"
-  return scales + int(learned)
+  scales = layer.features if layer.w_bits < HALF_BITS or beside else 0
+  return scales + int(has_bound(layer))
 
 
 def batch_norm_of(layer: Layer) -> str | None:

@@ -34,11 +34,13 @@ normalized image in 32 bits.
 
 **stored**: exact's MACs; the weights at the bits that a file of them needs,
 without compression. A kernel takes the smallest of: every weight, zeros too,
-in w_bits; a mask of one bit a weight and the kept weights; for each kept
-weight its w_bits and an index of ceil(log2(size)) bits. To this come 32 bits
-for the bias of each output channel, masked or not, 32 bits for the scale of
-each output channel of a quantized kernel, and 32 bits for the scale of each
-quantized input. Not in it: the description of the network.
+in w_bits (which a pruned kernel of 1 bit cannot, since a sign has no zero); a
+mask of one bit a weight and the kept weights; for each kept weight its w_bits
+and an index of ceil(log2(size)) bits. To this come 32 bits for the bias of each
+output channel, masked or not, 32 bits for the scale of each output channel of a
+kernel of 8 bits or fewer, and of one in float16 that batch norm follows (its
+scale cannot vanish into weights that are rounded already), and 32 bits for the
+learned bound of each such input. Not in it: the description of the network.
 
 Hence exact <= stored always; and where all bits are b and pruning is
 unstructured, exact equals the course's formula with w the kernels' weights,
@@ -60,7 +62,12 @@ from jaxr18.cost.figures import (
   LayerScore,
   Score,
 )
-from jaxr18.cost.kept import LayerWeights, encodings, layer_weights
+from jaxr18.cost.kept import (
+  LayerWeights,
+  encodings,
+  layer_weights,
+  stored_scales,
+)
 from jaxr18.spec import FLOAT_BITS, Layer, NetSpec
 
 SCALE_BITS = 32  # of an output channel or an input
@@ -194,11 +201,6 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
   members = count.size // math.prod(layer.kernel_shape)
   forms = encodings(layer.kernel_shape, count.kept, layer.w_bits, members)
   encoding = min(forms, key=forms.get)
-  scales = 0
-  if layer.w_bits != FLOAT_BITS:
-    scales += members * layer.features
-  if layer.a_bits != FLOAT_BITS:
-    scales += members
   return LayerScore(
     path=layer.path,
     kernel_shape=layer.kernel_shape,
@@ -213,7 +215,7 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
     encoding=encoding,
     stored_bits=forms[encoding]
     + count.biases * BIAS_BITS
-    + scales * SCALE_BITS,
+    + members * stored_scales(layer) * SCALE_BITS,
   )
 
 

@@ -6,16 +6,21 @@ Values stay float32 on the integers' grid, so bits are a matter of the score
 and of the stored network, not of the simulation's speed.
 """
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
-from aqt.jax.v2 import aqt_quantizer, calibration, utils
+from aqt.jax.v2 import utils
 from aqt.jax.v2.numerics import int_numerics, numerics
 
-from jaxr18.spec import FLOAT_BITS
+from jaxr18.spec import FLOAT_BITS, HALF_BITS
 
 _CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
+SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use
+
+# Where a symmetric grid of so many bits must end, in standard deviations, for
+# the least squared error on normal weights.
+_NORMAL_BOUND = {3: 1.95, 4: 2.47, 5: 2.90, 6: 3.27, 7: 3.61, 8: 3.92}
 
 
 @jax.custom_jvp
@@ -54,25 +59,35 @@ class IntUnsigned(numerics.AqtNumerics):
     return grad * (x >= 0) * (x <= self.get_quant_bound()), None
 
 
-def _signed(bits: int) -> int_numerics.IntSymmetric:
-  """Levels -(2**(bits-1) - 1) .. 2**(bits-1) - 1, zero on the grid."""
-  return int_numerics.IntSymmetric(
-    bits=bits,
-    preserve_zero=True,
-    preserve_max_val=True,
-    clip=True,
-    clip_gradient=True,
-    round=True,
-    noise_fn=None,
-  )
+def _rounded(x: jax.Array, bits: int, signed: bool) -> jax.Array:
+  """To the nearest integer of the grid, halves to the even one; float32.
+
+  Signed levels are -(2**(bits-1) - 1) .. 2**(bits-1) - 1, zero among them.
+  """
+  grid = IntUnsigned(bits=bits)
+  if signed:
+    grid = int_numerics.IntSymmetric(
+      bits=bits,
+      preserve_zero=True,
+      preserve_max_val=True,
+      clip=True,
+      clip_gradient=True,
+      round=True,
+      noise_fn=None,
+    )
+  return grid.vjp_fwd(x, _CONTEXT)[0]
+
+
+# Kernels.
 
 
 def quantize_kernel(kernel: jax.Array, bits: int) -> jax.Array:
-  """Symmetric quantization by output channel, scaled by the largest weight.
+  """Symmetric quantization by output channel.
 
   Args:
     kernel: [..., out], float32; the last axis is the output channel.
-    bits: of a weight, 2 to 8; 32 returns the kernel untouched.
+    bits: of a weight: 1 to 8 as `kernel_codes` has them, 16 for float16, 32
+      returns the kernel untouched.
 
   Returns:
     The kernel on its grid; its gradient is the identity. Zeros stay zero, and
@@ -80,59 +95,182 @@ def quantize_kernel(kernel: jax.Array, bits: int) -> jax.Array:
   """
   if bits == FLOAT_BITS:
     return kernel
-  quantizer = aqt_quantizer.Quantizer(
-    numerics=_signed(bits),
-    calib_shared_axes=None,
-    scale_stop_grad=True,
-    calibration=calibration.AbsMaxCalibration,
-    context=_CONTEXT,
-  )
-  quantizer.init_calibration()
+  fixed = jax.lax.stop_gradient(kernel)
+  if bits == HALF_BITS:
+    q = _half(fixed)
+  else:
+    codes, scale = _codes(fixed, bits)
+    q = codes * scale
+  return straight_through(kernel, q.astype(kernel.dtype))
+
+
+def kernel_codes(kernel: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+  """A kernel's integers and scales; codes * scale is `quantize_kernel`.
+
+  | bits   | codes                                | scale                     |
+  | ------ | ------------------------------------ | ------------------------- |
+  | 1      | the sign, -1 or 1; 0 for a weight of | the mean of abs(w)        |
+  |        | exactly 0, as a mask leaves it       | (XNOR-Net, 2016)          |
+  | 2      | ternary: -1, 0, 1; 0 up to 0.7 times | the mean of abs(w) of     |
+  |        | the mean of abs(w)                   | those that are not 0      |
+  |        |                                      | (TWN, 2016)               |
+  | 3 to 8 | -(2**(bits-1) - 1) .. 2**(bits-1)-1, | near the least squared    |
+  |        | to the nearest                       | error                     |
+
+  Means are over weights that are not 0, so masks do not move them. From 3 bits
+  on the grid starts where it is best for a normal distribution, or at the
+  largest weight if that is smaller, and is fitted by least squares twice. A
+  grid of 2 bits that is symmetric and has a zero is ternary; the largest of its
+  four integers would break one of the two.
+
+  Args:
+    kernel: [..., out], float32; HWIO, or [in, out].
+    bits: 1 to 8.
+
+  Returns:
+    (codes, int8, of the kernel's shape; scale, float32 [out], 0 for a channel
+    of zeros).
+
+  Raises:
+    ValueError: bits that have no integers.
+  """
+  if not 1 <= bits <= 8:
+    raise ValueError(
+      f"bits (={bits}) must be from 1 to 8; a kernel of 16 or 32 bits has no"
+      " integers"
+    )
+  codes, scale = _codes(kernel, bits)
+  return codes.astype(jnp.int8), scale
+
+
+def _codes(kernel, bits: int):
   axes = tuple(range(kernel.ndim - 1))
-  q, _ = quantizer.quant(jax.lax.stop_gradient(kernel), calibration_axes=axes)
-  return straight_through(kernel, q.dequant().astype(kernel.dtype))
+  size = jnp.abs(kernel)
+
+  def mean(x, of):
+    return jnp.sum(x * of, axes) / jnp.maximum(jnp.sum(of, axes), 1)
+
+  if bits == 1:
+    return jnp.sign(kernel), mean(size, size > 0)
+  if bits == 2:
+    large = size > 0.7 * mean(size, size > 0)
+    return jnp.sign(kernel) * large, mean(size, large)
+  n = 2 ** (bits - 1) - 1
+  deviation = jnp.sqrt(mean(jnp.square(kernel), size > 0))
+  scale = jnp.minimum(jnp.max(size, axes), _NORMAL_BOUND[bits] * deviation) / n
+  codes = _to_grid(kernel, scale, bits)
+  for _ in range(2):
+    energy = jnp.sum(jnp.square(codes), axes)
+    scale = jnp.sum(kernel * codes, axes) / jnp.maximum(energy, 1)
+    codes = _to_grid(kernel, scale, bits)
+  return codes, scale
+
+
+def _to_grid(kernel, scale, bits: int):
+  return _rounded(kernel / jnp.where(scale > 0, scale, 1), bits, signed=True)
+
+
+def _half(x):
+  largest = float(jnp.finfo(jnp.float16).max)  # beyond it is infinity
+  return jnp.clip(x, -largest, largest).astype(jnp.float16).astype(x.dtype)
+
+
+# Inputs.
 
 
 def input_levels(bits: int, signed: bool) -> int:
-  """The largest integer of a quantized input."""
+  """The largest integer of a quantized input; the smallest is -it or 0."""
   return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
-def quantize_input(
+def input_step(bound: jax.Array, bits: int, signed: bool) -> jax.Array:
+  """What one of the integers is worth: bound / levels, float32."""
+  bound = jnp.maximum(jnp.asarray(bound, jnp.float32), SMALLEST_BOUND)
+  return bound / input_levels(bits, signed)
+
+
+def input_codes(
   x: jax.Array, bound: jax.Array, bits: int, signed: bool
 ) -> jax.Array:
-  """Quantization per tensor to a grid that ends at a learned bound.
+  """An input's integers; times `input_step` they are `quantize_input`.
 
-  The gradients are those of LSQ (Esser et al., 2020): the identity for x
-  inside the bound and zero outside; for the step size s = bound / n, the
-  rounding error inside and the end of the grid outside. What is trained is the
-  bound, since it keeps its meaning when bits change, and as in PACT (Choi et
-  al., 2018) at the plain learning rate: LSQ's factor for s would multiply the
-  bound's gradient by up to 1,000 in a head of 16 features at 8 bits.
+  x / step, clipped to the levels, to the nearest integer, halves to the even
+  one, all in float32. Returns int8 if signed, otherwise uint8.
+  """
+  v = x.astype(jnp.float32) / input_step(bound, bits, signed)
+  return _rounded(v, bits, signed).astype(jnp.int8 if signed else jnp.uint8)
+
+
+def quantize_input(
+  x: jax.Array,
+  bound: jax.Array | None,
+  bits: int,
+  signed: bool,
+  scales: str = "lsq",
+) -> jax.Array:
+  """Quantization per tensor to a grid from 0 or -bound to a bound.
+
+  The gradient in x is the identity inside the bound and zero outside. That in
+  the bound B, with n levels, step s = B / n and y what is returned, is one of
+
+  - 'lsq' (Esser et al., 2020): (y - x) / B inside, 1 beyond, -1 below: LSQ's
+    for s, by the chain rule. What is trained is the bound, since it keeps its
+    meaning when bits change, and at the plain learning rate.
+  - 'lsq_paper': the same times n**2 g, with LSQ's g = 1 / sqrt(features n): an
+    SGD that then moves B moves s as the paper's does. The factor is 1,000 in a
+    head of 16 features at 8 bits, so clip the gradient's norm or use AdamW.
+  - 'pact' (Choi et al., 2018): 1 beyond, -1 below, 0 inside.
+  - 'fixed': 0; the bound stays as it was calibrated.
+  - 'dynamic': there is no bound to learn; it is the largest abs(x) at hand.
 
   Args:
     x: [batch, ...], a layer's input; it is quantized in float32 whatever its
       type, since bfloat16 would round the bound's gradient, a sum over all x.
-    bound: scalar > 0, the largest value that can be represented.
-    bits: of an activation, 2 to 8; 32 returns x untouched.
+    bound: scalar > 0, the largest value that can be represented; not used for
+      'dynamic'. One that a large step made negative counts as 1e-5, and its
+      gradient brings it back.
+    bits: of an activation, 2 to 8; 16 for float16; 32 returns x untouched.
     signed: whether x can be negative.
+    scales: one of `spec.SCALES`.
   """
   if bits == FLOAT_BITS:
     return x
-  n = input_levels(bits, signed)
-  # A bound of 0 would give zeros silently; 1e-5 is far below any in use. The
-  # gradient passes, so a bound that a large step made negative comes back.
-  bound = straight_through(bound, jnp.maximum(bound, 1e-5))
-  grid = _signed(bits) if signed else IntUnsigned(bits=bits)
-  step = bound / n
-  inside = jnp.clip(x.astype(jnp.float32) / step, -n if signed else 0, n)
-  rounded, _ = grid.vjp_fwd(jax.lax.stop_gradient(inside), _CONTEXT)
-  return (straight_through(inside, rounded) * step).astype(x.dtype)
+  if bits == HALF_BITS:
+    return straight_through(x, _half(x))
+  if scales == "dynamic":
+    bound = jnp.max(jnp.abs(jax.lax.stop_gradient(x))).astype(jnp.float32)
+  return _quantize_input(x, jnp.asarray(bound), bits, signed, scales)
 
 
-def initial_bound(x: jax.Array, bits: int, signed: bool) -> jax.Array:
-  """LSQ's starting step, 2 mean|x| / sqrt(n), as a bound; at most max|x|."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _quantize_input(x, bound, bits, signed, scales):
+  step = input_step(bound, bits, signed)
+  q = _rounded(x.astype(jnp.float32) / step, bits, signed)
+  return (q * step).astype(x.dtype)
+
+
+def _forward(x, bound, bits, signed, scales):
+  return _quantize_input(x, bound, bits, signed, scales), (x, bound)
+
+
+def _backward(bits, signed, scales, saved, g):
+  x, bound = saved
   n = input_levels(bits, signed)
-  size = jnp.abs(x)
-  bound = jnp.minimum(2 * jnp.mean(size) * math.sqrt(n), jnp.max(size))
-  return jnp.maximum(bound, 1e-5).astype(jnp.float32)
+  low = -n if signed else 0
+  v = x.astype(jnp.float32) / input_step(bound, bits, signed)
+  if scales == "dynamic":
+    return g, jnp.zeros_like(bound)
+  inside = (v > low) & (v < n)
+  dx = jnp.where(inside, g, 0)
+  if scales == "fixed":
+    return dx, jnp.zeros_like(bound)
+  error = 0 if scales == "pact" else jnp.round(v) - v
+  of_step = jnp.where(inside, error, jnp.where(v >= n, n, low))
+  total = jnp.sum(g.astype(jnp.float32) * of_step) / n
+  if scales == "lsq_paper":
+    features = x.size / x.shape[0]
+    total *= n**2 / (features * n) ** 0.5
+  return dx, total.astype(bound.dtype)
+
+
+_quantize_input.defvjp(_forward, _backward)

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxr18.nn import calibrate, quantize
 from jaxr18.nn import conv as fast_conv
-from jaxr18.nn import quantize
-from jaxr18.spec import FLOAT_BITS, BlockSpec, ConvSpec, HeadSpec, NetSpec
+from jaxr18.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, has_bound
 
 BATCH_NORM_MOMENTUM = 0.9  # share of the old running statistics in the new
 BATCH_NORM_EPSILON = 1e-5
@@ -20,19 +20,21 @@ class _Quantized(nn.Module):
   def quantized(self, x, kernel, spec, signed):
     """x and kernel on the grids of the spec's bits.
 
-    When the collection 'calibration' is mutable, the input's bound is taken
-    from x itself and sown there; into 'squares' goes the sum of x squared by
-    channel.
+    When the collection 'squares' is mutable, the sum of x squared by channel
+    goes there. When one that is named after a method of calibration is, the
+    input's bound is taken from x itself and put there.
     """
     if self.is_mutable_collection("squares"):
       squares = jnp.sum(jnp.square(x), axis=range(x.ndim - 1))
       self.put_variable("squares", "input", squares)
-    if spec.a_bits != FLOAT_BITS:
+    bound = None
+    if has_bound(spec):
       bound = self.param("input_bound", nn.initializers.ones, ())
-      if self.is_mutable_collection("calibration"):
-        bound = quantize.initial_bound(x, spec.a_bits, signed)
-        self.put_variable("calibration", "input_bound", bound)
-      x = quantize.quantize_input(x, bound, spec.a_bits, signed)
+      for method in calibrate.METHODS:
+        if self.is_mutable_collection(method):
+          bound = calibrate.initial_bound(x, spec.a_bits, signed, method)
+          self.put_variable(method, "input_bound", bound)
+    x = quantize.quantize_input(x, bound, spec.a_bits, signed, spec.scales)
     return x, quantize.quantize_kernel(kernel, spec.w_bits).astype(x.dtype)
 
 
