@@ -2,6 +2,8 @@
 
 Loads the data and the network as the run's own config says, counts correct
 answers on the test split, and compares the count with the run's result.json.
+With --integer it does so once more with integers, int8 times int8 summed in
+int32, and says where the answers differ.
 
 Exit status: 0 when they are the same; 1 when they differ, or the run is not
 finished or damaged; 2 when the command cannot be run.
@@ -9,12 +11,15 @@ finished or damaged; 2 when the command cannot be run.
 
 import pathlib
 
-from absl import app
+from absl import app, flags
 
 from jaxr18 import cli
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
+_INTEGER = flags.DEFINE_bool(
+  "integer", False, "Also compute quantized layers with integers."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +28,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError("give --workdir=DIR of a finished run")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18 import configfile, experiment, sources
-  from jaxr18.train.evaluate import evaluate
+  from jaxr18.train.evaluate import count, predict
   from jaxr18.train.step import make_mesh
   from jaxr18.validate import validate
   from jaxr18.workdir import WorkdirError, read_result
@@ -36,9 +41,9 @@ def main(argv: list[str]) -> None:
     config.data.dir = _DATA_DIR.value
   net = sources.load_network(workdir)
   dataset = experiment.load_data(config)
-  test = evaluate(
-    net, dataset.test, dataset, config.eval_batch_size, make_mesh()
-  )
+  images, labels = dataset.test.images, dataset.test.labels
+  logits = predict(net, images, dataset, config.eval_batch_size, make_mesh())
+  test = count(logits, labels)
   print(f"test accuracy {test.accuracy:.2%} ({test.correct} of {test.count})")
   was = result["test_correct"], result["test_count"]
   if (test.correct, test.count) != was:
@@ -48,6 +53,36 @@ def main(argv: list[str]) -> None:
       " changed, or this device rounds otherwise; compare there"
     )
   print(f"the same as in {workdir}/result.json")
+  if _INTEGER.value:
+    _with_integers(net, dataset, config.eval_batch_size, logits)
+
+
+def _with_integers(net, dataset, batch_size: int, reference) -> None:
+  import jax
+
+  from jaxr18.augment import normalize
+  from jaxr18.compress import integer
+  from jaxr18.compress.fold import fold
+  from jaxr18.train.evaluate import compare, in_batches
+
+  folded, spec, test = fold(net), net.spec, dataset.test
+  batch_size = min(batch_size, len(test))
+  prepare = jax.jit(
+    lambda x: normalize(x, dataset.mean, dataset.std, spec.resolution)
+  )
+  first = prepare(test.images[:batch_size])
+  arithmetic = integer.choose_arithmetic(folded, spec, first)
+  forward = jax.jit(integer.forward, static_argnums=(1, 3))
+  run = lambda x: forward(folded, spec, prepare(x), arithmetic)
+  found = compare(
+    in_batches(run, test.images, batch_size), reference, test.labels
+  )
+  n = found["count"]
+  print(
+    f"with {arithmetic}: test accuracy {found['accuracy']:.2%}"
+    f" ({found['correct']} of {n}); the same answer in {found['same_answers']},"
+    f" logits differ by up to {found['largest_difference']:.2g}"
+  )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ PACKAGE = "jaxr18"
 ORDER = (
   "spec",
   "forms",
+  "packed",
   "workdir",
   "cluster",
   "config",

@@ -25,6 +25,7 @@ Which form a kernel takes is `jaxr18.cost.kept.encodings`' choice, as the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -61,16 +62,15 @@ def pack(
     ValueError: stacked networks.
   """
   folded = fold(net)
-  layers, tensors = [], {}
+  units, tensors = {}, {}
   for layer in net.spec.layers():
     numbers = folded[layer.path]
     mask = _kept(layer, at(net.masks, layer.path)["kernel"], numbers)
     kept = int(mask.sum())
     encoding = encoding_of(layer, kept)
-    layers.append(
+    units.setdefault(layer.unit, []).append(
       {
         "path": layer.path,
-        "unit": layer.unit,
         "kernel_shape": hwio(layer),
         "stride": layer.stride,
         "groups": layer.groups,
@@ -85,7 +85,7 @@ def pack(
     tensors |= {f"{layer.path}.{k}": v for k, v in entry.items()}
   network = {
     "spec": json.loads(net.spec.to_json()),
-    "layers": layers,
+    "units": units,
     "mean": mean,
     "std": std,
     "resolution": net.spec.resolution,
@@ -158,7 +158,8 @@ def _container(network: dict, tensors: dict[str, np.ndarray]) -> bytes:
   head = json.dumps(header, separators=(",", ":")).encode()
   head += b" " * (-len(head) % 8)
   body = b"".join(parts)
-  head = head.replace(packed.BLANK, packed.seal(head, body).encode(), 1)
+  digest = hashlib.sha256(head + body).hexdigest()
+  head = head.replace(packed.BLANK, digest.encode(), 1)
   return struct.pack("<Q", len(head)) + head + body
 
 

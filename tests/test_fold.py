@@ -1,0 +1,160 @@
+"""Batch norm folds away, and quantized layers run as integers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import odd_nets
+import pytest
+
+from jaxr18 import network, packed
+from jaxr18.compress import ensemble, integer
+from jaxr18.compress.channels import at
+from jaxr18.compress.fold import fold
+from jaxr18.nn.quantize import kernel_codes
+from jaxr18.nn.resnet import BATCH_NORM_EPSILON
+
+INTEGERS = ("8 bits", "4 bits", "ternary", "binary", "dynamic")
+
+
+def run(folded, spec, arithmetic="float32"):
+  forward = jax.jit(
+    integer.forward,
+    static_argnums=(1, 3),
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
+  x = odd_nets.normalized(odd_nets.images())
+  return np.asarray(forward(folded, spec, x, arithmetic))
+
+
+def close(got, expected, tolerance=1e-5):
+  size = np.abs(expected).max()
+  assert size > 0.1
+  np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * size)
+
+
+class TestFold:
+  @pytest.mark.parametrize("density", [1.0, 0.5])
+  @pytest.mark.parametrize("bits", odd_nets.BITS)
+  def test_is_the_network(self, bits, density):
+    net = odd_nets.net(bits, density)
+    close(run(fold(net), net.spec), odd_nets.logits(bits, density))
+
+  def test_what_each_number_does(self):
+    net = odd_nets.net("4 bits")
+    expected = odd_nets.logits("4 bits")
+    for path, name in (("stem", "bias"), ("stage2_block1/proj", "scale"),
+                       ("head", "bias"), ("head", "input_bound")):  # fmt: skip
+      other = fold(net)
+      other[path] = other[path] | {name: other[path][name] * 1.1}
+      apart = np.abs(run(other, net.spec) - expected).max()
+      assert apart > 1e-3, (path, name)
+
+  def test_codes_stay_as_they_were_trained(self):
+    net = odd_nets.net("4 bits", 0.5)
+    params = network.apply_masks(net.params, net.masks)
+    for path, numbers in fold(net).items():
+      kernel = at(params, path)["kernel"]
+      codes, _ = kernel_codes(kernel, 4)
+      got = numbers["codes"].reshape(kernel.shape)
+      np.testing.assert_array_equal(got, codes)
+      assert got.dtype == np.int8 and np.abs(got).max() <= 7
+
+  def test_a_factorized_convolution_takes_it_in_its_last_part(self):
+    net = odd_nets.net("4 bits")
+    folded = fold(net)
+    block = "stage1_block1/conv2"
+    assert "bias" not in folded[f"{block}/reduce"]
+    assert "bias" not in folded[f"{block}/core"]
+    assert "bias" in folded[f"{block}/expand"]
+    core = at(net.params, f"{block}/core")["kernel"]
+    scale = np.asarray(kernel_codes(core, 4)[1])
+    np.testing.assert_allclose(folded[f"{block}/core"]["scale"], scale, 1e-6)
+
+  def test_is_batch_norm_as_pytorch_has_it(self):
+    torch = pytest.importorskip("torch")
+    net = odd_nets.net("float")
+    norm, stats = net.params["stem_bn"], net.batch_stats["stem_bn"]
+    y = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    expected = torch.nn.functional.batch_norm(
+      torch.from_numpy(y),
+      *(
+        torch.from_numpy(np.array(a))
+        for a in (stats["mean"], stats["var"], norm["scale"], norm["bias"])
+      ),
+      eps=BATCH_NORM_EPSILON,
+    )
+    folded = fold(net)["stem"]
+    kernel = np.asarray(net.params["stem"]["kernel"])
+    m = folded["kernel"][0, 0, 0] / kernel[0, 0, 0]
+    np.testing.assert_allclose(y * m + folded["bias"], expected, atol=1e-5)
+
+  def test_one_at_a_time(self):
+    net = odd_nets.net("float")
+    with pytest.raises(ValueError, match="2 networks are stacked"):
+      fold(ensemble.stack([net, net]))
+
+
+class TestInteger:
+  @pytest.mark.parametrize("bits", INTEGERS)
+  def test_is_the_simulation(self, bits):
+    net = odd_nets.net(bits, 0.5)
+    got = run(fold(net), net.spec, "int8")
+    close(got, odd_nets.logits(bits, 0.5))
+    # The same sums, exactly, and the same operations after them.
+    np.testing.assert_array_equal(got, run(fold(net), net.spec))
+
+  def test_multiplies_integers(self):
+    def convolutions(arithmetic):
+      net = odd_nets.net("8 bits")
+      x = odd_nets.normalized(odd_nets.images())
+      jaxpr = jax.make_jaxpr(integer.forward, static_argnums=(1, 3))(
+        fold(net), net.spec, x, arithmetic
+      )
+      return str(jaxpr).count("preferred_element_type=int32")
+
+    assert convolutions("int8") == len(odd_nets.spec("8 bits").layers())
+    assert convolutions("float32") == 0
+
+  @pytest.mark.parametrize("signed", [False, True])
+  @pytest.mark.parametrize("kernel, stride, groups", [(3, 2, 1), (3, 1, 4)])
+  def test_sums_are_exact(self, kernel, stride, groups, signed):
+    rng = np.random.default_rng(0)
+    low, high = (-127, 128) if signed else (0, 256)
+    x = rng.integers(low, high, (2, 5, 5, 8))
+    k = rng.integers(-127, 128, (kernel, kernel, 8 // groups, 12))
+    layer = odd_nets.spec("8 bits").layers()[0]
+    layer = type(layer)(
+      **vars(layer)
+      | dict(kernel=kernel, stride=stride, groups=groups, signed_input=signed)
+    )
+    x8 = jnp.asarray(x, jnp.int8 if signed else jnp.uint8)
+    got = integer._int_sums(x8, jnp.asarray(k, jnp.int8), layer)
+    np.testing.assert_array_equal(got, packed.convolve(x, k, stride, groups))
+    assert np.abs(got).max() > 2**15
+
+  def test_the_check_finds_nothing_here(self):
+    net = odd_nets.net("8 bits")
+    x = odd_nets.normalized(odd_nets.images())
+    found = integer.wrong_layers(fold(net), net.spec, x)
+    assert len(found) == len(net.spec.layers())
+    assert integer.choose_arithmetic(fold(net), net.spec, x) == "int8"
+
+  def test_a_device_that_is_wrong(self, monkeypatch, caplog):
+    right = integer._int_sums
+
+    def wrong(x, codes, layer):  # as XLA's on GPUs once
+      sums = right(x, codes, layer)
+      return sums[..., ::-1] if layer.groups > 1 else sums
+
+    monkeypatch.setattr(integer, "_int_sums", wrong)
+    integer.wrong_layers.clear_cache()
+    net = odd_nets.net("4 bits")
+    x = odd_nets.normalized(odd_nets.images())
+    assert integer.choose_arithmetic(fold(net), net.spec, x) == "float32"
+    integer.wrong_layers.clear_cache()
+    (record,) = caplog.records
+    said = record.getMessage()
+    grouped = [x.path for x in net.spec.layers() if x.groups > 1]
+    assert len(grouped) >= 2
+    assert all(path in said for path in grouped)
+    assert "head" not in said
