@@ -19,17 +19,20 @@ from jaxr18.spec import ConvSpec, resnet, with_bits
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
 SIDE = 8
 
-# w_bits and a_bits of all layers, and how inputs get their bounds.
+# (regex on layer paths, w_bits, a_bits), as `with_bits` takes them.
 BITS = {
-  "float": (32, 32, "lsq"),
-  "half": (16, 16, "lsq"),
-  "8 bits": (8, 8, "lsq"),
-  "4 bits": (4, 4, "lsq"),
-  "ternary": (2, 2, "lsq"),
-  "binary": (1, 3, "lsq"),
-  "weights": (4, 32, "lsq"),
-  "inputs": (32, 8, "lsq"),
-  "dynamic": (4, 8, "dynamic"),
+  "float": [(".*", 32, 32)],
+  "4 bits": [(".*", 4, 4)],
+  "binary": [(".*", 1, 3)],
+  "mixed": [
+    ("stem", 8, 8),
+    ("stage1.*/conv1", 3, 5),
+    ("stage1.*/conv2", 2, 2),
+    ("stage2.*/conv1", 16, 16),
+    ("stage2.*/conv2", 4, 32),
+    ("stage2.*/proj", 8, 8),
+    ("head", 32, 8),
+  ],
 }
 
 
@@ -47,47 +50,55 @@ def spec(bits: str):
   block = net.stages[0][0]
   block = dataclasses.replace(block, conv2=ConvSpec(4, ranks=(2, 3)))
   net = dataclasses.replace(net, stages=((block,), *net.stages[1:]))
-  w_bits, a_bits, scales = BITS[bits]
-  return with_bits(net, [(".*", w_bits, a_bits)], scales)
+  net = with_bits(net, BITS[bits])
+  if bits == "mixed":
+    (block,) = net.stages[1]
+    proj = dataclasses.replace(block.proj, scales="dynamic")
+    block = dataclasses.replace(block, proj=proj)
+    net = dataclasses.replace(net, stages=(net.stages[0], (block,)))
+  return net
+
+
+# Compiled unoptimized, since each runs a few times.
+fast_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 @functools.cache
 def net(bits: str, density: float = 1.0) -> network.Network:
   """With `density` below 1, kernels, batch norms and the head's bias lose so
   many of their numbers at random."""
-  made = network.init(jax.random.key(0), spec(bits))
-  made = network.calibrate(made, normalized(images(seed=1)))
+  made = jax.eval_shape(
+    lambda k: network.init(k, spec(bits)), jax.random.key(0)
+  )
   rng = np.random.default_rng(5)
 
-  def spread(path, x):
+  def number(path, x):
     name = path[-1].key
-    if name in ("kernel", "input_bound"):
-      return x
-    factor = 2.0 ** rng.normal(size=x.shape)
-    if name in ("mean", "bias"):
-      factor = rng.normal(size=x.shape)
-    return jnp.asarray(factor, x.dtype)
+    if name == "kernel":
+      size = np.prod(x.shape[:-1]) ** -0.5
+    else:
+      size = {"input_bound": 0.2, "mean": 0.3, "bias": 0.5}.get(name, 0.3)
+    value = size * rng.normal(size=x.shape)
+    if name in ("input_bound", "scale", "var"):
+      value = 2.0**value * (2 if name == "input_bound" else 1)
+    return jnp.asarray(value, x.dtype)
 
-  def mask(x):
-    if density == 1 or not x.ndim:
-      return jnp.array(True)
-    return jnp.asarray(rng.random(x.shape) < density)
+  params, batch_stats = jax.tree_util.tree_map_with_path(
+    number, (made.params, made.batch_stats)
+  )
+  masks = jax.tree.map(
+    lambda x: jnp.asarray((rng.random(x.shape) < density) | (x.ndim == 0)),
+    made.params,
+  )
+  return made.replace(params=params, batch_stats=batch_stats, masks=masks)
 
-  moved = jax.tree_util.tree_map_with_path(
-    spread, (made.params, made.batch_stats)
-  )
-  return made.replace(
-    params=moved[0],
-    batch_stats=moved[1],
-    masks=jax.tree.map(mask, made.params),
-  )
+
+_forward = fast_jit(network.forward)
 
 
 @functools.cache
 def logits(bits: str, density: float = 1.0) -> np.ndarray:
   """Of the simulation, on `images()`."""
-  run = jax.jit(
-    network.forward,
-    compiler_options={"xla_backend_optimization_level": 0},
-  )
-  return np.asarray(run(net(bits, density), normalized(images())))
+  return np.asarray(_forward(net(bits, density), normalized(images())))

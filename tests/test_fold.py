@@ -13,15 +13,13 @@ from jaxr18.compress.fold import fold
 from jaxr18.nn.quantize import kernel_codes
 from jaxr18.nn.resnet import BATCH_NORM_EPSILON
 
-INTEGERS = ("8 bits", "4 bits", "ternary", "binary", "dynamic")
+INTEGERS = ("4 bits", "binary", "mixed")
+
+
+forward = odd_nets.fast_jit(integer.forward, static_argnums=(1, 3))
 
 
 def run(folded, spec, arithmetic="float32"):
-  forward = jax.jit(
-    integer.forward,
-    static_argnums=(1, 3),
-    compiler_options={"xla_backend_optimization_level": 0},
-  )
   x = odd_nets.normalized(odd_nets.images())
   return np.asarray(forward(folded, spec, x, arithmetic))
 
@@ -52,9 +50,10 @@ class TestFold:
   def test_codes_stay_as_they_were_trained(self):
     net = odd_nets.net("4 bits", 0.5)
     params = network.apply_masks(net.params, net.masks)
+    four_bits = odd_nets.fast_jit(lambda k: kernel_codes(k, 4))
     for path, numbers in fold(net).items():
       kernel = at(params, path)["kernel"]
-      codes, _ = kernel_codes(kernel, 4)
+      codes, _ = four_bits(kernel)
       got = numbers["codes"].reshape(kernel.shape)
       np.testing.assert_array_equal(got, codes)
       assert got.dtype == np.int8 and np.abs(got).max() <= 7
@@ -105,14 +104,14 @@ class TestInteger:
 
   def test_multiplies_integers(self):
     def convolutions(arithmetic):
-      net = odd_nets.net("8 bits")
+      net = odd_nets.net("4 bits")
       x = odd_nets.normalized(odd_nets.images())
       jaxpr = jax.make_jaxpr(integer.forward, static_argnums=(1, 3))(
         fold(net), net.spec, x, arithmetic
       )
       return str(jaxpr).count("preferred_element_type=int32")
 
-    assert convolutions("int8") == len(odd_nets.spec("8 bits").layers())
+    assert convolutions("int8") == len(odd_nets.spec("4 bits").layers())
     assert convolutions("float32") == 0
 
   @pytest.mark.parametrize("signed", [False, True])
@@ -122,7 +121,7 @@ class TestInteger:
     low, high = (-127, 128) if signed else (0, 256)
     x = rng.integers(low, high, (2, 5, 5, 8))
     k = rng.integers(-127, 128, (kernel, kernel, 8 // groups, 12))
-    layer = odd_nets.spec("8 bits").layers()[0]
+    layer = odd_nets.spec("mixed").layers()[0]
     layer = type(layer)(
       **vars(layer)
       | dict(kernel=kernel, stride=stride, groups=groups, signed_input=signed)
@@ -133,7 +132,7 @@ class TestInteger:
     assert np.abs(got).max() > 2**15
 
   def test_the_check_finds_nothing_here(self):
-    net = odd_nets.net("8 bits")
+    net = odd_nets.net("4 bits")
     x = odd_nets.normalized(odd_nets.images())
     found = integer.wrong_layers(fold(net), net.spec, x)
     assert len(found) == len(net.spec.layers())

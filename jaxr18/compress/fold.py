@@ -9,7 +9,7 @@ would be rounded once more, gets a scale.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import jax
 import numpy as np
@@ -52,10 +52,29 @@ def fold(net: Network) -> Folded:
   params, stats = jax.device_get(
     (apply_masks(net.params, net.masks), net.batch_stats)
   )
-  return {x.path: _layer(x, params, stats) for x in net.spec.layers()}
+  layers = net.spec.layers()
+  integers = {
+    x.path: (at(params, x.path)["kernel"], x.w_bits)
+    for x in layers
+    if x.w_bits < HALF_BITS
+  }
+  kernels = {path: kernel for path, (kernel, _) in integers.items()}
+  bits = tuple(integers[path][1] for path in sorted(integers))
+  codes = jax.device_get(_all_codes(kernels, bits))
+  return {x.path: _layer(x, params, stats, codes) for x in layers}
 
 
-def _layer(layer: Layer, params: Any, stats: Any) -> dict[str, np.ndarray]:
+@functools.partial(jax.jit, static_argnames="bits")
+def _all_codes(kernels: dict[str, jax.Array], bits: tuple[int, ...]):
+  """(codes, scale) by path, in one program as in the simulation."""
+  paths = sorted(kernels)
+  return {
+    path: kernel_codes(kernels[path], b)
+    for path, b in zip(paths, bits, strict=True)
+  }
+
+
+def _layer(layer: Layer, params, stats, codes) -> dict[str, np.ndarray]:
   node = at(params, layer.path)
   multiplier, bias = np.float64(1), node.get("bias")
   if (norm := batch_norm_of(layer)) is not None:
@@ -63,8 +82,8 @@ def _layer(layer: Layer, params: Any, stats: Any) -> dict[str, np.ndarray]:
   kernel = np.asarray(node["kernel"]).reshape(hwio(layer))
   out = {}
   if layer.w_bits < HALF_BITS:
-    codes, scale = kernel_codes(kernel, layer.w_bits)
-    out["codes"] = np.asarray(codes)
+    integers, scale = codes[layer.path]
+    out["codes"] = integers.reshape(hwio(layer))
     out["scale"] = np.float32(np.float64(scale) * multiplier)
   elif layer.w_bits == HALF_BITS:
     largest = np.finfo(np.float16).max
