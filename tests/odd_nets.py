@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxr18 import network
 from jaxr18.augment import normalize
+from jaxr18.compress import integer
 from jaxr18.spec import ConvSpec, resnet, with_bits
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
@@ -96,9 +97,21 @@ def net(bits: str, density: float = 1.0) -> network.Network:
 
 
 _forward = fast_jit(network.forward)
+_folded_forward = fast_jit(integer.forward, static_argnums=(1, 3))
+
+
+def forward(net: network.Network, x: np.ndarray) -> np.ndarray:
+  """The simulation's logits of uint8 images."""
+  return np.asarray(_forward(net, normalized(x)))
+
+
+def folded_forward(folded, spec, arithmetic: str = "float32") -> np.ndarray:
+  """Logits of `images()` by the path that has no batch norm."""
+  x = normalized(images())
+  return np.asarray(_folded_forward(folded, spec, x, arithmetic))
 
 
 @functools.cache
 def logits(bits: str, density: float = 1.0) -> np.ndarray:
-  """Of the simulation, on `images()`."""
-  return np.asarray(_forward(net(bits, density), normalized(images())))
+  """The simulation's, of `images()`."""
+  return forward(net(bits, density), images())

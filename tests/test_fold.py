@@ -12,16 +12,12 @@ from jaxr18.compress.channels import at
 from jaxr18.compress.fold import fold
 from jaxr18.nn.quantize import kernel_codes
 from jaxr18.nn.resnet import BATCH_NORM_EPSILON
+from jaxr18.spec import resnet, with_bits
 
 INTEGERS = ("4 bits", "binary", "mixed")
 
 
-forward = odd_nets.fast_jit(integer.forward, static_argnums=(1, 3))
-
-
-def run(folded, spec, arithmetic="float32"):
-  x = odd_nets.normalized(odd_nets.images())
-  return np.asarray(forward(folded, spec, x, arithmetic))
+run = odd_nets.folded_forward
 
 
 def close(got, expected, tolerance=1e-5):
@@ -132,11 +128,10 @@ class TestInteger:
     assert np.abs(got).max() > 2**15
 
   def test_the_check_finds_nothing_here(self):
-    net = odd_nets.net("4 bits")
-    x = odd_nets.normalized(odd_nets.images())
-    found = integer.wrong_layers(fold(net), net.spec, x)
-    assert len(found) == len(net.spec.layers())
-    assert integer.choose_arithmetic(fold(net), net.spec, x) == "int8"
+    found = integer.wrong_layers(*self._small())
+    assert list(found) == [x.path for x in self._small()[1].layers()]
+    assert not any(found.values())
+    assert integer.choose_arithmetic(*self._small()) == "int8"
 
   def test_a_device_that_is_wrong(self, monkeypatch, caplog):
     right = integer._int_sums
@@ -147,13 +142,15 @@ class TestInteger:
 
     monkeypatch.setattr(integer, "_int_sums", wrong)
     integer.wrong_layers.clear_cache()
-    net = odd_nets.net("4 bits")
-    x = odd_nets.normalized(odd_nets.images())
-    assert integer.choose_arithmetic(fold(net), net.spec, x) == "float32"
+    assert integer.choose_arithmetic(*self._small()) == "float32"
     integer.wrong_layers.clear_cache()
     (record,) = caplog.records
     said = record.getMessage()
-    grouped = [x.path for x in net.spec.layers() if x.groups > 1]
-    assert len(grouped) >= 2
-    assert all(path in said for path in grouped)
-    assert "head" not in said
+    assert "wrong" in said and "stage1_block1/conv2" in said
+    assert "stem" not in said and "head" not in said
+
+  def _small(self):
+    spec = resnet((4,), (1,), (1,), (2,), (False,), resolution=8)
+    spec = with_bits(spec, [("head", 8, 8), (".*", 4, 4)])
+    net = network.init(jax.random.key(0), spec)
+    return fold(net), spec, odd_nets.normalized(odd_nets.images())

@@ -36,6 +36,7 @@ ORDER = (
   "validate",
   "sources",
   "experiment",
+  "exporting",
   "cli",
 )
 COMMAND = len(ORDER)
@@ -181,6 +182,7 @@ class TestPackage:
     assert importers("aqt") == {"nn.quantize"}
     assert importers("torch") == {"torch_weights"}
     assert importers("orbax") == {"train.checkpoint"}
+    assert importers("onnx") == {"compress.to_onnx"}
 
   def test_torch_is_imported_late(self):
     tree = ast.parse(MODULES["torch_weights"])

@@ -13,7 +13,6 @@ import odd_nets
 import pytest
 
 from jaxr18 import packed
-from jaxr18.compress import integer
 from jaxr18.compress.fold import fold
 from jaxr18.compress.pack import bytes_of_data, pack, pack_bits
 from jaxr18.cost.score import score
@@ -169,9 +168,7 @@ class TestAnswers:
 
   def test_are_the_integer_paths(self, file):
     net = odd_nets.net("4 bits", 0.5)
-    x = odd_nets.normalized(odd_nets.images())
-    forward = jax.jit(integer.forward, static_argnums=(1, 3))
-    expected = forward(fold(net), net.spec, x, "int8")
+    expected = odd_nets.folded_forward(fold(net), net.spec, "int8")
     got = packed.load(file)[0](odd_nets.images())
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * 10)
 

@@ -9,10 +9,13 @@ its integer type has is clipped to its bound before.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from jaxr18 import packed
@@ -107,6 +110,22 @@ def to_onnx(
   helper.set_model_props(model, {k: str(v) for k, v in provenance.items()})
   onnx.checker.check_model(model, full_check=True)
   return model.SerializeToString()
+
+
+def load_onnx(
+  path: str | os.PathLike, threads: int = 0
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Images -> logits by ONNX Runtime on the CPU; 0 threads is its own choice.
+
+  Its threads sleep when they wait: others on the machine are measured too.
+  """
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = threads
+  options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+  session = onnxruntime.InferenceSession(
+    str(path), options, providers=["CPUExecutionProvider"]
+  )
+  return lambda images: session.run(None, {"images": images})[0]
 
 
 def _normalized(graph, mean, std, size, resolution) -> str:
