@@ -144,20 +144,25 @@ def _normalized(graph, mean, std, size, resolution) -> str:
 
 
 def _layer(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
-  x = _input(graph, layer, numbers, x)
+  x, name = _input(graph, layer, numbers, x), layer.path
   inputs = [x, _kernel(graph, layer, numbers)]
-  if "bias" in numbers:
-    inputs.append(graph.constant(f"{layer.path}/bias", numbers["bias"]))
   side, pad = layer.kernel, layer.kernel // 2
-  return graph(
-    "Conv",
-    *inputs,
-    name=layer.path,
+  how = dict(
     group=layer.groups,
     kernel_shape=[side, side],
     pads=[pad] * 4,
     strides=[layer.stride] * 2,
   )
+  if "bias" not in numbers:
+    return graph("Conv", *inputs, name=name, **how)
+  if "codes" not in numbers:
+    bias = graph.constant(f"{name}/bias", numbers["bias"])
+    return graph("Conv", *inputs, bias, name=name, **how)
+  # In a Conv of integers ONNX Runtime rounds the bias to their grid, to 0 or
+  # worse where a channel's scale is 0.
+  sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
+  bias = numbers["bias"].reshape(-1, 1, 1)
+  return graph("Add", sums, graph.constant(f"{name}/bias", bias), name=name)
 
 
 def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
@@ -212,6 +217,9 @@ def _kernel(graph: _Graph, layer: Layer, numbers: dict) -> str:
       kernel = graph("Mul", kernel, scale, name=f"{name}/scaled")
     return kernel
   make = graph.int4 if layer.w_bits <= 4 else graph.constant
-  codes = make(f"{name}/codes", oihw(numbers["codes"]))
-  scale = graph.constant(f"{layer.path}/scale", numbers["scale"])
+  scale, codes = numbers["scale"], numbers["codes"]
+  codes = np.where(scale == 0, 0, codes).astype(np.int8)  # 0 / 0 is not 0
+  codes = make(f"{name}/codes", oihw(codes))
+  scale = np.where(scale == 0, 1, scale).astype(np.float32)
+  scale = graph.constant(f"{layer.path}/scale", scale)
   return graph("DequantizeLinear", codes, scale, name=name, axis=0)
