@@ -54,6 +54,35 @@ def runs(*names: str) -> str:
   return table(header, rows)
 
 
+QUANT_BITS = (8, 4, 3, 2)
+
+
+def quantization() -> str:
+  """dense_narrow in fewer bits: calibrated alone, and trained on."""
+
+  def cell(name):
+    r = load(name)
+    return f"[{100 * r['test_accuracy']:.2f}%](docs/results/{name}/result.json)"
+
+  rows = []
+  for bits in (32, *QUANT_BITS):
+    after = "dense_narrow" if bits == 32 else f"quant_ptq{bits}"
+    trained = "dense_narrow" if bits == 32 else f"quant_{bits}"
+    score = load(trained)["score"]
+    rows.append(
+      [
+        str(bits),
+        cell(after),
+        cell(trained),
+        f"{score['exact']['total']:.4f}",
+        f"{score['stored']['total']:.4f}",
+      ]
+    )
+  header = ["bits", "calibrated only", "trained 4 epochs, distilled",
+            "score: exact", "stored"]  # fmt: skip
+  return table(header, rows)
+
+
 def kills() -> str:
   """What `benchmarks.kill_resume` found."""
   r = load("kill_resume")
@@ -153,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "dense_narrow", "factorized_g2", "factorized_g8", "depthwise"
   ),
   "kills": kills,
+  "quantization": quantization,
   "speed": speed,
   "exports": lambda: exports("kd_quant"),
   "onnx_speed": lambda: onnx_speed_table(load("onnx_speed")),

@@ -35,4 +35,6 @@ def get_config(arg=""):
       phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
     prune.every = 10
+  elif arg:
+    raise ValueError(f"kd_prune.py: argument {arg!r} must be 'tiny' or none")
   return config

@@ -21,6 +21,7 @@ from jaxr18 import configfile
 flags.disclaim_key_flags()
 
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
+HELP_FULL = ("--helpfull", "-helpfull")
 
 # What libraries say of every run, or of one that was killed, and that nobody
 # who runs it can do anything about. All other warnings are shown.
@@ -84,18 +85,19 @@ def data_dir_flag() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable, epilog: Callable[[], str] | None = None) -> None:
+def run(main: Callable, epilog: Callable[[bool], str] | None = None) -> None:
   """Parses the flags, calls main(config file and flags are set) and exits.
 
   Args:
     main: takes what is left of argv, as absl's does.
-    epilog: gives the end of what --help prints.
+    epilog: gives the end of what --help prints, from whether all is wanted.
   """
   quiet()
 
   def parse(argv):
-    if any(a in HELP for a in argv[1:]):
-      print(help_text(epilog))
+    full = any(a in HELP_FULL for a in argv[1:])
+    if full or any(a in HELP for a in argv[1:]):
+      print(help_text(epilog, full))
       sys.exit(0)
     try:
       return flags.FLAGS(_arguments(argv))
@@ -136,7 +138,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=f".*{re.escape(noise)}")
 
 
-def help_text(epilog: Callable[[], str] | None = None) -> str:
+def help_text(
+  epilog: Callable[[bool], str] | None = None, full: bool = False
+) -> str:
   """The command's docstring, its flags, the configs that there are."""
   lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
@@ -153,7 +157,7 @@ def help_text(epilog: Callable[[], str] | None = None) -> str:
   if "config" in flags.FLAGS:
     lines += ["", "Configs:", configfile.catalog()]
   if epilog:
-    lines += ["", epilog()]
+    lines += ["", epilog(full)]
   return "\n".join(lines)
 
 

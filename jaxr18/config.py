@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from jaxr18.forms import rule_faults
-from jaxr18.spec import BITS, W_BITS
+from jaxr18.spec import BITS, SCALES, W_BITS
 
 Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
 
@@ -192,6 +192,7 @@ WEIGHT_CRITERIA = ("magnitude_l1", "magnitude_l2", "random", "gradient",
                    "taylor", "snip", "movement", "wanda")  # fmt: skip
 CHANNEL_CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
 CRITERIA = tuple(dict.fromkeys(WEIGHT_CRITERIA + CHANNEL_CRITERIA))
+CALIBRATIONS = ("mse", "percentile", "absmax", "lsq")
 DISTRIBUTIONS = ("uniform", "global", "erk", "lamp", "explicit")
 
 EXPERIMENT = {
@@ -236,7 +237,14 @@ PHASE = {
     "scale_multiple": Knob(8, "scaled widths are multiples of it", 1, 256),
     "bits": Knob(((".*", 32, 32),),
                  "(regex on layer paths, w_bits, a_bits), first match wins; "
-                 "32 is unquantized", bits_rules=True),
+                 "32 is unquantized, 16 float16, 2 of weights ternary, 1 their "
+                 "sign", bits_rules=True),
+    "inner_bits": Knob(0, "in place of bits: of every layer but stem and head, "
+                       "which have 8; 0 is off", 0, 16),
+    "scales": Knob("lsq", "of quantized inputs: learned as LSQ's, with the "
+                   "paper's gradient factor, or as PACT's; fixed as "
+                   "calibrated; or dynamic, each batch's largest",
+                   choices=SCALES),
   },
   "init": Knob("", "start from this earlier phase, workdir, .pt or .pth"),
   "rewind": Knob("", "then take the numbers of this one, under init's masks"),
@@ -246,6 +254,12 @@ PHASE = {
                       "as 'stage3_block2'", regex=True),
   "recalibrate": Knob(0, "batches that renew batch norm's statistics first",
                       0, 10_000),
+  "calibrate": {
+    "method": Knob("mse", "what the largest values of quantized inputs begin "
+                   "with: least squared error, the 99.9th percentile, the "
+                   "largest, or LSQ's 2 mean|x| sqrt(n)", choices=CALIBRATIONS),
+    "images": Knob(512, "training images, without labels", 1, 50_000),
+  },
   "prune": {
     "density": Knob(1.0, "share of weights, or of channels, kept at the end; "
                     "1 prunes nothing", 1e-6, 1),
@@ -325,18 +339,47 @@ def knobs(phases: Sequence[str]) -> Iterator[tuple[str, Knob]]:
     yield from _flat(f"{name}.", PHASE)
 
 
-def describe() -> str:
-  """All knobs with defaults and meaning, for --help."""
+def describe(full: bool = False) -> str:
+  """The knobs with defaults and meaning, for --help.
+
+  Args:
+    full: each knob in full. Otherwise a line a knob, and of a phase's sections
+      only their fields' names.
+  """
+  line = _line if full else _short_line
   lines = ["Fields of every config (--config.data.name=digits):"]
-  lines += [_line(name, knob) for name, knob in _flat("", EXPERIMENT)]
+  lines += [line(name, knob) for name, knob in _flat("", EXPERIMENT)]
   lines += ["", "Fields of every phase (--config.PHASE.epochs=10):"]
-  lines += [_line(name, knob) for name, knob in _flat("", PHASE)]
+  sections = {} if full else _sections(PHASE)
+  alone = {k: v for k, v in PHASE.items() if k not in sections}
+  lines += [line(name, knob) for name, knob in _flat("", alone)]
+  if sections:
+    lines += ["", "Sections of every phase (--config.PHASE.prune.density=0.5):"]
+    lines += [
+      textwrap.fill(", ".join(table), 79, initial_indent=f"  {name}: ",
+                    subsequent_indent=" " * 4)
+      for name, table in sections.items()
+    ]  # fmt: skip
+    lines += ["", "--helpfull tells what each means, and what is allowed."]
   return "\n".join(lines)
 
 
-def _line(name: str, knob: Knob) -> str:
+def _sections(table: dict[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in table.items() if isinstance(v, dict)}
+
+
+def _assigned(name: str, knob: Knob) -> str:
   default = "''" if knob.default == "" else str(knob.default)
-  first = f"  {name}={default} "
+  return f"  {name}={default} "
+
+
+def _short_line(name: str, knob: Knob) -> str:
+  first = _assigned(name, knob).ljust(32)
+  return first + textwrap.shorten(knob.doc, 79 - len(first), placeholder=" ...")
+
+
+def _line(name: str, knob: Knob) -> str:
+  first = _assigned(name, knob)
   if knob.choices:
     doc = f"{knob.doc}; one of {', '.join(knob.choices)}"
   else:

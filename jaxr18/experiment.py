@@ -23,9 +23,10 @@ from jax.experimental import multihost_utils
 from jaxr18 import data, network, sources
 from jaxr18.compress import factorize, gradual, prune
 from jaxr18.cost import score as score_lib
+from jaxr18.netconfig import quantized
 from jaxr18.network import Network
 from jaxr18.pruneconfig import make_plan
-from jaxr18.spec import NetSpec, with_bits
+from jaxr18.spec import NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
@@ -228,12 +229,13 @@ def start(config, name: str, workdir, dataset, key: jax.Array) -> Network:
       raise ConfigError(f"{where}: {e}") from e
   if c.shrink:
     source = sources.shrunk(source, c.drop_blocks, f"config.{name}")
-    spec = with_bits(source.spec, c.network.bits)
+    spec = quantized(source.spec, c.network)
   else:
     spec = network_spec(c.network, dataset.classes)
-  images = dataset.train.images[: config.eval_batch_size]
+  images = dataset.train.images[: c.calibrate.images]
   images = _normalized(images, dataset, spec)
-  net = sources.initial_network(key, spec, images, source, where)
+  method = c.calibrate.method
+  net = sources.initial_network(key, spec, images, source, where, method)
   if source is not None and jax.process_index() == 0:
     converted = factorize.report(source, net)
     if converted and config.progress != "none":

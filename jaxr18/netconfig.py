@@ -21,7 +21,20 @@ def network_spec(
       layers.
   """
   spec = with_forms(_by_stage(network, classes), network.factorize)
-  return with_bits(spec, network.bits)
+  return quantized(spec, network)
+
+
+def quantized(spec: NetSpec, network: ml_collections.ConfigDict) -> NetSpec:
+  """The spec in the bits that a phase's network section gives.
+
+  Raises:
+    ValueError: rules that do not fit the layers.
+  """
+  rules = network.bits
+  if inner := network.inner_bits:
+    # The first layer and the last cost little and lose most.
+    rules = (("stem|head", 8, 8), (".*", inner, inner))
+  return with_bits(spec, rules, network.scales)
 
 
 def _by_stage(network, classes: int = CLASSES) -> NetSpec:
@@ -64,7 +77,8 @@ def check_network(problems, phase: str) -> NetSpec | None:
           f" config.{prefix}widths has",
           f"write {(value * stages)[:stages]!r}",
         )
-  fields = [prefix + f for f in PHASE["network"] if f != "bits"]
+  bits = ("bits", "inner_bits", "scales")
+  fields = [prefix + f for f in PHASE["network"] if f not in bits]
   if not problems.good(*fields):
     return None
   _check_scale(problems, prefix)
@@ -86,7 +100,7 @@ def check_network(problems, phase: str) -> NetSpec | None:
       "mend or remove that rule",
     )
     return None
-  if problems.good(f"{prefix}bits"):
+  if problems.good(*(prefix + f for f in bits)):
     try:
       network_spec(network)
     except ValueError as e:

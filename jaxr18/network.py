@@ -169,22 +169,29 @@ def stage_features(spec: NetSpec) -> tuple[int, ...]:
   return tuple(found.values())
 
 
-@functools.partial(jax.jit, static_argnames=("method", "trained"))
-def calibrate(
-  net: Network, images: jax.Array, method: str = "mse", trained: bool = False
-) -> Network:
+@functools.partial(jax.jit, static_argnames="method")
+def calibrate(net: Network, images: jax.Array, method: str = "mse") -> Network:
   """Sets the bound of every quantized input from one batch of images.
 
-  Each layer sees what the quantized layers before it give.
+  Each layer sees what the quantized layers before it give. Batch norm uses the
+  batch's statistics, so a network that was just initialized can be calibrated,
+  or one of few bits, whose values are no longer those of its running
+  statistics; these stay as they are.
 
   Args:
     net: the network; nothing else of it changes.
     images: [n, resolution, resolution, channels], normalized.
     method: of `nn.calibrate`.
-    trained: batch norm uses its running statistics. Otherwise it uses the
-      batch's, so a network that was just initialized can be calibrated.
+
+  Raises:
+    ValueError: there is no image.
   """
-  _, sown = ResNet(net.spec, train=not trained).apply(
+  if not len(images):
+    raise ValueError(
+      "no images to calibrate the bounds of quantized inputs on; give some"
+      " hundred"
+    )
+  _, sown = ResNet(net.spec, train=True).apply(
     _variables(net), images, mutable=["batch_stats", method]
   )
   return net.replace(params=_merge(net.params, sown.get(method, {})))

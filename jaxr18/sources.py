@@ -61,27 +61,38 @@ def _phases_of(workdir: pathlib.Path) -> list[str]:
 
 
 def initial_network(
-  key: jax.Array, spec: NetSpec, images, source: Network | None, where: str
+  key: jax.Array,
+  spec: NetSpec,
+  images,
+  source: Network | None,
+  where: str,
+  method: str = "mse",
 ) -> Network:
   """He-normal kernels or a source's numbers, and a bound for every input.
 
-  Bounds come from one batch of normalized images, but for those that the
-  source has learned. A source of other groups or ranks is converted.
+  Bounds come from one batch of normalized images, by a method of
+  `nn.calibrate`, but for those that the source has learned in the same bits: a
+  grid of fewer levels ends earlier. A source of other groups or ranks is
+  converted.
 
   Raises:
     ConfigError: the source is another network or cannot be converted.
   """
   net = network.init(key, spec)
   if source is None:
-    return network.calibrate(net, images)
+    return network.calibrate(net, images, method)
   try:
     converted = factorize.convert(source, spec)
   except ValueError as e:
     raise ConfigError(
       f"{where}: {e}; start from a network of the same widths and blocks"
     ) from e
-  made = factorize.new_layers(source.spec, spec)
-  net = network.calibrate(start_from(net, converted, where, made), images)
+  bits = {unit: x.a_bits for unit, x in source.spec.units()}
+  made = factorize.new_layers(source.spec, spec) | {
+    x.path for x in spec.layers() if x.a_bits != bits[x.unit]
+  }
+  started = start_from(net, converted, where, made)
+  net = network.calibrate(started, images, method)
   return start_from(net, converted, where, made)
 
 

@@ -18,6 +18,7 @@ from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.pruneconfig import check_prune
+from jaxr18.quantconfig import check_calibration, check_quantize
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
 
@@ -51,7 +52,9 @@ def validate(
     for name in config.phases:
       check.training(name)
       check_prune(check, name)
+      check_quantize(check, name)
       spec = check_network(check, name)
+      check_calibration(check, name)
       if sources:
         check.sources(name, spec, specs)
       # A shrunk network is known when its source is.

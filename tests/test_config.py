@@ -1,6 +1,7 @@
 """The table of knobs, and configs from files and command lines."""
 
 import json
+import re
 
 import ml_collections
 import pytest
@@ -29,7 +30,7 @@ class TestKnobs:
       assert not knob.by_stage or len(knob.default) == stages, name
 
   def test_describe_lists_each_once(self):
-    text = describe()
+    text = describe(full=True)
     assert all(len(line) < 80 for line in text.splitlines())
     for name, _ in knobs(()):
       assert text.count(f"\n  {name}=") == 1
@@ -38,6 +39,20 @@ class TestKnobs:
         name = name.removeprefix("train.")
         shown = f"\n  {name}={knob.default or repr(knob.default)}"
         assert text.count(shown) == 1
+
+  def test_describe_names_each_in_fewer_lines(self):
+    text = describe()
+    lines = text.splitlines()
+    assert all(len(line) < 80 for line in lines)
+    assert len(lines) < 0.6 * len(describe(full=True).splitlines())
+    sections = {n: t for n, t in PHASE.items() if isinstance(t, dict)}
+    for name, _ in knobs(()):
+      assert text.count(f"\n  {name}=") == 1
+    for name in PHASE.keys() - sections.keys():
+      assert text.count(f"\n  {name}=") == 1
+    for name, fields in sections.items():
+      told = re.search(rf"\n  {name}: (.*(?:\n    .*)*)", text)[1]
+      assert re.split(r",\s+", told) == list(fields)
 
 
 class TestBase:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from jax import lax
 from jax import numpy as jnp
 from jax.test_util import check_grads
 
-from jaxr18.nn import onednn
+from jaxr18.nn import conv_forms, onednn
 from jaxr18.nn.conv import PATHS, conv, conv_p
 
 # in_features, features, groups, kernel, stride, padding, size
@@ -209,7 +210,7 @@ def test_sharded_batch_over_two_devices():
     import jax, numpy as np
     from jax import numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from jaxr18.nn import onednn
+    from jaxr18.nn import conv_forms, onednn
     from jaxr18.nn.conv import conv
     mesh = jax.make_mesh((2,), ('batch',), axis_types=(AxisType.Auto,))
     rng = np.random.default_rng(0)
@@ -269,6 +270,55 @@ def test_same_bits_in_every_process_and_run():
     """
   first, second = run_python(code), run_python(code)
   assert first == second and len(first.split()) == 1
+
+
+@pytest.mark.skipif(not onednn.ready(), reason=f"{onednn.reason()}")
+def test_no_convolution_of_the_networks_takes_the_reference():
+  # Hundreds of times slower than any other of oneDNN's kernels.
+  done = run_python(
+    """
+    import jax
+    from jax import numpy as jnp
+    from jaxr18.nn.conv import conv
+    x = jnp.ones((2, 8, 8, 32))
+    for kernel, features, stride, groups in (
+      (3, 32, 1, 1), (3, 64, 2, 1), (1, 64, 2, 1), (3, 32, 1, 2), (3, 64, 2, 2),
+      (3, 32, 1, 8), (3, 64, 2, 8), (3, 32, 1, 32), (3, 32, 2, 32),
+    ):
+      k = jnp.ones((kernel, kernel, 32 // groups, features))
+      how = dict(stride=stride, padding=kernel // 2, groups=groups)
+      loss = lambda x, k: (conv(x, k, **how) ** 2).sum()
+      jax.jit(jax.grad(loss, (0, 1)))(x, k)
+    """,
+    ONEDNN_VERBOSE="1",
+  )
+  ran = re.findall(
+    r"exec,cpu,convolution,([^,]+),(forward|backward)\w*,.*g?\w*mb2_ic(?:32|64)",
+    done,
+  )
+  assert {direction for _, direction in ran} == {"forward", "backward"}
+  assert len(ran) >= 27
+  slow = {name for name, _ in ran if name.startswith("ref")}
+  assert not slow, slow
+
+
+@pytest.mark.parametrize(
+  "groups, by, inputs, features", [(8, 4, 4, 4), (8, 8, 2, 4), (3, 3, 5, 1)]
+)
+def test_unmerge_is_the_transpose_of_merge(groups, by, inputs, features):
+  rng = np.random.default_rng(0)
+  kernel = rng.standard_normal((3, 3, inputs, groups * features))
+  merged = conv_forms.merge(kernel.astype(np.float32), groups, by)
+  other = rng.standard_normal(merged.shape).astype(np.float32)
+  np.testing.assert_array_equal(
+    conv_forms.unmerge(merged, groups, by), kernel.astype(np.float32)
+  )
+  # <merge k, m> = <k, unmerge m>
+  np.testing.assert_allclose(
+    np.vdot(merged, other),
+    np.vdot(kernel, conv_forms.unmerge(other, groups, by)),
+    rtol=1e-4,
+  )
 
 
 def test_calls_from_many_threads():

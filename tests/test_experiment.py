@@ -11,9 +11,11 @@ import pytest
 from jax.extend import core as jax_core
 
 from jaxr18 import configfile, experiment, network, sources
+from jaxr18.compress import shrink as shrink_lib
+from jaxr18.compress.channels import channel_groups
 from jaxr18.config import base
 from jaxr18.cost.score import score
-from jaxr18.spec import NetSpec
+from jaxr18.spec import NetSpec, with_bits
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.step import Batch, make_mesh, make_train_step
@@ -73,12 +75,27 @@ def trained(tmp_path_factory):
   return config, workdir, experiment.run(config, workdir)
 
 
+def expected_spec(config, workdir):
+  """The last network's: as described, or what shrinking its source leaves."""
+  last = config[config.phases[-1]]
+  described = network_spec(last.network)
+  if not last.shrink:
+    return described
+  source = sources.load_network(workdir, last.init)
+  left = with_bits(shrink_lib.shrink(source).spec, last.network.bits)
+  assert score(left).macs < score(described).macs
+  dead = shrink_lib.dead_channels(source)
+  for group in channel_groups(left):
+    assert group.size == np.count_nonzero(~dead[group.name])
+  assert any(d.any() for d in dead.values())
+  return left
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_config_runs_to_its_result(path, tmp_path):
   config = shrink(configfile.load(str(path)))
   result = experiment.run(config, tmp_path)
-  last = config[config.phases[-1]]
-  spec = network_spec(last.network)
+  spec = expected_spec(config, tmp_path)
   assert NetSpec.from_json(json.dumps(result["spec"])) == spec
   assert list(result["phases"]) == list(config.phases)
   assert result["score"]["macs"] == score(spec).macs
@@ -181,7 +198,7 @@ class TestWorkdir:
 
   def test_a_bad_config_touches_nothing(self, tmp_path):
     config = two_stages("train")
-    config.train.epochs = 0
+    config.train.epochs = -1
     with pytest.raises(ConfigError, match="config.train.epochs"):
       experiment.run(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -238,6 +255,22 @@ class TestSources:
     new, old = arrays(net), arrays(source)
     assert new.keys() == old.keys()
     assert all(np.array_equal(new[k], old[k]) for k in old)
+
+  def test_bounds_of_other_bits_are_calibrated_anew(self, chained):
+    _, workdir, _ = chained
+    source = sources.load_network(workdir, "second")
+    spec = with_bits(source.spec, [("stage.*/conv1", 2, 2), (".*", 4, 4)])
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = sources.initial_network(
+      jax.random.key(0), spec, images, source, where="here"
+    )
+    old = {k: v for k, v in arrays(source).items() if "input_bound" in k}
+    new = {k: v for k, v in arrays(net).items() if "input_bound" in k}
+    fewer = [k for k in old if "conv1" in k]
+    assert len(fewer) == 2
+    assert all(new[k] < old[k] for k in fewer)  # of 16 levels 4 are left
+    assert all(new[k] == old[k] for k in old if k not in fewer)
+    assert set(new) - set(old) == {k for k in new if "stem" in k}
 
   @pytest.mark.parametrize("field", ["init", "teacher"])
   def test_another_workdir(self, trained, field, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ ORDER = (
   "cost",
   "compress",
   "pruneconfig",
+  "quantconfig",
   "train",
   "report",
   "validate",

@@ -58,10 +58,20 @@ class TestCommandLine:
     lines = done.stdout.splitlines()
     assert len(lines) < 110 and max(map(len, lines)) < 80
     for text in ("python -m jaxr18.main --config=", "--workdir", "Exit status",
-                 "configs/kd_quant.py", "--config.PHASE.epochs"):  # fmt: skip
+                 "configs/kd_quant.py", "--config.PHASE.epochs",
+                 "--helpfull"):  # fmt: skip
       assert text in done.stdout
     for name, _ in knobs(()):
       assert f"  {name}=" in done.stdout
+    assert "logtostderr" not in done.stdout
+
+  def test_full_help(self, tmp_path):
+    done = _run("main", "--helpfull", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr
+    assert max(map(len, done.stdout.splitlines())) < 80
+    for name, knob in knobs(("train",)):
+      assert f"  {name.removeprefix('train.')}=" in done.stdout
+      assert all(choice in done.stdout for choice in knob.choices or ())
     assert "logtostderr" not in done.stdout
 
   @pytest.mark.parametrize("module", ["main", "evaluate"])
@@ -84,10 +94,10 @@ class TestCommandLine:
       (["--config=configs/baseline.py:huge"], ["huge", "'tiny'"]),
       (["--config.train.epochs=3"], ["--config=FILE"]),
       # All at once; values with = or a space; before the config or after it.
-      (["--config.train.epoch=3", CONFIG, "--config.train.epochs", "0",
+      (["--config.train.epoch=3", CONFIG, "--config.train.epochs", "-1",
         "--config.seed=x", "--config.train.teacher=a=b"],
        ["config.train.epoch (=3)", "did you mean config.train.epochs?",
-        "config.train.epochs (=0)", "config.seed (='x')",
+        "config.train.epochs (=-1)", "config.seed (='x')",
         "config.train.teacher (='a=b')"]),
     ],
     ids=lambda x: re.sub(r"\W+", "-", str(x))[:40],

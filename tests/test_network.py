@@ -11,6 +11,7 @@ import pytest
 
 from jaxr18 import network
 from jaxr18.nn import quantize
+from jaxr18.nn.calibrate import initial_bound
 from jaxr18.nn.conv import conv
 from jaxr18.nn.resnet import ResNet
 from jaxr18.spec import FLOAT_BITS, ConvSpec, resnet, with_bits
@@ -295,7 +296,7 @@ def calibrated():
 class TestCalibrate:
   def test_the_stem_sees_the_images(self, calibrated):
     _, after = calibrated
-    expected = quantize.initial_bound(IMAGES, 8, signed=True)
+    expected = initial_bound(IMAGES, 127, True, "mse")
     got = after.params["stem"]["input_bound"]
     assert got == pytest.approx(float(expected), rel=1e-6)
 
@@ -306,7 +307,7 @@ class TestCalibrate:
     y = conv(x, quantize.quantize_kernel(stem["kernel"], 8))
     y = (y - y.mean((0, 1, 2))) / jnp.sqrt(y.var((0, 1, 2)) + 1e-5)
     y = nn.relu(y * bn["scale"] + bn["bias"])
-    expected = quantize.initial_bound(y, 3, signed=False)
+    expected = initial_bound(y, 7, False, "mse")
     got = after.params["stage1_block1"]["conv1"]["input_bound"]
     assert got == pytest.approx(float(expected), rel=1e-3)
 
@@ -337,6 +338,10 @@ class TestCalibrate:
     bound = masked.params["stage1_block1"]["conv1"]["input_bound"]
     assert 0 < bound < 1e-4  # of zeros: the smallest there is
     assert after.params["stage1_block1"]["conv1"]["input_bound"] > 0.1
+
+  def test_no_image(self, calibrated):
+    with pytest.raises(ValueError, match="no images to calibrate"):
+      network.calibrate(calibrated[0], IMAGES[:0])
 
   def test_leaves_a_float_network_alone(self, net):
     after = network.calibrate(net, IMAGES)

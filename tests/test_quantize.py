@@ -12,16 +12,20 @@ from jaxr18 import network
 from jaxr18.compress.distill import cross_entropy
 from jaxr18.nn import conv as fast_conv
 from jaxr18.nn.quantize import (
-  initial_bound,
+  input_codes,
   input_levels,
+  input_step,
+  kernel_codes,
   quantize_input,
   quantize_kernel,
   straight_through,
 )
 from jaxr18.nn.resnet import Conv
-from jaxr18.spec import BITS, ConvSpec, resnet, with_bits
+from jaxr18.nn.resnet import FactorizedConv as Factorized
+from jaxr18.spec import SCALES, ConvSpec, resnet, with_bits
 
-QUANTIZED = tuple(b for b in BITS if b != 32)
+QUANTIZED = tuple(range(2, 9))
+WEIGHTS = tuple(range(1, 9))
 SHAPES = {
   "dense": (3, 3, 8, 16),
   "depthwise": (3, 3, 1, 16),
@@ -76,35 +80,89 @@ def gradients(net, images, labels):
   return jax.grad(loss)(net.params)
 
 
+def error(kernel, q):
+  return float(np.mean((np.asarray(q, np.float64) - kernel) ** 2))
+
+
 class TestKernel:
   @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-  @pytest.mark.parametrize("bits", QUANTIZED)
-  def test_lies_on_the_grid_of_each_output_channel(self, shape, bits):
-    kernel = np.asarray(normal(0, shape))
-    n = 2 ** (bits - 1) - 1  # 2**bits - 1 levels
-    scale = np.abs(kernel).reshape(-1, shape[-1]).max(0) / n
-    expected = np.round(kernel / scale) * scale
-    np.testing.assert_allclose(
-      quantize_kernel(kernel, bits), expected, rtol=0, atol=1e-6
-    )
+  @pytest.mark.parametrize("bits", WEIGHTS)
+  def test_is_codes_times_scale_bit_for_bit(self, shape, bits):
+    kernel = normal(0, shape) * jnp.linspace(0.01, 5, shape[-1])
+    codes, scale = kernel_codes(kernel, bits)
+    assert codes.dtype == jnp.int8 and scale.dtype == jnp.float32
+    assert codes.shape == shape and scale.shape == shape[-1:]
+    product = np.asarray(codes).astype(np.float32) * np.asarray(scale)
+    np.testing.assert_array_equal(product, quantize_kernel(kernel, bits))
 
-  @pytest.mark.parametrize("bits", QUANTIZED)
+  @pytest.mark.parametrize("bits", range(3, 9))
+  def test_is_the_best_of_thirteen_grids(self, bits):
+    kernel = np.asarray(normal(0, SHAPES["dense"]), np.float64)
+    n = 2 ** (bits - 1) - 1
+    codes, scale = kernel_codes(jnp.asarray(kernel, jnp.float32), bits)
+    for i, channel in enumerate(np.moveaxis(kernel, -1, 0)):
+      steps = np.abs(channel).max() * np.linspace(1, 0.4, 13) / n
+      grids = [np.clip(np.rint(channel / s), -n, n) for s in steps]
+      pairs = zip(grids, steps, strict=True)
+      errors = [np.sum((q * s - channel) ** 2) for q, s in pairs]
+      best = np.argmin(errors)
+      assert scale[i] == pytest.approx(steps[best], rel=1e-6)
+      np.testing.assert_array_equal(codes[..., i], grids[best])
+
+  @pytest.mark.parametrize("bits", range(3, 8))
+  @pytest.mark.parametrize("shape", ["normal", "laplace", "uniform"])
+  def test_errs_no_more_than_a_grid_to_the_largest_weight(self, bits, shape):
+    rng = np.random.default_rng(0)
+    kernel = getattr(rng, shape)(size=(3, 3, 16, 8))
+    n = 2 ** (bits - 1) - 1
+    step = np.abs(kernel).max((0, 1, 2)) / n
+    largest = error(kernel, np.rint(kernel / step) * step)
+    found = error(kernel, quantize_kernel(jnp.asarray(kernel), bits))
+    # Few levels and a long tail are where an early end pays; a uniform
+    # channel's best grid ends at its largest weight.
+    gains = shape != "uniform" and bits == 3 or shape == "laplace" and bits == 4
+    assert found <= largest * (0.9 if gains else 1.0001)
+
+  def test_ternary_is_twn(self):
+    # Li et al., 2016, equations 5 and 6: the threshold is 0.7 E|w|, the scale
+    # the mean of what is above.
+    kernel = np.array([0.1, -0.2, 0.5, -1.0, 0.7, 0.0])  # E|w| = 0.5
+    codes, scale = kernel_codes(jnp.asarray(kernel, jnp.float32)[:, None], 2)
+    assert codes[:, 0].tolist() == [0, 0, 1, -1, 1, 0]
+    assert scale[0] == pytest.approx((0.5 + 1.0 + 0.7) / 3)
+
+  def test_binary_is_xnor_nets(self):
+    # Rastegari et al., 2016, equations 5 and 6: the sign and the mean of |w|,
+    # here without the one that is masked.
+    kernel = jnp.array([0.1, -0.2, 0.5, -1.2, 0.0])[:, None]
+    codes, scale = kernel_codes(kernel, 1)
+    assert codes[:, 0].tolist() == [1, -1, 1, -1, 0]
+    assert scale[0] == pytest.approx(0.5)
+
+  @pytest.mark.parametrize("bits", WEIGHTS)
   def test_uses_all_levels(self, bits):
-    kernel = jnp.linspace(-1, 1, 1001)[:, None] * jnp.array([1.0, 3.0])
+    kernel = jnp.linspace(-1, 1, 1000)[:, None] * jnp.array([1.0, 3.0])
     q = np.asarray(quantize_kernel(kernel, bits))
     for channel in q.T:
-      assert len(np.unique(channel)) == 2**bits - 1
-    assert q.max(0).tolist() == pytest.approx([1, 3])  # the largest is kept
+      assert len(np.unique(channel)) == max(2, 2**bits - 1)
 
-  @pytest.mark.parametrize("bits", QUANTIZED)
-  def test_zeros_stay_zero(self, bits):
+  @pytest.mark.parametrize("bits", [0, 9, 16, 32])
+  def test_bits_without_integers(self, bits):
+    with pytest.raises(ValueError, match=rf"bits \(={bits}\) must be from 1"):
+      kernel_codes(normal(0, (4, 4)), bits)
+
+  @pytest.mark.parametrize("bits", (*WEIGHTS, 16))
+  def test_zeros_stay_zero_and_move_nothing(self, bits):
     kernel = normal(0, SHAPES["dense"])
     mask = np.asarray(normal(1, kernel.shape)) > 0
     q = quantize_kernel(kernel * mask, bits)
     assert not np.any(np.where(mask, 0, q))
     assert np.any(np.where(mask, q, 0))
+    channel = np.asarray(kernel)[..., 0][mask[..., 0]]
+    alone = quantize_kernel(jnp.asarray(channel)[:, None], bits)[:, 0]
+    np.testing.assert_allclose(q[..., 0][mask[..., 0]], alone, rtol=1e-5)
 
-  @pytest.mark.parametrize("bits", QUANTIZED)
+  @pytest.mark.parametrize("bits", (*WEIGHTS, 16))
   def test_a_zero_channel_stays_zero(self, bits):
     kernel = normal(0, SHAPES["dense"]).at[..., 3].set(0)
     q, vjp = jax.vjp(lambda k: quantize_kernel(k, bits), kernel)
@@ -115,11 +173,17 @@ class TestKernel:
     assert np.all(np.asarray(gradient) == 1)
     assert not np.any(quantize_kernel(jnp.zeros_like(kernel), bits))
 
-  @pytest.mark.parametrize("bits", QUANTIZED)
+  @pytest.mark.parametrize("bits", (*WEIGHTS, 16))
   def test_gradient_is_the_identity(self, bits):
     kernel, c = normal(0, SHAPES["dense"]), normal(1, SHAPES["dense"])
     gradient = jax.grad(lambda k: jnp.sum(quantize_kernel(k, bits) * c))(kernel)
     np.testing.assert_array_equal(gradient, c)
+
+  def test_16_bits_are_float16(self):
+    kernel = jnp.array([1 / 3, 1e-9, -1e6, 1.0])
+    expected = [np.float16(1 / 3), 0, -65504, 1]
+    assert quantize_kernel(kernel, 16).tolist() == expected
+    assert quantize_input(kernel, None, 16, signed=True).tolist() == expected
 
 
 class TestInput:
@@ -201,17 +265,68 @@ class TestInput:
     expected = gradient(x.astype(jnp.float32))
     assert gradient(x) == pytest.approx(float(expected), rel=1e-3)
 
-  def test_initial_bound_by_hand(self):
-    # 2 mean|x| sqrt(n): LSQ's step 2 mean|x| / sqrt(n), n times.
-    x = jnp.array([-1.0, 2.0, 0.5, 100.0])
-    expected = 2 * 25.875 * np.sqrt(3)
-    assert initial_bound(x, 2, False) == pytest.approx(expected, rel=1e-6)
-    assert initial_bound(x, 2, True) == pytest.approx(2 * 25.875, rel=1e-6)
+  @pytest.mark.parametrize("signed", [False, True])
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_numpy_gives_the_same_integers(self, bits, signed):
+    x = np.asarray(normal(0, (1000,)))
+    n, bound = input_levels(bits, signed), np.float32(1.3)
+    codes = input_codes(x, bound, bits, signed)
+    step = bound / np.float32(n)
+    low = -n if signed else 0
+    np.testing.assert_array_equal(codes, np.rint(np.clip(x / step, low, n)))
+    assert codes.dtype == (jnp.int8 if signed else jnp.uint8)
+    assert input_step(bound, bits, signed) == step
+    product = np.asarray(codes).astype(np.float32) * step
+    np.testing.assert_array_equal(
+      product, quantize_input(x, bound, bits, signed)
+    )
 
-  def test_initial_bound_is_at_most_the_largest(self):
-    x = jnp.array([-1.0, 2.0, -3.0])
-    assert initial_bound(x, 8, True) == 3.0
-    assert initial_bound(jnp.zeros(3), 8, True) > 0
+  V = np.array([-5.0, -1.6, -0.4, 0.1, 0.6, 1.3, 2.2, 2.9, 3.3, 40.0])
+  C = np.arange(1.0, 11.0)  # a different weight for each
+
+  def gradients_of(self, bits, signed, scales, bound=2.5):
+    def f(v, bound):
+      return jnp.sum(self.C * quantize_input(v, bound, bits, signed, scales))
+
+    return jax.grad(f, argnums=(0, 1))(jnp.asarray(self.V), bound)
+
+  def test_the_papers_factor_is_lsqs(self):
+    # g = 1 / sqrt(N Q_p) for the step; the step moves by n times less than the
+    # bound, and its gradient is n times the bound's.
+    v = jnp.asarray(self.V).reshape(2, 5)  # 2 images of 5 features
+
+    def gradient(scales):
+      f = lambda b: jnp.sum(quantize_input(v, b, 4, False, scales))
+      return jax.grad(f)(2.5)
+
+    g = 1 / np.sqrt(5 * 15)
+    expected = gradient("lsq") * 15**2 * g
+    assert gradient("lsq_paper") == pytest.approx(float(expected), rel=1e-6)
+
+  @pytest.mark.parametrize("signed", [False, True])
+  def test_gradients_are_pacts(self, signed):
+    # Choi et al., 2018, equation 3: d/d alpha is 0 for x < alpha, else 1.
+    of_v, of_bound = self.gradients_of(4, signed, "pact")
+    beyond = self.V >= 2.5
+    below = self.V <= (-2.5 if signed else 0)
+    np.testing.assert_allclose(of_v, self.C * ~(beyond | below))
+    expected = np.sum(self.C[beyond]) - signed * np.sum(self.C[below])
+    assert of_bound == pytest.approx(expected)
+
+  def test_fixed_does_not_move(self):
+    of_v, of_bound = self.gradients_of(4, False, "fixed")
+    assert of_bound == 0
+    np.testing.assert_allclose(of_v, self.C * ((self.V > 0) & (self.V < 2.5)))
+
+  @pytest.mark.parametrize("signed", [False, True])
+  def test_dynamic_ends_at_the_largest(self, signed):
+    x = jnp.abs(self.V) if not signed else jnp.asarray(self.V)
+    f = lambda x: quantize_input(x, None, 4, signed, "dynamic")
+    q = f(x)
+    assert q.max() == pytest.approx(40)
+    np.testing.assert_array_equal(q, quantize_input(x, 40.0, 4, signed))
+    np.testing.assert_array_equal(jax.vjp(f, x)[1](self.C)[0], self.C)
+    assert not np.any(f(jnp.zeros(3)))
 
 
 class TestStraightThrough:
@@ -259,7 +374,73 @@ class Test32Bits:
     )
 
 
+class TestLayer:
+  FORMS = {
+    "dense": ConvSpec(8),
+    "grouped": ConvSpec(8, groups=4),
+    "depthwise": ConvSpec(8, depthwise=True),
+    "low-rank": ConvSpec(8, ranks=(2, 3)),
+  }
+
+  # Not compiled: all bits are the same operations on the same shapes.
+  @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+  @pytest.mark.parametrize("bits", (*WEIGHTS, 16))
+  def test_two_masked_members_have_every_gradient(self, bits, form):
+    spec = dataclasses.replace(form, w_bits=bits, a_bits=max(2, bits))
+    kind = Conv if form in (ConvSpec(8), ConvSpec(8, groups=4)) else Factorized
+    layer = kind(spec, signed=True)
+    x = normal(0, (2, 4, 4, 8))
+    keep = lambda p: (jnp.arange(p.size) % 3 > 0).reshape(p.shape)
+
+    def masked(params):
+      where = lambda p: jnp.where(keep(p), p, 0) if p.ndim == 4 else p
+      return jax.tree.map(where, params)
+
+    def loss(params):
+      y = layer.apply({"params": masked(params)}, x)
+      return jnp.sum(y * normal(1, (2, 4, 4, 8)))
+
+    params = layer.init(jax.random.key(0), x)["params"]
+    stacked = jax.tree.map(lambda p: jnp.stack([p, 1.3 * p]), params)
+    grads = jax.vmap(jax.grad(loss))(stacked)
+    assert len(leaves(grads, "kernel")) == len(spec.parts(8))
+    for path, gradient in leaves(grads, "kernel").items():
+      for member in gradient:
+        kept = np.asarray(keep(member))
+        assert np.all(np.isfinite(member)) and not np.any(member[~kept]), path
+        # A channel that few weights feed may be 0 on all pixels.
+        assert np.mean(member[kept] != 0) > 0.8, path
+    bounds = leaves(grads, "input_bound")
+    assert len(bounds) == (0 if bits == 16 else len(spec.parts(8)))
+    for path, gradient in bounds.items():
+      assert np.all(np.isfinite(gradient)) and np.all(gradient != 0), path
+    of_x = jax.grad(lambda x: jnp.sum(layer.apply({"params": params}, x) ** 2))
+    assert np.mean(np.asarray(of_x(x)) != 0) > 0.4  # inside the bound
+
+
+@fast_jit
+def mean_square(net, images):
+  def loss(params):
+    logits = network.forward(net.replace(params=params), images)
+    return jnp.mean(jnp.square(logits))
+
+  return jax.grad(loss)(net.params)
+
+
 class TestNetwork:
+  @pytest.mark.parametrize("scales", SCALES)
+  def test_scales_reach_every_layer(self, scales):
+    spec = with_bits(SPEC, [(".*", 4, 4)], scales)
+    net = network.init(jax.random.key(0), spec)
+    images = normal(1, (8, 8, 8, 3))
+    net = network.calibrate(net, images)
+    bounds = leaves(mean_square(net, images), "input_bound")
+    dynamic, fixed = scales == "dynamic", scales == "fixed"
+    assert len(bounds) == (0 if dynamic else len(spec.layers()))
+    assert all((g == 0) == fixed for g in bounds.values())
+    kernels = leaves(mean_square(net, images), "kernel")
+    assert all(np.any(g != 0) for g in kernels.values())
+
   # AQT's own convolution has a gradient of exactly zero, and the loss still
   # falls, through batch norm and the head.
   def test_every_kernel_and_bound_has_a_gradient(self):

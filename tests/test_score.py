@@ -110,6 +110,19 @@ class TestGolden:
     s = course_score(5_600_000, 560_000_000, p_s=p_s, p_u=p_u, q_w=q_w, q_a=q_a)
     assert s.total == pytest.approx(expected, abs=1e-12)
 
+  def test_a_sign_has_no_zero(self):
+    spec = resnet((4,), (1,), (1,), (1,), (False,), classes=2)
+    spec = with_bits(spec, [(".*", 1, 32)])
+    masks = all_true(spec)
+    # All but one of 144: bits for all would be smallest, but for the zero.
+    masks["stage1_block1"]["conv1"]["kernel"] = (
+      np.arange(144).reshape(3, 3, 4, 4) > 0
+    )
+    _, conv1, conv2, _ = score(spec, masks=masks).rows
+    assert (conv1.encoding, conv2.encoding) == ("bitmask", "dense")
+    assert conv1.stored_bits == 144 + 143 + 4 * 32 + 4 * 32
+    assert conv2.stored_bits == 144 + 4 * 32 + 4 * 32
+
   def test_stored_by_hand(self):
     spec = resnet((4,), (1,), (1,), (1,), (False,), classes=2)
     spec = with_bits(spec, [("stem", 4, 8), ("head", 32, 32), (".*", 8, 32)])

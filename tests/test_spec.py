@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,12 +14,15 @@ import pytest
 from jaxr18 import network
 from jaxr18.spec import (
   BITS,
+  SCALES,
+  W_BITS,
   BlockSpec,
   ConvSpec,
   HeadSpec,
   NetSpec,
   check,
   compound_scale,
+  has_bound,
   resnet,
   resnet18,
   with_bits,
@@ -41,7 +45,11 @@ def parameters(spec):
 @st.composite
 def conv_specs(draw, in_features, stride=1, kernel=None):
   kernel = kernel or draw(st.sampled_from((1, 3, 5)))
-  bits = {b: draw(st.sampled_from(BITS)) for b in ("w_bits", "a_bits")}
+  bits = {
+    "w_bits": draw(st.sampled_from(W_BITS)),
+    "a_bits": draw(st.sampled_from(BITS)),
+    "scales": draw(st.sampled_from(SCALES)),
+  }
   kind = draw(st.sampled_from(("dense", "grouped", "depthwise", "low-rank")))
   groups = 1
   if kind == "grouped":
@@ -72,7 +80,7 @@ def net_specs(draw):
       if stride != 1 or conv2.features != features or draw(st.booleans()):
         proj = dataclasses.replace(
           ConvSpec(conv2.features, 1, stride),
-          w_bits=draw(st.sampled_from(BITS)),
+          w_bits=draw(st.sampled_from(W_BITS)),
         )
       stage.append(BlockSpec(conv1, conv2, proj))
       features = conv2.features
@@ -135,7 +143,7 @@ class TestLayers:
       for path in tree
       if path.endswith("/input_bound")
     }
-    assert {n.path for n in spec.layers() if n.a_bits < 32} == bounds
+    assert {n.path for n in spec.layers() if has_bound(n)} == bounds
 
   @hypothesis.given(net_specs())
   @hypothesis.settings(max_examples=100, deadline=None)
@@ -345,8 +353,23 @@ class TestBits:
       assert path in str(e.value)
 
   def test_bits_are_checked(self):
-    with pytest.raises(ValueError, match=r"stem: w_bits \(=16\) must be one"):
-      with_bits(SMALL, [(".*", 16, 32)])
+    with pytest.raises(ValueError, match=r"stem: w_bits \(=9\) must be one"):
+      with_bits(SMALL, [(".*", 9, 32)])
+    with pytest.raises(ValueError, match=r"stem: scales \(='x'\) must be one"):
+      with_bits(SMALL, [(".*", 8, 8)], scales="x")
+
+  def test_scales_are_of_quantized_inputs(self):
+    rules = [("stem", 8, 16), (".*", 8, 4)]
+    spec = with_bits(SMALL, rules, scales="pact")
+    assert spec.stem.scales == "lsq"
+    assert {n.scales for n in spec.layers()[1:]} == {"pact"}
+    assert with_bits(spec, [(".*", 32, 32)]) == SMALL
+
+  def test_a_description_without_scales_can_be_read(self):
+    text = with_bits(SMALL, [(".*", 4, 4)]).to_json()
+    old = re.sub(r',\s*"scales": "lsq"', "", text)
+    assert "scales" in text and "scales" not in old
+    assert NetSpec.from_json(old) == NetSpec.from_json(text)
 
 
 class TestCompoundScale:

@@ -127,8 +127,14 @@ BAD = [
   ("student.network.bits", (("stem(", 4, 4), (".*", 8, 8)), "mend it"),
   ("student.network.bits", (("*", 4, 4),), "mend it"),
   ("student.network.bits", (("a{9999999999}", 4, 4),), "mend it"),
-  ("student.network.bits", ((".*", 1, 4),), "has w_bits=1"),
-  ("student.network.bits", ((".*", 4, 16),), "32 is unquantized"),
+  ("student.network.bits", ((".*", 9, 4),), "has w_bits=9"),
+  ("student.network.bits", ((".*", 4, 1),), "has a_bits=1"),
+  ("student.network.bits", ((".*", 4, 12),), "32 is unquantized"),
+  ("student.network.inner_bits", 4.0, "an int from 0"),
+  ("student.network.inner_bits", 32, "lower it to 16"),
+  ("student.network.scales", "LSQ", "choose one|lsq_paper"),
+  ("student.calibrate.method", "mean", "choose one|percentile"),
+  ("student.calibrate.images", 0, "raise it to 1"),
   ("student.network.bits", ((".*", 4, 0),), "has a_bits=0"),
   ("student.network.bits", ((".*", 4.0, 4),), "has w_bits=4.0"),
   ("student.network.bits", ((".*", np.int64(4), 4),), "has w_bits="),
@@ -235,6 +241,17 @@ BAD_TOGETHER = [
     "student.prune.schedule": "linear"}, "must be below 1"),
   ({"student.prune.begin": 1.0, "student.prune.density": 0.1},
    "must be below 1"),
+  ({"student.network.inner_bits": 9}, "must be one of (2, 3,"),
+  ({"student.network.inner_bits": 1}, "config.student.network.bits"),
+  ({"student.network.inner_bits": 4,
+    "student.network.bits": ((".*", 8, 8),)}, "leave one of the two out"),
+  ({"student.network.scales": "pact"}, "no layer of the phase has one"),
+  ({"student.network.scales": "pact",
+    "student.network.bits": ((".*", 4, 16),)}, "set network.inner_bits"),
+  ({"student.calibrate.method": "lsq"}, "no layer of the phase has one"),
+  ({"student.calibrate.images": 100}, "no layer of the phase has one"),
+  ({"student.calibrate.method": "lsq", "student.network.scales": "dynamic",
+    "student.network.inner_bits": 8}, "nothing to calibrate"),
   ({"student.warmup_epochs": 31.0}, "train longer"),
   ({"student.warmup_epochs": 2.5, "student.epochs": 2}, "at most"),
   ({"student.kd_weight": 0.0, "student.teacher": "teacher"}, "raise it"),
@@ -479,6 +496,10 @@ def test_every_config_is_valid(name):
     {"student.network.scale": 1.0, "student.network.groups": (1, 8, 8, 8)},
     {"student.network.stem_features": 16},
     {"student.network.bits": (("stem|head", 8, 8), (".*", 2, 32))},
+    {"student.network.bits": (("stem|head", 16, 16), (".*", 1, 2))},
+    {"student.network.inner_bits": 4, "student.network.scales": "pact",
+     "student.calibrate.method": "percentile"},
+    {"student.network.inner_bits": 4, "student.network.scales": "dynamic"},
     {"student.network.groups": (1, 2, 4, 8),
      "student.network.depthwise": (True, False, False, False)},
     {"student.augment.cutout": 32, "student.augment.pad": 0},
@@ -504,6 +525,20 @@ def test_good_values(changes):
   config = _set(changes)
   validate(config)
   network_spec(config.student.network)
+
+
+def test_inner_bits_leave_stem_and_head_in_8():
+  short = _set({"student.network.inner_bits": 3})
+  rules = (("stem|head", 8, 8), (".*", 3, 3))
+  long = _set({"student.network.bits": rules})
+  spec_ = network_spec(short.student.network)
+  assert spec_ == network_spec(long.student.network)
+  assert (spec_.stem.w_bits, spec_.head.a_bits) == (8, 8)
+  scaled = _set(
+    {"student.network.inner_bits": 3, "student.network.scales": "pact"}
+  )
+  scaled = network_spec(scaled.student.network)
+  assert {layer.scales for layer in scaled.layers()} == {"pact"}
 
 
 def test_the_data_are_as_large_as_is_said():

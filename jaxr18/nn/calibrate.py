@@ -5,30 +5,30 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxr18.nn.quantize import input_levels, quantize_input
+from jaxr18.nn.quantize import to_levels
 
 _CANDIDATES = 64  # bounds that 'mse' tries, evenly up to max|x|
 _BISECTIONS = 24  # of 'percentile': max|x| / 2**24 is float32's own precision
 
 
-def lsq(x: jax.Array, bits: int, signed: bool) -> jax.Array:
+def lsq(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
   """LSQ's starting step, 2 mean|x| / sqrt(n), as a bound; at most max|x|."""
-  n = input_levels(bits, signed)
+  del signed
   size = jnp.abs(x)
-  return jnp.minimum(2 * jnp.mean(size) * math.sqrt(n), jnp.max(size))
+  return jnp.minimum(2 * jnp.mean(size) * jnp.sqrt(n), jnp.max(size))
 
 
-def absmax(x: jax.Array, bits: int, signed: bool) -> jax.Array:
+def absmax(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
   """The largest |x|."""
-  del bits, signed
+  del n, signed
   return jnp.max(jnp.abs(x))
 
 
 def percentile(
-  x: jax.Array, bits: int, signed: bool, percent: float = 99.9
+  x: jax.Array, n: jax.Array, signed: bool, percent: float = 99.9
 ) -> jax.Array:
   """The smallest value that so many percent of all |x| are not above."""
-  del bits, signed
+  del n, signed
   size = jnp.abs(x).astype(jnp.float32)
   count = math.ceil(x.size * percent / 100)
 
@@ -42,14 +42,13 @@ def percentile(
   return jax.lax.fori_loop(0, _BISECTIONS, halve, ends)[1]
 
 
-def mse(x: jax.Array, bits: int, signed: bool) -> jax.Array:
+def mse(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
   """The bound of the least squared error of 64, evenly up to max|x|."""
   x = x.astype(jnp.float32)
   bounds = jnp.max(jnp.abs(x)) * jnp.arange(1, _CANDIDATES + 1) / _CANDIDATES
 
   def error(bound):
-    q = quantize_input(x, bound, bits, signed, "fixed")
-    return jnp.mean(jnp.square(q - x))
+    return jnp.mean(jnp.square(to_levels(x, bound, n, signed) - x))
 
   return bounds[jnp.argmin(jax.lax.map(error, bounds))]
 
@@ -63,16 +62,16 @@ METHODS = {
 
 
 def initial_bound(
-  x: jax.Array, bits: int, signed: bool, method: str
+  x: jax.Array, n: int | jax.Array, signed: bool, method: str
 ) -> jax.Array:
   """A bound for an input, float32 and above 0, by one of METHODS.
 
   Args:
     x: what goes into the layer, of all images that are looked at.
-    bits: of an activation, 2 to 8.
+    n: `input_levels`.
     signed: whether x can be negative.
     method: 'mse' (least squared error), 'percentile' (99.9), 'absmax', or
       'lsq' (Esser et al., 2020, where training begins).
   """
-  bound = METHODS[method](x, bits, signed)
+  bound = METHODS[method](x, n, signed)
   return jnp.maximum(bound, 1e-5).astype(jnp.float32)

@@ -89,25 +89,28 @@ Library& Lib() {
   return *library;
 }
 
-// Moves on to the plain implementation where it beats oneDNN's first choice, by
-// a fixed rule and not by timing, so that every run computes the same bits.
-// Measured for oneDNN 3.2 with AVX-512, in ms on one core, batch 64, 32x32:
-// input gradient 16 -> 16 channels 1.4 for 1.9, with stride 2 to 32 channels
-// 0.8 for 1.9, of a 1x1 kernel 0.1 for 1.0; from 128 channels the first choice
-// wins.
-template <typename Desc>
-void Choose(Desc& desc, Kind kind, Shape k, int64_t stride, int64_t groups) {
+bool HasAvx512() {
+  return static_cast<int>(dnnl::get_effective_cpu_isa()) & 0x20;
+}
+
+// The plain implementation where it beats oneDNN's first choice, by a fixed rule
+// and not by timing, so that every run computes the same bits. Measured for
+// oneDNN 3.2 with AVX-512, in ms on one core, batch 64, 32x32: input gradient
+// 16 -> 16 channels 1.4 for 1.9, with stride 2 to 32 channels 0.8 for 1.9, of a
+// 1x1 kernel 0.1 for 1.0; from 128 channels the first choice wins.
+template <typename Make>
+auto Choose(Make make, Kind kind, Shape k, int64_t stride, int64_t groups) {
+  auto desc = make();
   const bool depthwise = groups > 1 && k[2] == 1, narrow = k[2] <= 32;
   const bool plain = stride > 1 ? kind == kGradInput || k[0] == 1 || narrow
                                 : kind == kGradInput && narrow;
-  if (!plain || depthwise) return;
-  Desc next = desc;
+  if (!plain || depthwise || !HasAvx512()) return desc;
   do {
-    if (std::string(next.impl_info_str()) == "jit:avx512_core") {
-      desc = next;
-      return;
-    }
-  } while (next.next_impl());
+    if (std::string(desc.impl_info_str()) == "jit:avx512_core") return desc;
+  } while (desc.next_impl());
+  // next_impl has moved it, and any copy, on to the reference, which takes
+  // hundreds of times as long.
+  return make();
 }
 
 Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
@@ -128,24 +131,28 @@ Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
   plan.x = memory::desc({x[0], x[3], x[1], x[2]}, f32, Tag::nhwc);
   plan.y = memory::desc({y[0], y[3], y[1], y[2]}, f32, Tag::nhwc);
   plan.kernel = memory::desc(dims, f32, groups == 1 ? Tag::hwio : Tag::hwigo);
-  dnnl::convolution_forward::primitive_desc forward(
-      engine, dnnl::prop_kind::forward_training, direct, plan.x, any, plan.y,
-      strides, pads, pads, attr);
+  const auto make_forward = [&] {
+    return dnnl::convolution_forward::primitive_desc(
+        engine, dnnl::prop_kind::forward_training, direct, plan.x, any, plan.y,
+        strides, pads, pads, attr);
+  };
   if (kind == kForward) {
-    Choose(forward, kind, k, stride, groups);
+    const auto forward = Choose(make_forward, kind, k, stride, groups);
     plan.blocked = forward.weights_desc();
     plan.convolve.Set(forward);
   } else if (kind == kGradInput) {
-    dnnl::convolution_backward_data::primitive_desc backward(
-        engine, direct, plan.x, any, plan.y, strides, pads, pads, forward,
-        attr);
-    Choose(backward, kind, k, stride, groups);
+    const auto make = [&] {
+      return dnnl::convolution_backward_data::primitive_desc(
+          engine, direct, plan.x, any, plan.y, strides, pads, pads,
+          make_forward(), attr);
+    };
+    const auto backward = Choose(make, kind, k, stride, groups);
     plan.blocked = backward.weights_desc();
     plan.convolve.Set(backward);
   } else {
     const dnnl::convolution_backward_weights::primitive_desc backward(
-        engine, direct, plan.x, any, plan.y, strides, pads, pads, forward,
-        attr);
+        engine, direct, plan.x, any, plan.y, strides, pads, pads,
+        make_forward(), attr);
     plan.blocked = backward.diff_weights_desc();
     plan.convolve.Set(backward);
   }
@@ -240,3 +247,6 @@ constexpr auto kBinding = [] {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Conv, Call<kForward>, kBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvGradInput, Call<kGradInput>, kBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvGradKernel, Call<kGradKernel>, kBinding());
+
+// Whether the rules measured with AVX-512 hold here.
+extern "C" int Avx512() { return HasAvx512(); }

@@ -90,9 +90,11 @@ def run(
 ) -> jax.Array:
   """As `call`, by the operation of oneDNN that computes it fastest.
 
-  Milliseconds on a core at batch 64 and 32x32, 16 to 16 channels: in 8 groups
-  5.9 forward and backward, and 4.5 as one group; forward 1.8, and 1.4 as the
-  input gradient of the convolution with the flipped kernel.
+  Milliseconds with AVX-512 on a core at batch 64 and 32x32, 16 to 16 channels:
+  in 8 groups 5.9 forward and backward, and 4.5 as one group; forward 1.8, and
+  1.4 as the input gradient of the convolution with the flipped kernel. With
+  AVX2 on two cores at batch 128: in 8 groups 16.9, as two groups 9.0, as one
+  11.7; forward 3.6 either way.
   """
   kernel_shape = shape if name == "conv_grad_kernel" else b.shape
   by = _groups_in_one(kernel_shape, groups)
@@ -102,24 +104,38 @@ def run(
     if name == "conv_grad_kernel":
       kernel = jax.ShapeDtypeStruct(shape, np.float32)
       merged = call(name, jax.eval_shape(merge, kernel).shape, a, b, **how)
-      return jax.linear_transpose(merge, kernel)(merged)[0]
+      return conv_forms.unmerge(merged, groups, by)
     b = merge(b)
   if name == "conv":
     height, width, inputs, features = b.shape
     square = padding < height == width > 1 and stride == 1
-    if square and how["groups"] == 1 and inputs > 4 and features <= 16:
+    narrow = how["groups"] == 1 and inputs > 4 and features <= 16
+    if square and narrow and _avx512():
       name, how["padding"] = "conv_grad_input", height - 1 - padding
       b = lax.rev(b, (0, 1)).swapaxes(2, 3)
   return call(name, shape, a, b, **how)
 
 
 def _groups_in_one(kernel_shape, groups) -> int:
-  """How many groups to merge: up to 16 channels, where they have 2 to 4."""
+  """How many groups to merge where they have 2 to 4 channels.
+
+  Up to 16 channels with AVX-512; with AVX2 up to 8 of the fewer ones, since
+  below that there is no kernel with registers full.
+  """
   by, inputs, features = 1, kernel_shape[2], kernel_shape[3] // groups
-  if 1 < inputs <= 4:
-    while groups % (2 * by) == 0 and 2 * by * max(inputs, features) <= 16:
-      by *= 2
+  if not 1 < inputs <= 4:
+    return 1
+  size = max(inputs, features) if _avx512() else min(inputs, features)
+  limit = 16 if _avx512() else 8
+  while groups % (2 * by) == 0 and 2 * by * size <= limit:
+    by *= 2
   return by
+
+
+@functools.cache
+def _avx512() -> bool:
+  """Whether oneDNN computes with AVX-512 here; call it where `ready()`."""
+  return bool(ctypes.cdll.LoadLibrary(str(_build())).Avx512())
 
 
 def ready() -> bool:

@@ -22,7 +22,9 @@ class _Quantized(nn.Module):
 
     When the collection 'squares' is mutable, the sum of x squared by channel
     goes there. When one that is named after a method of calibration is, the
-    input's bound is taken from x itself and put there.
+    input's bound is taken from x itself and put there. The collection 'levels'
+    has the input's levels in place of the spec's bits, for searches that
+    compile once.
     """
     if self.is_mutable_collection("squares"):
       squares = jnp.sum(jnp.square(x), axis=range(x.ndim - 1))
@@ -30,11 +32,17 @@ class _Quantized(nn.Module):
     bound = None
     if has_bound(spec):
       bound = self.param("input_bound", nn.initializers.ones, ())
+      n = quantize.input_levels(spec.a_bits, signed)
+      if self.has_variable("levels", "input"):
+        n = self.get_variable("levels", "input")
       for method in calibrate.METHODS:
         if self.is_mutable_collection(method):
-          bound = calibrate.initial_bound(x, spec.a_bits, signed, method)
+          bound = calibrate.initial_bound(x, n, signed, method)
           self.put_variable(method, "input_bound", bound)
-    x = quantize.quantize_input(x, bound, spec.a_bits, signed, spec.scales)
+    if self.has_variable("levels", "input"):
+      x = quantize.to_levels(x, bound, n, signed)
+    else:
+      x = quantize.quantize_input(x, bound, spec.a_bits, signed, spec.scales)
     return x, quantize.quantize_kernel(kernel, spec.w_bits).astype(x.dtype)
 
 

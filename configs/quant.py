@@ -1,0 +1,38 @@
+"""A narrow ResNet-18, trained, then quantized and trained on.
+
+python -m jaxr18.main --config=configs/quant.py
+
+The network of dense_narrow.py in 4 bits, stem and head in 8, taught by itself
+in 32 bits for 4 epochs. `:8`, `:4`, `:3`, `:2` (ternary weights) and `:1`
+(their signs, 2-bit inputs) start from runs/dense_narrow in place of their own
+first phase; `:ptq4` only calibrates. `:tiny` takes seconds on the digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  alone = arg in ("", "tiny")
+  config = base(phases=("dense", "quant") if alone else ("quant",))
+  phases, quant = [config[name] for name in config.phases], config.quant
+  for phase in phases:
+    phase.network.widths = (16, 32, 48, 56)
+    phase.network.strides = (2, 2, 2, 1)
+    phase.augment.pad, phase.augment.flip = 2, "alternating"
+    phase.epochs, phase.ema_decay = 10, 0.998
+  quant.init = quant.teacher = "dense" if alone else "runs/dense_narrow"
+  bits = 4 if alone else int(arg.removeprefix("ptq"))
+  quant.network.bits = (("stem|head", 8, 8), (".*", bits, max(2, bits)))
+  quant.epochs, quant.kd_weight = 4, 0.7
+  quant.learning_rate, quant.warmup_epochs = 0.02, 0.5
+  quant.weight_decay = 1e-4
+  if arg.startswith("ptq"):
+    quant.epochs, quant.teacher, quant.ema_decay = 0, "", 0.0
+    quant.recalibrate = 4  # batches of 128 images
+  if arg == "tiny":
+    config.data.name, config.data.validation = "digits", 200
+    for phase in phases:
+      phase.network.blocks = (1, 1, 1, 1)
+      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.augment.flip = "none"
+  return config

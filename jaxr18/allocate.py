@@ -1,0 +1,107 @@
+"""Chooses bits layer by layer, to lose least at a score.
+
+    python -m jaxr18.allocate --workdir=runs/NAME --target=0.01
+
+Takes a finished run in 32 bits, measures on the validation images (the training
+images where there are none; no labels) what each layer loses in each number of
+bits, and prints the best rules for config.PHASE.network.bits with their exact
+score. Writes WORKDIR/sensitivity/bits.json.
+
+Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
+when the command cannot be run.
+"""
+
+import json
+import pathlib
+
+from absl import app, flags
+
+from jaxr18 import cli
+
+_WORKDIR = cli.workdir_flag()
+_DATA_DIR = cli.data_dir_flag()
+_TARGET = flags.DEFINE_float(
+  "target", None, "Exact score to stay below.", lower_bound=1e-9
+)
+_BITS = flags.DEFINE_list("bits", "8,6,4,3,2", "To choose from, 2 to 8.")
+_EDGES = flags.DEFINE_bool(
+  "edges", False, "Choose for stem and head too, which have 8 otherwise."
+)
+_IMAGES = flags.DEFINE_integer(
+  "images", 500, "Validation images to look at.", lower_bound=1
+)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _WORKDIR.value or _TARGET.value is None:
+    raise app.UsageError(
+      "give --workdir=DIR of a finished run and --target=SCORE"
+    )
+  bits = tuple(int(b) if b.strip().isdigit() else 0 for b in _BITS.value)
+  if not bits or not all(2 <= b <= 8 for b in bits):
+    raise app.UsageError(
+      f"--bits={','.join(_BITS.value)}: each must be an int from 2 to 8"
+    )
+  # Imported late: --help and a wrong flag need no JAX.
+  from jaxr18 import configfile, data, experiment, sources
+  from jaxr18.compress import allocate
+  from jaxr18.cost.score import score
+  from jaxr18.train.files import write_atomically
+  from jaxr18.validate import validate
+  from jaxr18.workdir import read_result
+
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  read_result(workdir)  # finished, or an error
+  config = configfile.from_json(workdir / "config.json")
+  validate(config, sources=False)
+  if _DATA_DIR.value is not None:
+    config.data.dir = _DATA_DIR.value
+  net = sources.load_network(workdir)
+  dataset = experiment.load_data(config)
+  split = dataset.validation if len(dataset.validation) else dataset.train
+  count = min(_IMAGES.value, len(split))
+  size = min(config.eval_batch_size, count)
+  count -= count % size  # whole batches: one program
+  images = data.normalize(
+    split.images[:count], dataset.mean, dataset.std, net.spec.resolution
+  )
+  batches = [images[i : i + size] for i in range(0, count, size)]
+  try:
+    losses = allocate.bit_losses(net, bits, batches)
+    print(_table(losses, bits, count))
+    if not _EDGES.value:
+      losses = {u: v for u, v in losses.items() if u not in allocate.EDGES}
+    spec = allocate.allocate(net.spec, losses, _TARGET.value, net.masks)
+  except ValueError as e:
+    raise app.UsageError(str(e)) from e
+  found = score(spec, masks=net.masks)
+  rules = allocate.rules_for({u: x.w_bits for u, x in spec.units()})
+  folder = workdir / "sensitivity"
+  folder.mkdir(exist_ok=True)
+  result = {
+    "images": count,
+    "losses": losses,
+    "target": _TARGET.value,
+    "bits": rules,
+    "exact": found.exact.total,
+  }
+  write_atomically(folder / "bits.json", json.dumps(result, indent=1) + "\n")
+  print(f"network.bits = {rules!r}")
+  print(f"exact score {found.exact.total:.6f}; {folder}/bits.json")
+
+
+def _table(losses, bits, count: int) -> str:
+  width = max(map(len, losses))
+  lines = [
+    f"KL divergence from 32 bits on {count} images, one layer in so many bits"
+    " and the others in 8:",
+    " " * width + "".join(f"{b:>10}" for b in bits),
+  ]
+  for unit, row in losses.items():
+    lines.append(unit.ljust(width) + "".join(f"{row[b]:>10.5f}" for b in bits))
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  cli.run(main)
