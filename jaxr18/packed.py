@@ -14,10 +14,11 @@ import json
 import sys
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 FORMAT = "jaxr18 packed 1"
 HALF_BITS = 16  # float16; fewer are integers
-BLANK = b"0" * 64
+BLANK = b"0" * 64  # in the digest's place where all is digested
 DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1"}
 
 
@@ -40,7 +41,6 @@ def read(path):
     raise PackedError(f"{path} is {what} ({e!r}); export it again") from e
   if found != FORMAT:
     raise PackedError(f"{path} has format {found!r}, expected {FORMAT!r}")
-  # Of everything, with zeros in the digest's own place.
   sealed = hashlib.sha256(head.replace(digest, BLANK) + body).hexdigest()
   if sealed.encode() != digest:
     what = "damaged: its SHA-256 is not that of what was written"
@@ -89,10 +89,8 @@ def quantize(x, bound, bits: int, signed: bool):
 def convolve(x, kernel, stride: int, groups: int):
   """[n, h, w, in] by [k, k, in / groups, out], padding k // 2."""
   side, _, inputs, features = kernel.shape
-  pad = [(0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)]
-  seen = np.lib.stride_tricks.sliding_window_view(
-    np.pad(x, pad), (side, side), (1, 2)
-  )[:, ::stride, ::stride]
+  x = np.pad(x, [(0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)])
+  seen = sliding_window_view(x, (side, side), (1, 2))[:, ::stride, ::stride]
   n, h, w = seen.shape[:3]
   seen = seen.reshape(n, h, w, groups, inputs, side, side)
   a = seen.transpose(3, 0, 1, 2, 5, 6, 4).reshape(groups, n * h * w, -1)
@@ -180,13 +178,11 @@ def load(path):
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("file")
-  parser.add_argument("--images", help="an .npz; the accuracy is printed")
+  parser.add_argument("--images", required=True, help="an .npz")
   args = parser.parse_args(argv)
   try:
     run, network = load(args.file)
     print(json.dumps(network["provenance"], indent=1))
-    if args.images is None:
-      return 0
     with np.load(args.images) as data:
       images, labels = data["test_images"], data["test_labels"]
   except (OSError, KeyError, ValueError) as e:

@@ -219,12 +219,12 @@ class TestFile:
 class TestScript:
   def test_needs_numpy_alone(self):
     tree = ast.parse(open(packed.__file__).read())
-    names = {
-      alias.name.split(".")[0]
-      for node in ast.walk(tree)
-      if isinstance(node, ast.Import | ast.ImportFrom)
-      for alias in node.names
-    }
+    names = set()
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Import):
+        names |= {alias.name.split(".")[0] for alias in node.names}
+      elif isinstance(node, ast.ImportFrom):
+        names.add(node.module.split(".")[0])
     assert names - sys.stdlib_module_names == {"numpy"}
 
   def test_prints_the_accuracy(self, file, tmp_path):
