@@ -26,29 +26,22 @@ import numpy as np
 from benchmarks.tables import onnx_speed_table
 from jaxr18 import configfile, experiment, exporting, network, sources
 from jaxr18.augment import normalize
-from jaxr18.compress import integer
-from jaxr18.compress.fold import fold
 
 
 def contenders(workdir: pathlib.Path, dataset, names: list[str]) -> dict:
   """Functions from uint8 images to logits, by name."""
   net = sources.load_network(workdir)
-  folded, spec = fold(net), net.spec
 
   @jax.jit
   def simulated(net, images):
-    return network.forward(net, prepare(images))
-
-  def prepare(images):
-    return normalize(images, dataset.mean, dataset.std, spec.resolution)
-
-  @jax.jit
-  def integers(folded, images):
-    return integer.forward(folded, spec, prepare(images), "int8")
+    x = normalize(images, dataset.mean, dataset.std, net.spec.resolution)
+    return network.forward(net, x)
 
   out = {
     "simulated": lambda x: simulated(net, x),
-    "integer": lambda x: integers(folded, x),
+    "integer": exporting.integer_logits(net, dataset, dataset.test.images[:8])[
+      0
+    ],
   }
   for name in ("onnx", "stablehlo", "packed"):
     path = workdir / "export" / f"network.{exporting.SUFFIXES[name]}"

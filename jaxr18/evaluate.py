@@ -54,35 +54,17 @@ def main(argv: list[str]) -> None:
     )
   print(f"the same as in {workdir}/result.json")
   if _INTEGER.value:
-    _with_integers(net, dataset, config.eval_batch_size, logits)
+    from jaxr18 import exporting
 
-
-def _with_integers(net, dataset, batch_size: int, reference) -> None:
-  import jax
-
-  from jaxr18.augment import normalize
-  from jaxr18.compress import integer
-  from jaxr18.compress.fold import fold
-  from jaxr18.train.evaluate import compare, in_batches
-
-  folded, spec, test = fold(net), net.spec, dataset.test
-  batch_size = min(batch_size, len(test))
-  prepare = jax.jit(
-    lambda x: normalize(x, dataset.mean, dataset.std, spec.resolution)
-  )
-  first = prepare(test.images[:batch_size])
-  arithmetic = integer.choose_arithmetic(folded, spec, first)
-  forward = jax.jit(integer.forward, static_argnums=(1, 3))
-  run = lambda x: forward(folded, spec, prepare(x), arithmetic)
-  found = compare(
-    in_batches(run, test.images, batch_size), reference, test.labels
-  )
-  n = found["count"]
-  print(
-    f"with {arithmetic}: test accuracy {found['accuracy']:.2%}"
-    f" ({found['correct']} of {n}); the same answer in {found['same_answers']},"
-    f" logits differ by up to {found['largest_difference']:.2g}"
-  )
+    found = exporting.by_integers(net, dataset, config.eval_batch_size, logits)
+    n = found["count"]
+    print(
+      f"with {found['arithmetic']}: test accuracy {found['accuracy']:.2%}"
+      f" ({found['correct']} of {n}); the same answer in"
+      f" {found['same_answers']}, logits differ by up to"
+      f" {found['largest_difference']:.2g}, by more than 1e-4 in"
+      f" {found['images_beyond_1e-4']} images"
+    )
 
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ import jax.export
 import numpy as np
 
 from jaxr18 import configfile, experiment, packed, sources
-from jaxr18.compress import ensemble
+from jaxr18.augment import normalize
+from jaxr18.compress import ensemble, integer
+from jaxr18.compress.fold import fold
 from jaxr18.compress.pack import bytes_of_data, pack
 from jaxr18.cost.score import score
+from jaxr18.network import Network
 from jaxr18.train.evaluate import compare, in_batches, predict
 from jaxr18.train.files import write_atomically, writing
 from jaxr18.train.step import make_mesh
@@ -86,6 +89,38 @@ def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
     return load_onnx(path)
   return jax.jit(jax.export.deserialize(path.read_bytes()).call)
+
+
+def integer_logits(
+  net: Network, dataset, images: np.ndarray
+) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+  """uint8 images -> logits by integers, and the arithmetic that does it.
+
+  Args:
+    net: not stacked.
+    dataset: what images are normalized as.
+    images: on which integer convolutions are held against float32 ones.
+  """
+  folded, spec = fold(net), net.spec
+  prepare = jax.jit(
+    lambda x: normalize(x, dataset.mean, dataset.std, spec.resolution)
+  )
+  arithmetic = integer.choose_arithmetic(folded, spec, prepare(images))
+  forward = jax.jit(
+    lambda folded, x: integer.forward(folded, spec, prepare(x), arithmetic)
+  )
+  return lambda x: forward(folded, x), arithmetic
+
+
+def by_integers(
+  net: Network, dataset, batch_size: int, reference: np.ndarray
+) -> dict[str, Any]:
+  """What `compare` says of integers on the test split, and the arithmetic."""
+  test, size = dataset.test, min(batch_size, len(dataset.test))
+  run, arithmetic = integer_logits(net, dataset, test.images[:size])
+  logits = in_batches(run, test.images, size)
+  found = compare(logits, reference, test.labels)
+  return {"arithmetic": arithmetic, **found}
 
 
 def _provenance(result: dict[str, Any]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
   levels = np.float32(input_levels(layer.a_bits, signed))
   if "input_bound" in numbers:
     bound = numbers["input_bound"]
-    step = graph.constant(f"{name}/step", bound / levels)
+    step = graph.constant(f"{name}/step", bound * (1 / levels))
     if signed or layer.a_bits < 8:
       x = _clipped(graph, name, x, -bound if signed else None, bound)
   else:
@@ -185,8 +185,8 @@ def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
     size = graph("ReduceMax", size, name=f"{name}/largest", keepdims=0)
     least = graph.constant(f"{name}/least", np.float32(SMALLEST_BOUND))
     size = graph("Max", size, least, name=f"{name}/bound")
-    levels = graph.constant(f"{name}/levels", levels)
-    step = graph("Div", size, levels, name=f"{name}/step")
+    part = graph.constant(f"{name}/part", 1 / levels)
+    step = graph("Mul", size, part, name=f"{name}/step")
   zero = np.zeros((), np.int8 if signed else np.uint8)
   zero = graph.constant(f"{name}/zero", zero)
   x = graph("QuantizeLinear", x, step, zero, name=f"{name}/codes")

@@ -181,9 +181,12 @@ def input_levels(bits: int, signed: bool) -> int:
 
 
 def input_step(bound: jax.Array, bits: int, signed: bool) -> jax.Array:
-  """What one of the integers is worth: bound / levels, float32."""
+  """What one of the integers is worth: bound / levels, float32.
+
+  Written as the product that XLA makes of it, so that others can round alike.
+  """
   bound = jnp.maximum(jnp.asarray(bound, jnp.float32), SMALLEST_BOUND)
-  return bound / input_levels(bits, signed)
+  return bound * (1 / input_levels(bits, signed))
 
 
 def input_codes(
