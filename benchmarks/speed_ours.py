@@ -18,7 +18,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.speed_rows import make_spec  # noqa: E402
-from jaxr18 import network  # noqa: E402
+from jaxr18 import data, network  # noqa: E402
 from jaxr18.nn import onednn  # noqa: E402
 from jaxr18.train import state as state_lib  # noqa: E402
 from jaxr18.train.step import (  # noqa: E402
@@ -43,6 +43,14 @@ _STEPS = dict(
 )
 
 
+def random_batch(n: int) -> Batch:
+  """CIFAR's shapes, in NumPy."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+  labels = rng.integers(0, 10, n, np.int32)
+  return Batch(images, labels, np.arange(n, dtype=np.int32))
+
+
 def make_network(row: dict, images: np.ndarray) -> network.Network:
   net = network.init(jax.random.key(0), make_spec(row))
   if row["bits"] < 32:
@@ -58,19 +66,15 @@ def make_network(row: dict, images: np.ndarray) -> network.Network:
 
 
 class Ours:
-  """The training step and the forward pass of a row."""
+  """The training step and the forward pass of a network on one batch."""
 
-  def __init__(self, row: dict):
-    rng = np.random.default_rng(0)
-    n = row["batch"]
-    images = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 10, n, np.int32)
+  def __init__(self, net: network.Network, batch: Batch):
     mesh = make_mesh()
-    self.batch = shard(
-      Batch(images, labels, np.arange(n, dtype=np.int32)), mesh
-    )
-    self.images = jnp.asarray(images / 255.0, jnp.float32)
-    self.size = n
+    self.batch = shard(batch, mesh)
+    images = data.normalize(batch.images, _STEPS["mean"], _STEPS["std"],
+                            net.spec.resolution)  # fmt: skip
+    self.images = jnp.asarray(images)
+    self.size = len(batch.labels)
     optimizer = state_lib.make_optimizer(
       "sgd",
       learning_rate=0.01,
@@ -80,7 +84,6 @@ class Ours:
       weight_decay=5e-4,
       clip_norm=0.0,
     )
-    net = make_network(row, images)
     self.net = net
     self.state = replicate(state_lib.create(net, optimizer, False), mesh)
     self.step = make_train_step(optimizer, mesh, **_STEPS)
@@ -112,4 +115,6 @@ class Ours:
 
 
 if __name__ == "__main__":
-  serve(Ours(json.loads(sys.argv[1])), _START)
+  row = json.loads(sys.argv[1])
+  batch = random_batch(row["batch"])
+  serve(Ours(make_network(row, batch.images), batch), _START)

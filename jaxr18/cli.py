@@ -180,6 +180,7 @@ def _arguments(argv: list[str]) -> list[str]:
 def _expected() -> tuple[type[Exception], ...]:
   """Errors whose text is all that a person needs; imported after one only."""
   from jaxr18 import cifar10, cluster, packed, torch_weights, workdir
+  from jaxr18.compress import teacher_table
   from jaxr18.train import checkpoint, loop
 
   return (
@@ -187,6 +188,7 @@ def _expected() -> tuple[type[Exception], ...]:
     cluster.ClusterError,
     packed.PackedError,
     torch_weights.WeightsError,
+    teacher_table.TableError,
     workdir.WorkdirError,
     checkpoint.CheckpointError,
     loop.TrainingError,
@@ -209,9 +211,43 @@ def default_workdir(file: str) -> pathlib.Path:
   return pathlib.Path("runs", name)
 
 
+def members_table(result: dict[str, Any]) -> str:
+  """A line for each member, what they differ in, and each vote."""
+  phase = result["phases"][result["config"]["phases"][-1]]
+  lines = ["member   test accuracy  validation   exact score"]
+
+  def line(name, test, validation, rest):
+    shown = "" if validation is None else f"{validation:.2%}"
+    lines.append(f"{name:<12} {test:>9.2%} {shown:>11}   {rest}")
+
+  for i, row in enumerate(result["members"]):
+    what = f"seed {row['seed']}" if "seed" in row else phase["sources"]
+    if isinstance(what, list):
+      what = what[i] if len(what) == len(result["members"]) else ""
+    exact = f"{row['score']['exact']:11.6f}"
+    line(str(i), row["test_accuracy"], row["validation_accuracy"],
+         f"{exact}  {what}")  # fmt: skip
+  lines.append(
+    f"mean {result['members_accuracy_mean']:.2%}, standard deviation"
+    f" {100 * result['members_accuracy_std']:.2f} points"
+  )
+  lines.append("share of test images on which two members answer differently:")
+  for row in result["disagreement"]:
+    lines.append("  " + " ".join(f"{x:.4f}" for x in row))
+  for how, row in result.get("votes", {}).items():
+    chosen = "the vote" if how == result["vote"] else ""
+    line(how, row["test_accuracy"], row["validation_accuracy"], chosen)
+  if result.get("vote") == "weighted":
+    weights = ", ".join(f"{w:.3f}" for w in result["weights"])
+    lines.append(f"weights, fitted on validation images: {weights}")
+  return "\n".join(lines)
+
+
 def print_result(result: dict[str, Any], workdir) -> None:
   """The few lines that people want to see at the end."""
   score = result["score"]
+  if "members" in result:
+    print(members_table(result))
   print(
     f"test accuracy {result['test_accuracy']:.2%}"
     f" ({result['test_correct']} of {result['test_count']})"

@@ -246,7 +246,8 @@ PHASE = {
                    "calibrated; or dynamic, each batch's largest",
                    choices=SCALES),
   },
-  "init": Knob("", "start from this earlier phase, workdir, .pt or .pth"),
+  "init": Knob("", "start from this earlier phase, workdir, .pt or .pth; of "
+               "several, comma-separated, from the mean of their weights"),
   "rewind": Knob("", "then take the numbers of this one, under init's masks"),
   "shrink": Knob(False, "the network is init's without the channels that it "
                  "has masked; of `network`, bits alone hold"),
@@ -290,10 +291,28 @@ PHASE = {
   },
   "group_lasso": Knob(0.0, "weight of the group lasso on batch norm's scales",
                       0, 10),
-  "teacher": Knob("", "distil from this earlier phase, workdir, .pt or .pth"),
+  "teacher": Knob("", "distil from this earlier phase, workdir, .pt or .pth; "
+                  "of several, comma-separated, from their mean probability"),
+  "self_teach": Knob(False, "the student's own average teaches; needs "
+                     "ema_decay"),
+  "teacher_cache": Knob("none", "keeps the teacher's logits of each view in "
+                        "the workdir, filled as they are needed or at once",
+                        choices=("none", "lazy", "full")),
+  "kd_loss": Knob("kd", "the soft loss: Hinton's or the decoupled one",
+                  choices=("kd", "dkd")),
   "kd_weight": Knob(0.9, "weight of the soft loss, if there is a teacher",
                     0, 1),
   "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),
+  "dkd_beta": Knob(8.0, "weight of dkd's classes that are not the right one",
+                   0, 1000),
+  "features": Knob("none", "loss on stage outputs, with one teacher",
+                   choices=("none", "fitnets", "attention")),
+  "feature_weight": Knob(1.0, "weight of the loss on stage outputs", 1e-9, 1e6),
+  "others": Knob("", "comma-separated phases or workdirs that the student is "
+                 "to differ from, as members of an ensemble"),
+  "diversity_weight": Knob(0.0, "weight of the likeness to the others", 0, 1e3),
+  "mixup": Knob(0.0, "alpha of the Beta distribution of mixed images' shares; "
+                "0 is off", 0, 100),
   "label_smoothing": Knob(0.0, "mass moved to all classes evenly", 0, 0.99),
   "epochs": Knob(30, "passes over the training images; 0 only transforms",
                  0, 100_000),
@@ -308,6 +327,8 @@ PHASE = {
                     0, 1e6),
   "ema_decay": Knob(0.0, "of averaged weights, which are then what is "
                     "evaluated; 0 is off", 0, 0.99999),
+  "swa_from": Knob(1.0, "share of the phase from which the averaged weights "
+                   "are the plain mean of all since; 1 is off", 0, 1),
   "dtype": Knob("float32", "of convolutions in training",
                 choices=("float32", "bfloat16")),
   "augment": {
@@ -316,6 +337,21 @@ PHASE = {
                  choices=("none", "random", "alternating")),
     "cutout": Knob(0, "side of a blanked square in pixels; 0 is off",
                    0, IMAGE_SIZE),
+  },
+  "population": {
+    "members": Knob(1, "networks trained side by side, of the seeds seed, "
+                    "seed + 1, ...", 1, 64),
+    "learning_rates": Knob((1.0,), "factors of learning_rate by member; one "
+                           "is for all", 1e-6, 1e6),
+    "temperatures": Knob((1.0,), "factors of temperature by member; one is "
+                         "for all", 1e-3, 1e3),
+  },
+  "ensemble": {
+    "members": Knob("", "comma-separated phases or workdirs that vote; the "
+                    "phase then trains nothing"),
+    "vote": Knob("select", "select takes the best on validation images",
+                 choices=("select", "probability", "logit", "majority",
+                          "weighted")),
   },
 }  # fmt: skip
 

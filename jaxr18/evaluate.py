@@ -28,7 +28,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError("give --workdir=DIR of a finished run")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18 import configfile, experiment, sources
-  from jaxr18.train.evaluate import count, predict
   from jaxr18.train.step import make_mesh
   from jaxr18.validate import validate
   from jaxr18.workdir import WorkdirError, read_result
@@ -39,11 +38,11 @@ def main(argv: list[str]) -> None:
   validate(config, sources=False)
   if _DATA_DIR.value is not None:
     config.data.dir = _DATA_DIR.value
-  net = sources.load_network(workdir)
+  nets = sources.load_networks(workdir)
   dataset = experiment.load_data(config)
-  images, labels = dataset.test.images, dataset.test.labels
-  logits = predict(net, images, dataset, config.eval_batch_size, make_mesh())
-  test = count(logits, labels)
+  test, _ = experiment.test_last(
+    config, nets, result["phases"], dataset, make_mesh()
+  )
   print(f"test accuracy {test.accuracy:.2%} ({test.correct} of {test.count})")
   was = result["test_correct"], result["test_count"]
   if (test.correct, test.count) != was:
@@ -56,7 +55,8 @@ def main(argv: list[str]) -> None:
   if _INTEGER.value:
     from jaxr18 import exporting
 
-    found = exporting.by_integers(net, dataset, config.eval_batch_size, logits)
+    net = sources.load_network(workdir)
+    found = exporting.by_integers(net, dataset, config.eval_batch_size)
     n = found["count"]
     print(
       f"with {found['arithmetic']}: test accuracy {found['accuracy']:.2%}"

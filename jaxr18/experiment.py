@@ -12,7 +12,8 @@ import pathlib
 import platform
 import shlex
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxr18 import data, network, sources
-from jaxr18.compress import factorize, gradual, prune
+from jaxr18 import data, members, network, sources, teaching
+from jaxr18.compress import ensemble, factorize, gradual, prune
 from jaxr18.cost import score as score_lib
+from jaxr18.distillconfig import factors, member_seeds
 from jaxr18.netconfig import quantized
 from jaxr18.network import Network
 from jaxr18.pruneconfig import make_plan
@@ -67,9 +69,9 @@ def run(
     phases = {}
     for name in config.phases:
       phases[name] = run_phase(config, name, workdir, dataset, mesh, stop)
-    net = sources.load_network(workdir, config.phases[-1])
-    test = evaluate(net, dataset.test, dataset, config.eval_batch_size, mesh)
-    result = make_result(config, net, test, phases)
+    nets = sources.load_networks(workdir, config.phases[-1])
+    test, more = test_last(config, nets, phases, dataset, mesh)
+    result = make_result(config, nets[0], test, phases) | more
     write_together(workdir / "result.json", result)
   return result
 
@@ -128,6 +130,19 @@ def load_data(config) -> data.Dataset:
   )
 
 
+def test_last(
+  config, nets: list[Network], phases: dict[str, Any], dataset, mesh
+) -> tuple[Evaluation, dict[str, Any]]:
+  """Tests the last phase's networks, and what result.json says of several."""
+  name, size = config.phases[-1], config.eval_batch_size
+  if len(nets) == 1 and not config[name].ensemble.members:
+    return evaluate(nets[0], dataset.test, dataset, size, mesh), {}
+  return members.test_members(
+    config[name], config.seed, nets, phases[name], dataset, batch_size=size,
+    mesh=mesh,
+  )  # fmt: skip
+
+
 def run_phase(
   config, name: str, workdir: pathlib.Path, dataset, mesh, stop
 ) -> dict[str, Any]:
@@ -141,36 +156,27 @@ def run_phase(
   if done.exists():
     return read_json(done)
   c = config[name]
-  key = jax.random.fold_in(
-    jax.random.key(config.seed), config.phases.index(name)
-  )
-  init_key, train_key = jax.random.split(key)
-  net = start(config, name, workdir, dataset, init_key)
-  teacher = sources.load_network(workdir, c.teacher) if c.teacher else None
+  meta = {"config": json.loads(config.to_json()), "phase": name}
+  if c.ensemble.members:
+    info = members.save_ensemble(
+      c, workdir, directory, dataset, meta,
+      eval_batch_size=config.eval_batch_size, mesh=mesh,
+    )  # fmt: skip
+    write_together(done, info)
+    return info
+  teachers = teaching.load_teachers(c, workdir)
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
-  plan = make_plan(c, c.epochs * steps_per_epoch)
-  update = None
-  if plan is not None:
-    plan = dataclasses.replace(
-      plan, start_density=gradual.start_density(net, plan)
-    )
-    net = gradual.prepare(net, plan)
-    seen = dataset.train.take(
-      np.arange(min(c.prune.images, len(dataset.train)))
-    )
-    update = functools.partial(
-      _prune,
-      plan=plan,
-      key=jax.random.fold_in(init_key, 1),
-      images=_normalized(seen.images, dataset, net.spec),
-      labels=jnp.asarray(seen.labels),
-      start=net,
-      where=f"config.{name}.prune",
-    )
+  steps = c.epochs * steps_per_epoch
+  seeds = member_seeds(c, config.seed)
+  begun = [
+    begin(config, name, workdir, dataset, teachers, steps, i)
+    for i in range(len(seeds))
+  ]
+  population, plan = len(seeds) > 1, begun[0].plan
   optimizer = state_lib.make_optimizer(
     c.optimizer,
     learning_rate=c.learning_rate,
-    steps=c.epochs * steps_per_epoch,
+    steps=steps,
     warmup_steps=round(c.warmup_epochs * steps_per_epoch),
     momentum=c.momentum,
     weight_decay=c.weight_decay,
@@ -190,17 +196,35 @@ def run_phase(
     ema_decay=c.ema_decay,
     dtype=jnp.dtype(c.dtype),
     group_lasso=c.group_lasso,
+    loss=c.kd_loss,
+    dkd_beta=c.dkd_beta,
+    features=c.features,
+    feature_weight=c.feature_weight,
+    diversity_weight=c.diversity_weight,
+    mixup=c.mixup,
+    self_teach=c.self_teach,
+    mean_from=round(c.swa_from * steps) if c.swa_from < 1 else None,
+    rates=factors(c, "learning_rates") if population else None,
+    temperatures=factors(c, "temperatures") if population else None,
   )
+  cached = teaching.open_cache(
+    c, teachers, dataset, workdir, batch_size=config.eval_batch_size,
+    progress=config.progress, stop=stop, where=f"config.{name}",
+  )  # fmt: skip
+  if cached is not None:
+    teachers = teachers._replace(nets=())
+  averages = c.ema_decay > 0 or c.swa_from < 1
+  net, projections, key = stacked(begun) if population else begun[0][:3]
   _, info = train(
-    state_lib.create(net, optimizer, average=c.ema_decay > 0),
+    state_lib.create(net, optimizer, averages, projections),
     train_step,
     dataset,
     phase=name,
     directory=directory,
-    meta={"config": json.loads(config.to_json()), "phase": name},
-    teacher=teacher,
-    key=train_key,
-    seed=config.seed,
+    meta=meta,
+    teacher=teachers if any(teachers) else None,
+    key=key,
+    seed=seeds if population else config.seed,
     epochs=c.epochs,
     batch_size=c.batch_size,
     eval_batch_size=config.eval_batch_size,
@@ -208,23 +232,96 @@ def run_phase(
     progress=config.progress,
     mesh=mesh,
     stop=stop,
-    update=update,
+    update=_update_each(begun) if plan else None,
     update_due=plan.due if plan else lambda step: False,
     select_from=plan.last + 1 if plan and c.epochs else 0,
+    cached=cached,
   )
   write_together(done, info)
   return info
 
 
-def start(config, name: str, workdir, dataset, key: jax.Array) -> Network:
+class Beginning(NamedTuple):
+  """What a phase, or one member of its population, begins with."""
+
+  net: Network
+  projections: Any
+  key: jax.Array
+  plan: gradual.Plan | None
+  update: Callable[[Network, int], Network] | None
+
+
+def begin(
+  config, name: str, workdir, dataset, teachers, steps: int, member: int
+) -> Beginning:
+  """The network, its key and its pruning before the first of so many steps.
+
+  A member is what a run alone of its seed would be.
+  """
+  c = config[name]
+  seed = member_seeds(c, config.seed)[member]
+  key = jax.random.fold_in(jax.random.key(seed), config.phases.index(name))
+  init_key, train_key = jax.random.split(key)
+  net = start(config, name, workdir, dataset, init_key, member)
+  projections = teaching.make_projections(
+    c, jax.random.fold_in(init_key, 2), net, teachers, f"config.{name}"
+  )
+  plan = make_plan(c, steps)
+  if plan is None:
+    return Beginning(net, projections, train_key, None, None)
+  plan = dataclasses.replace(
+    plan, start_density=gradual.start_density(net, plan)
+  )
+  net = gradual.prepare(net, plan)
+  seen = dataset.train.take(np.arange(min(c.prune.images, len(dataset.train))))
+  update = functools.partial(
+    _prune,
+    plan=plan,
+    key=jax.random.fold_in(init_key, 1),
+    images=_normalized(seen.images, dataset, net.spec),
+    labels=jnp.asarray(seen.labels),
+    start=net,
+    where=f"config.{name}.prune",
+  )
+  return Beginning(net, projections, train_key, plan, update)
+
+
+def stacked(begun: list[Beginning]) -> tuple[Network, Any, jax.Array]:
+  """Networks, projections and keys of a population, members first."""
+  projections = [b.projections for b in begun]
+  return (
+    ensemble.stack([b.net for b in begun]),
+    jax.tree.map(lambda *x: jnp.stack(x), *projections),
+    jnp.stack([b.key for b in begun]),
+  )
+
+
+def _update_each(begun: list[Beginning]):
+  """Prunes each member by its own plan."""
+  if len(begun) == 1:
+    return begun[0].update
+  return lambda net, step: ensemble.stack(
+    [
+      b.update(member, step)
+      for b, member in zip(begun, ensemble.unstack(net), strict=True)
+    ]
+  )
+
+
+def start(
+  config, name: str, workdir, dataset, key: jax.Array, member: int = 0
+) -> Network:
   """The network that a phase begins with, its source's or a new one."""
   c = config[name]
-  source = sources.load_network(workdir, c.init) if c.init else None
+  of = functools.partial(
+    sources.load_for, workdir, members=c.population.members, member=member
+  )
   where = f"config.{name}.init (={c.init!r})"
+  source = of(c.init, where) if c.init else None
   if source is not None and c.rewind:
     where = f"config.{name}.rewind (={c.rewind!r})"
     try:
-      source = prune.rewind(source, sources.load_network(workdir, c.rewind))
+      source = prune.rewind(source, of(c.rewind, where))
     except ValueError as e:
       raise ConfigError(f"{where}: {e}") from e
   if c.shrink:
@@ -236,12 +333,13 @@ def start(config, name: str, workdir, dataset, key: jax.Array) -> Network:
   images = _normalized(images, dataset, spec)
   method = c.calibrate.method
   net = sources.initial_network(key, spec, images, source, where, method)
-  if source is not None and jax.process_index() == 0:
+  if source is not None and jax.process_index() == member == 0:
     converted = factorize.report(source, net)
     if converted and config.progress != "none":
       print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
   if c.recalibrate:
-    order = data.batches(len(dataset.train), c.batch_size, config.seed, 0)
+    seed = member_seeds(c, config.seed)[member]
+    order = data.batches(len(dataset.train), c.batch_size, seed, 0)
     net = network.recalibrate(
       net,
       (

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxr18 import configfile, experiment, packed, sources
 from jaxr18.augment import normalize
-from jaxr18.compress import ensemble, integer
+from jaxr18.compress import integer
 from jaxr18.compress.fold import fold
 from jaxr18.compress.pack import bytes_of_data, pack
 from jaxr18.cost.score import score
@@ -22,7 +22,7 @@ from jaxr18.train.evaluate import compare, in_batches, predict
 from jaxr18.train.files import write_atomically, writing
 from jaxr18.train.step import make_mesh
 from jaxr18.validate import validate
-from jaxr18.workdir import WorkdirError, read_result
+from jaxr18.workdir import read_result
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
 
@@ -54,11 +54,6 @@ def export_run(
   if data_dir is not None:
     config.data.dir = data_dir
   net = sources.load_network(folder)
-  if (members := ensemble.members(net)) is not None:
-    raise WorkdirError(
-      f"{folder} holds a population of {members} networks, and one network is"
-      " exported; give the --workdir of a run of one"
-    )
   dataset = experiment.load_data(config)
   path = pathlib.Path(out).expanduser()
   if not out:
@@ -112,14 +107,12 @@ def integer_logits(
   return lambda x: forward(folded, x), arithmetic
 
 
-def by_integers(
-  net: Network, dataset, batch_size: int, reference: np.ndarray
-) -> dict[str, Any]:
+def by_integers(net: Network, dataset, batch_size: int) -> dict[str, Any]:
   """What `compare` says of integers on the test split, and the arithmetic."""
-  test, size = dataset.test, min(batch_size, len(dataset.test))
-  run, arithmetic = integer_logits(net, dataset, test.images[:size])
-  logits = in_batches(run, test.images, size)
-  found = compare(logits, reference, test.labels)
+  images, size = dataset.test.images, min(batch_size, len(dataset.test))
+  reference = predict(net, images, dataset, size, make_mesh())
+  run, arithmetic = integer_logits(net, dataset, images[:size])
+  found = compare(in_batches(run, images, size), reference, dataset.test.labels)
   return {"arithmetic": arithmetic, **found}
 
 

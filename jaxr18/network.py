@@ -169,6 +169,15 @@ def stage_features(spec: NetSpec) -> tuple[int, ...]:
   return tuple(found.values())
 
 
+def stage_sides(spec: NetSpec) -> tuple[int, ...]:
+  """Pixels a side of each stage's output."""
+  found = {}
+  for layer in spec.layers():
+    if layer.path.startswith("stage"):
+      found[layer.path.partition("_")[0]] = layer.out_size
+  return tuple(found.values())
+
+
 @functools.partial(jax.jit, static_argnames="method")
 def calibrate(net: Network, images: jax.Array, method: str = "mse") -> Network:
   """Sets the bound of every quantized input from one batch of images.

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxr18 import network, torch_weights
-from jaxr18.compress import factorize
+from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.configfile import ConfigError
+from jaxr18.distillconfig import names
 from jaxr18.network import Network
 from jaxr18.spec import NetSpec
 from jaxr18.train import checkpoint
@@ -27,12 +28,55 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
       of a PyTorch state_dict (.pt, .pth).
 
   Raises:
-    checkpoint.CheckpointError: there is none, or it is damaged.
+    checkpoint.CheckpointError: there is none, it is damaged, or there are
+      several.
     torch_weights.WeightsError: the file is not of a ResNet that we know.
   """
+  nets = load_networks(workdir, source)
+  if len(nets) > 1:
+    raise checkpoint.CheckpointError(
+      f"{source or workdir} holds {len(nets)} networks, and one is expected;"
+      " name a phase or a run of one network"
+    )
+  return nets[0]
+
+
+def load_networks(workdir: pathlib.Path, source: str = "") -> list[Network]:
+  """As `load_network`, all that `source` names, separated by commas.
+
+  Of a population or an ensemble, its members.
+  """
+  return [
+    net for name in names(source) or ("",) for net in _load(workdir, name)
+  ]
+
+
+def load_for(
+  workdir: pathlib.Path, source: str, where: str, members: int, member: int
+) -> Network:
+  """What one member of a phase's population starts from.
+
+  Of as many networks as there are members its own; of several otherwise the
+  mean of their weights (a soup); of one that one.
+
+  Raises:
+    ConfigError: several of different specs or masks.
+  """
+  nets = load_networks(workdir, source)
+  if len(nets) == 1:
+    return nets[0]
+  if len(nets) == members:
+    return nets[member]
+  try:
+    return ensemble.soup(nets)
+  except ValueError as e:
+    raise ConfigError(f"{where}: {e}") from e
+
+
+def _load(workdir: pathlib.Path, source: str) -> list[Network]:
   file = pathlib.Path(source).expanduser()
   if file.suffix in torch_weights.SUFFIXES:
-    return torch_weights.load(file)
+    return [torch_weights.load(file)]
   phases = _phases_of(workdir)
   if source and source not in phases:
     workdir, source = pathlib.Path(source).expanduser(), ""
@@ -44,9 +88,12 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
       " again to its end"
     )
   step = read_json(directory / "phase.json")["step"]
-  return checkpoint.network_from(
-    *checkpoint.read(directory / "checkpoints" / str(step))
-  )
+  arrays, meta = checkpoint.read(directory / "checkpoints" / str(step))
+  return [
+    net
+    for one in checkpoint.networks_from(arrays, meta)
+    for net in ensemble.unstack(one)
+  ]
 
 
 def _phases_of(workdir: pathlib.Path) -> list[str]:

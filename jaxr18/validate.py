@@ -15,6 +15,7 @@ import ml_collections
 from jaxr18 import torch_weights
 from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
 from jaxr18.configfile import ConfigError as ConfigError
+from jaxr18.distillconfig import check_members, check_teaching, names
 from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.pruneconfig import check_prune
@@ -53,13 +54,16 @@ def validate(
       check.training(name)
       check_prune(check, name)
       check_quantize(check, name)
+      check_teaching(check, name)
+      check_members(check, name)
       spec = check_network(check, name)
       check_calibration(check, name)
       if sources:
         check.sources(name, spec, specs)
-      # A shrunk network is known when its source is.
-      shrinks = check.good(f"{name}.shrink") and config[name].shrink
-      specs[name] = None if shrinks else spec
+      # A shrunk network or an ensemble is known when its source is.
+      follows = [f"{name}.shrink", f"{name}.ensemble.members"]
+      follows = check.good(*follows) and any(map(check.get, follows))
+      specs[name] = None if follows else spec
   if check.problems:
     raise ConfigError("\n".join(check.problems))
 
@@ -214,46 +218,43 @@ class Problems:
           f"must be at most config.{name}.epochs (={c.epochs})",
           "lower it or train longer",
         )
-    if self.good(f"{name}.kd_weight", f"{name}.teacher"):
-      if c.kd_weight == 0 and c.teacher:
-        self.add(
-          f"{name}.kd_weight",
-          "must be above 0 where there is a teacher",
-          f"raise it, or clear config.{name}.teacher (={c.teacher!r})",
-        )
 
   def sources(self, name: str, spec, earlier: dict[str, Any]) -> None:
-    """init, rewind and teacher: there, finished, and fitting.
+    """Other networks that a phase names: there, finished, and fitting.
 
     Args:
       name: the phase.
       spec: its network, or None if that is wrong already.
       earlier: the same of each earlier phase.
     """
-    for field in ("init", "teacher", "rewind"):
+    for field in ("init", "teacher", "rewind", "others", "ensemble.members"):
       full = f"{name}.{field}"
-      value = self.config[name][field] if self.good(full) else ""
-      if not value:
-        continue
-      if value in earlier:
-        source = earlier[value]
-      elif value in self.config.phases:
+      for value in names(self.get(full)) if self.good(full) else ():
+        self.source(name, field, value, spec, earlier)
+
+  def source(self, name: str, field: str, value: str, spec, earlier) -> None:
+    """One of them, as `sources`."""
+    full = f"{name}.{field}"
+    if value in earlier:
+      source = earlier[value]
+    elif value in self.config.phases:
+      self.add(
+        full,
+        _must_be_source(earlier),
+        "choose one, or change the order in config.phases",
+      )
+      return
+    else:
+      source = self.finished(full, value, earlier)
+    shrinks = self.good(f"{name}.shrink") and self.config[name].shrink
+    fits = field in ("init", "rewind") and not shrinks
+    if fits and spec and source:
+      if difference := misfit(spec, source):
         self.add(
           full,
-          _must_be_source(earlier),
-          "choose one, or change the order in config.phases",
+          f"must have the layers of config.{name}.network: {difference}",
+          "give both the same widths, blocks and strides",
         )
-        continue
-      else:
-        source = self.finished(full, value, earlier)
-      shrinks = self.good(f"{name}.shrink") and self.config[name].shrink
-      if field != "teacher" and spec and source and not shrinks:
-        if difference := misfit(spec, source):
-          self.add(
-            full,
-            f"must have the layers of config.{name}.network: {difference}",
-            "give both the same widths, blocks and strides",
-          )
 
   def finished(self, full: str, value: str, earlier) -> NetSpec | None:
     """The network of another run's workdir, or of PyTorch's weights."""

@@ -13,6 +13,7 @@ from test_resume import StopAfter
 from jaxr18 import experiment, network, sources
 from jaxr18.compress import criteria, gradual, prune
 from jaxr18.configfile import ConfigError
+from jaxr18.nn.quantize import quantize_kernel
 from jaxr18.train import checkpoint
 from jaxr18.train.stop import Stopped
 
@@ -158,6 +159,55 @@ class TestPhases:
     )
     assert count(net) < count(full) / 2
     assert json.loads(first.spec.to_json()) != result["spec"]
+
+  def test_distilled_pruned_and_quantized_at_once(self, tmp_path):
+    config = _two_phases(teacher="first", kd_weight=0.5)
+    second = config.second
+    second.network.bits = ((".*", 4, 4),)
+    second.prune.density, second.prune.schedule = 0.3, "linear"
+    second.prune.every = 2
+    result = experiment.run(config, tmp_path)
+    arrays = _arrays(tmp_path, "second")
+    for of in ("net", "average"):
+      names = [n for n in arrays if n.startswith(f"{of}.params") and
+               n.endswith(".kernel")]  # fmt: skip
+      kept = total = 0
+      for name in names:
+        mask = arrays[name.replace(".params.", ".masks.")]
+        assert not np.any(quantize_kernel(arrays[name], 4)[~mask]), name
+        kept, total = kept + mask.sum(), total + mask.size
+      assert kept == round(0.3 * total)
+    rows = result["score"]["rows"]
+    assert {row["w_bits"] for row in rows} == {4}
+    assert sum(row["kept"] for row in rows) == kept
+
+  def test_from_another_run_without_training_it_again(self, tmp_path):
+    alone = _config(epochs=2)
+    before = experiment.run(alone, tmp_path / "dense")
+    config = _two_phases()
+    config.first.init, config.first.epochs = str(tmp_path / "dense"), 0
+    config.second.prune.density = 0.5
+    result = experiment.run(config, tmp_path / "pruned")
+    first = sources.load_network(tmp_path / "pruned", "first")
+    chex.assert_trees_all_equal(first, sources.load_network(tmp_path / "dense"))
+    phase = result["phases"]["first"]
+    assert phase["step"] == 0
+    assert phase["validation_accuracy"] == before["validation_accuracy"]
+
+  def test_blocks_that_go(self, tmp_path):
+    config = _two_phases(shrink=True, drop_blocks=".*_block2", recalibrate=1,
+                         epochs=0)  # fmt: skip
+    for phase in (config.first, config.second):
+      phase.network.blocks, phase.epochs = (1, 2), 0
+    result = experiment.run(config, tmp_path)
+    source = sources.load_network(tmp_path, "first")
+    left = sources.load_network(tmp_path)
+    names = lambda net: [n for n, _ in net.spec.blocks()]
+    assert names(source) == [*names(left), "stage2_block2"]
+    chex.assert_trees_all_equal(
+      left.params, {k: source.params[k] for k in left.params}
+    )
+    assert result["score"]["macs"] < sum(x.macs for x in source.spec.layers())
 
   def test_no_epochs_only_transform(self, tmp_path):
     config = _two_phases(epochs=0)

@@ -12,6 +12,7 @@ import pytest
 
 from jaxr18 import config, network, spec
 from jaxr18.compress import channels, criteria, density, prune
+from jaxr18.nn.quantize import quantize_kernel
 
 NARROW = spec.resnet((8, 8), (1, 1), (2, 2), (1, 1), (False, False))
 GROUPED = spec.resnet((8, 16), (1, 1), (2, 2), (2, 4), (False, False))
@@ -20,6 +21,9 @@ DEPTHWISE = spec.resnet((8, 16), (1, 1), (2, 2), (1, 1), (True, True))
 
 def _net(net_spec=NARROW, seed=0):
   return network.init(jax.random.key(seed), net_spec)
+
+
+NARROW_NET = _net()
 
 
 def _images(n=8, seed=1):
@@ -73,6 +77,41 @@ class TestTopK:
       prune.n_of_m(np.ones((3, 3, 4, 8)), 5, 4)
 
 
+class TestKthHighest:
+  @hypothesis.given(
+    hnp.arrays(
+      np.float32,
+      st.integers(1, 60),
+      elements=st.floats(-4, 4, width=32),
+    ),
+    st.data(),
+  )
+  def test_of_few(self, flat, data):
+    k = data.draw(st.integers(1, flat.size))
+    assert density.kth_highest(flat, k) == np.sort(flat)[-k]
+
+  @pytest.mark.parametrize(
+    "kind", ["normal", "few values", "one value", "sorted", "striped", "heavy"]
+  )
+  def test_of_many(self, kind):
+    rng = np.random.default_rng(0)
+    n = 3 * 2**16 + 5
+    flat = {
+      "normal": lambda: rng.normal(size=n),
+      "few values": lambda: rng.integers(0, 3, n),
+      "one value": lambda: np.ones(n),
+      "sorted": lambda: np.arange(n),
+      # What the sample sees, every 13th, tells nothing of the others.
+      "striped": lambda: np.where(
+        np.arange(n) % (n >> 14 | 1), rng.normal(size=n), 1e6
+      ),
+      "heavy": lambda: rng.standard_cauchy(n),
+    }[kind]().astype(np.float32)
+    ordered = np.sort(flat)
+    for k in (1, 2, 100, n // 10, n // 2, n - n // 10, n - 1, n):
+      assert density.kth_highest(flat, k) == ordered[-k], k
+
+
 class TestCounts:
   @pytest.mark.parametrize("name", ["uniform", "global", "erk", "lamp"])
   @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.03])
@@ -99,6 +138,13 @@ class TestCounts:
     w2 = np.array([4.0, 1.0, 9.0, 2.0])
     expected = [4 / 13, 1 / 16, 1.0, 2 / 15]
     np.testing.assert_allclose(density.lamp(w2), expected)
+
+  def test_lamp_leaves_what_is_masked_behind(self):
+    # A masked weight scores below 0, and one of no use at all scores 0.
+    scores = np.array([4.0, -9.0, 0.0, 1.0, -9.0, -9.0])
+    found = density.lamp(scores)
+    np.testing.assert_allclose(found[[0, 2, 3]], [1.0, 0.0, 1 / 5])
+    assert (found[scores < 0] < 0).all()
 
   def test_erk_is_in_proportion(self):
     shapes = {"a": (3, 3, 64, 64), "b": (3, 3, 128, 128), "c": (1, 1, 64, 64)}
@@ -137,7 +183,8 @@ class TestCounts:
     "how, message",
     [
       (dict(name="uniform", density=1e-4), "would keep none"),
-      (dict(name="global", density=1e-3), "raise the density or lower"),
+      (dict(name="global", density=1e-3),
+       r"head \(0 of 1\).* keep less; raise the density or lower"),
       (dict(name="global", density=0.0), r"density \(=0.0\) must be above 0"),
       (dict(name="global", density=0.1, floor=0.2), r"floor \(=0.2\)"),
       (dict(name="best", density=0.1), "distribution .='best'. must be one"),
@@ -241,6 +288,69 @@ class TestCriteria:
 
 
 class TestPrune:
+  @hypothesis.settings(max_examples=25, deadline=None)
+  @hypothesis.given(
+    seed=st.integers(0, 99),
+    ties=st.booleans(),
+    distribution=st.sampled_from(density.NAMES[:4]),
+    shares=st.lists(st.floats(0.05, 1.0), min_size=1, max_size=4),
+    floor=st.sampled_from([0.0, 0.02, 0.05]),
+  )
+  def test_counts_are_exact_and_nothing_comes_back(
+    self, seed, ties, distribution, shares, floor
+  ):
+    rng = np.random.default_rng(seed)
+    net = NARROW_NET
+    for share in sorted(shares, reverse=True):
+      scores = {p: rng.random(k.shape).astype(np.float32)
+                for p, k in network.kernels(net.params).items()}  # fmt: skip
+      if ties:
+        scores = {p: np.round(2 * s) for p, s in scores.items()}
+      before = network.kernels(net.masks)
+      chosen = prune.scored(net, scores)
+      kept = density.counts(distribution, chosen, share, floor=floor)
+      net = prune.prune(
+        net, scores, share, distribution=distribution, floor=floor
+      )
+      assert {p: n for p, n in kept.items()} == {
+        p: int(np.sum(np.broadcast_to(m, scores[p].shape)))
+        for p, m in network.kernels(net.masks).items()
+      }
+      for path, mask in network.kernels(net.masks).items():
+        assert kept[path] >= max(1, floor * mask.size - 1e-6)
+        assert not np.any(np.asarray(mask) & ~np.asarray(before[path]))
+      if distribution in ("global", "lamp"):
+        total = sum(s.size for s in scores.values())
+        assert sum(kept.values()) == round(total * share)
+
+  def test_masks_are_those_of_pytorch(self):
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils import prune as theirs
+
+    net = _net(GROUPED)
+    layers = {}
+    for path, kernel in network.kernels(net.params).items():
+      layers[path] = torch.nn.Linear(1, 1)
+      layers[path].weight = torch.nn.Parameter(torch.tensor(np.array(kernel)))
+    total = sum(k.size for k in network.kernels(net.params).values())
+    theirs.global_unstructured(
+      [(layer, "weight") for layer in layers.values()],
+      theirs.L1Unstructured,
+      amount=total - round(0.2 * total),
+    )
+    ours = prune.prune(net, criteria.score("magnitude_l1", net), 0.2)
+    for path, mask in network.kernels(ours.masks).items():
+      np.testing.assert_array_equal(mask, layers[path].weight_mask.numpy() == 1)
+
+  def test_scores_far_below_zero(self):
+    net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.5)
+    scores = {
+      p: np.full(k.shape, -1e9, np.float32)
+      for p, k in network.kernels(net.params).items()
+    }
+    again = prune.prune(net, scores, 0.3)
+    assert prune.total_density(again) == pytest.approx(0.3, abs=1e-3)
+
   def test_what_is_masked_stays_masked(self):
     net = _net()
     for share in (0.6, 0.3, 0.1):
@@ -286,6 +396,16 @@ class TestPrune:
     assert prune.densities(found)["stage1_block1/conv2"] == 0.5
     with pytest.raises(ValueError, match="stem: 3 input channels"):
       prune.prune_pattern(net, scores, 2, 4)
+
+  @pytest.mark.parametrize("bits", [4, 8])
+  def test_quantized_zeros_stay_zero(self, bits):
+    quantized = spec.with_bits(NARROW, ((".*", bits, bits),))
+    net = _net(quantized)
+    net = prune.prune(net, criteria.score("magnitude_l1", net), 0.3)
+    masks = network.kernels(net.masks)
+    for path, kernel in network.kernels(criteria.masked(net).params).items():
+      q = np.asarray(quantize_kernel(kernel, bits))
+      assert np.any(q) and not np.any(q[~np.asarray(masks[path])]), path
 
   @pytest.mark.parametrize("growth", ["gradient", "random"])
   def test_regrowing_moves_so_many(self, growth):

@@ -1,6 +1,8 @@
 """Channel groups, and the network without the channels that are masked."""
 
 import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,6 +217,22 @@ class TestKept:
     )
     assert floor["stage1_block1/inner"].sum() == 4
 
+  def test_what_is_gone_gives_its_group_no_advantage(self):
+    net_spec = GRID["dense"]
+    groups = channels.channel_groups(net_spec)
+    scores = {g.name: np.ones(g.size) for g in groups}
+    # 7 of 8 are gone; the last is worth as much as any other, over the mean
+    # of those that are left.
+    scores["stage1_block1/inner"] = np.array([1.0] + [-1.0] * 7)
+    scores["stage2_block1/inner"] = np.full(16, 1.0 + 1e-9)
+    total = sum(g.size for g in groups)
+    keep = channels.kept_channels(
+      net_spec, scores, (total - 8) / total, distribution="global"
+    )
+    assert keep["stage1_block1/inner"].sum() == 1
+    gone = {n: s < 0 for n, s in scores.items()}
+    assert sum((k & gone[n]).sum() for n, k in keep.items()) == 0
+
   @pytest.mark.parametrize(
     "how, message",
     [
@@ -310,6 +328,105 @@ class TestBlocks:
     net = _net(spec.resnet((8,), (2,), (1,), (1,), (False,)))
     with pytest.raises(ValueError, match="stage 1 would lose all its blocks"):
       shrink.drop_blocks(net, ["stage1_block1", "stage1_block2"])
+
+
+@st.composite
+def specs(draw):
+  """Any network of up to three stages, with forms of its own by layer."""
+  stages = draw(st.integers(1, 3))
+  few = lambda choices: tuple(
+    draw(st.sampled_from(choices)) for _ in range(stages)
+  )
+  groups = few((1, 1, 2, 4, 0))  # 0 for depthwise
+  net_spec = spec.resnet(
+    few((4, 8, 12)), few((1, 2)), few((1, 2)), [g or 1 for g in groups],
+    [not g for g in groups], resolution=8,
+    stem_features=draw(st.sampled_from((None, 8))),
+  )  # fmt: skip
+  form = draw(st.sampled_from(("", "depthwise", "groups=2", "ranks=2,3",
+                               "ranks=1/2,0")))  # fmt: skip
+  where = draw(st.sampled_from(("stage.*/conv1", "stage1.*/conv2")))
+  return forms.with_forms(net_spec, ((where, form),)) if form else net_spec
+
+
+def _drawn(net_spec, seed):
+  """As `_net`, without a program to compile."""
+  shapes = jax.eval_shape(
+    lambda key: network.init(key, net_spec), jax.random.key(0)
+  )
+  rng = np.random.default_rng(seed)
+  params, stats = jax.tree.map(
+    lambda x: rng.uniform(0.2, 1, x.shape).astype(np.float32),
+    (shapes.params, shapes.batch_stats),
+  )
+  masks = jax.tree.map(lambda _: np.array(True), params)
+  return network.Network(params, stats, masks, net_spec)
+
+
+how_to_keep = hypothesis.given(
+  specs(),
+  st.integers(0, 99),
+  st.floats(0.4, 1.0),
+  st.sampled_from(channels.DISTRIBUTIONS),
+  st.sampled_from((0.0, 0.25)),
+  st.sampled_from((1, 2, 4)),
+)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@how_to_keep
+def test_what_is_left_of_any_network(
+  net_spec, seed, share, distribution, floor, multiple
+):
+  net = _drawn(net_spec, seed)
+  # Ties too.
+  scores = {g.name: np.random.default_rng(seed).integers(1, 4, g.size)
+            for g in channels.channel_groups(net_spec)}  # fmt: skip
+  try:
+    keep = channels.kept_channels(
+      net_spec, scores, share, distribution=distribution, floor=floor,
+      multiple=multiple,
+    )  # fmt: skip
+  except ValueError as e:
+    assert distribution == "global" and "at least" in str(e)
+    hypothesis.reject()
+  small = shrink.shrink(channels.mask_channels(net, keep))
+  sizes = {g.name: g.size for g in channels.channel_groups(small.spec)}
+  assert sizes == {name: k.sum() for name, k in keep.items()}
+  for group in channels.channel_groups(net_spec):
+    assert keep[group.name].sum() >= max(1, floor * group.size)
+  like = jax.eval_shape(
+    lambda key: network.init(key, small.spec), jax.random.key(0)
+  )
+  chex.assert_trees_all_equal_shapes(small.params, like.params)
+  chex.assert_trees_all_equal_shapes(small.batch_stats, like.batch_stats)
+  if distribution == "global":
+    total = sum(g.size for g in channels.channel_groups(net_spec))
+    assert sum(sizes.values()) <= round(share * total)
+
+
+@hypothesis.settings(max_examples=5, deadline=None)
+@how_to_keep
+def test_any_network_equals_its_masked_self(
+  net_spec, seed, share, distribution, floor, multiple
+):
+  net = _drawn(net_spec, seed)
+  scores = channels.importance("l2", net)
+  try:
+    keep = channels.kept_channels(
+      net_spec, scores, share, distribution=distribution, floor=floor,
+      multiple=multiple,
+    )  # fmt: skip
+  except ValueError:
+    hypothesis.reject()
+  masked = channels.mask_channels(net, keep)
+  small = shrink.shrink(masked)
+  images = _images(net_spec)
+  expected = network.forward(masked, images)
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(
+    network.forward(small, images) / scale, expected / scale, atol=1e-5
+  )
 
 
 def test_recalibration_gives_the_batch_its_own_statistics():

@@ -180,7 +180,7 @@ def kept_channels(
 
   Args:
     spec: the network.
-    scores: of `importance`.
+    scores: of `importance`; a negative one is of a channel that is gone.
     density: share of channels to keep, (0, 1]: in each group if uniform, in
       all together if global. Global compares scores over their group's mean.
     distribution: one of `DISTRIBUTIONS`.
@@ -244,8 +244,8 @@ def _globally(groups, scores, density, steps, least) -> dict[str, int]:
   offers = []
   for g in groups:
     s = scores[g.name]
-    mean = s.mean()
-    s = s / mean if mean > 0 else s
+    mean = s[s > 0].mean() if (s > 0).any() else 1.0
+    s = np.where(s > 0, s / mean, s)
     # The i-th best of every block, several ranks to a step.
     ranked = -np.sort(-s.reshape(g.blocks, -1), axis=1).mean(axis=0)
     ranked = ranked[: g.size // steps[g.name] * (steps[g.name] // g.blocks)]
@@ -299,7 +299,10 @@ def mask_channels(net: Network, keep: dict[str, np.ndarray]) -> Network:
     return old if same else jnp.asarray(new)
 
   masks = jax.tree.map(tidy, masks, net.masks)
-  params = jax.tree.map(lambda p, m: jnp.where(m, p, 0), net.params, masks)
+  # In NumPy: each shape would be a program of its own, compiled in seconds.
+  params = jax.tree.map(
+    lambda p, m: jnp.asarray(np.where(m, p, np.float32(0))), net.params, masks
+  )
   return net.replace(params=params, masks=masks)
 
 

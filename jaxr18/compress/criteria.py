@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress.distill import cross_entropy
-from jaxr18.network import Network, forward_train, input_norms, kernels
+from jaxr18.network import (
+  Network,
+  apply_masks,
+  forward_train,
+  input_norms,
+  kernels,
+)
 
 Scores = dict[str, np.ndarray]  # by layer path, the kernel's shape
 
@@ -104,10 +110,10 @@ def score(
   return {k: np.abs(g[k] * v) * np.float32(scale) for k, v in w.items()}
 
 
+@jax.jit
 def masked(net: Network) -> Network:
   """The network whose masked weights are 0 in `params` itself."""
-  params = jax.tree.map(lambda p, m: jnp.where(m, p, 0), net.params, net.masks)
-  return net.replace(params=params)
+  return net.replace(params=apply_masks(net.params, net.masks))
 
 
 @jax.jit

@@ -186,6 +186,18 @@ def _norm(x):
   return jnp.sqrt(jnp.sum(x**2, -1) + 1e-12)
 
 
+def check_stages(sides: tuple[int, ...], teacher_sides: tuple[int, ...]):
+  """Raises ValueError where stage outputs of these sides cannot be compared."""
+  pairs = list(zip(sides, teacher_sides, strict=False))
+  if len(sides) != len(teacher_sides) or any(max(p) % min(p) for p in pairs):
+    raise ValueError(
+      f"the stage outputs of student and teacher (={list(sides)} and"
+      f" {list(teacher_sides)} pixels a side) must be equally many, and"
+      " multiples of each other; give both networks as many stages and the"
+      " same resolution and strides"
+    )
+
+
 def same_size(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Both at the smaller one's height and width, by averages of square patches.
 

@@ -27,7 +27,7 @@ def top_k(scores: np.ndarray, count: int) -> np.ndarray:
     return np.zeros(scores.shape, bool)
   if count >= flat.size:
     return np.ones(scores.shape, bool)
-  threshold = np.partition(flat, flat.size - count)[flat.size - count]
+  threshold = density.kth_highest(flat, count)
   keep = flat > threshold
   ties = np.flatnonzero(flat == threshold)
   keep[ties[: count - np.count_nonzero(keep)]] = True
@@ -100,8 +100,8 @@ def scored(net: Network, scores: Scores, layers: str = ".*") -> Scores:
     raise ValueError(
       f"layers (={layers!r}) matches no layer; there are {list(scores)}"
     )
-  # Lower than any score, and finite.
-  low = min(min(s.min() for s in out.values()), 0) - 1
+  # Lower than any score, however large those are, and finite.
+  low = 2 * min(min(float(s.min()) for s in out.values()), 0.0) - 1
   return {
     p: np.where(np.asarray(masks[p]), s, np.float32(low))
     for p, s in out.items()

@@ -60,8 +60,9 @@ def shrink(net: Network) -> Network:
     _check(group, keep[group.name])
   # A dead channel's readers multiply zeros: they may be unmasked so far.
   net = mask_channels(net, keep)
+  # In NumPy: each shape would be a program of its own, compiled in seconds.
   params, stats, masks = (
-    jax.tree.map(lambda x: x, t)
+    jax.tree.map(np.asarray, t)
     for t in (net.params, net.batch_stats, net.masks)
   )
   layers = {layer.path: layer for layer in net.spec.layers()}
@@ -87,9 +88,10 @@ def shrink(net: Network) -> Network:
       node = at(tree, path)
       if np.ndim(node["kernel"]):
         node["kernel"] = _cut(node["kernel"], layer, kept_in, kept_out)
-  masks = jax.tree.map(lambda m: jnp.array(True) if np.all(m) else m, masks)
+  masks = jax.tree.map(lambda m: np.array(True) if np.all(m) else m, masks)
   spec = _narrower(net.spec, {g.name: int(keep[g.name].sum()) for g in groups})
-  return Network(params, stats, masks, spec)
+  arrays = jax.tree.map(jnp.asarray, (params, stats, masks))
+  return Network(*arrays, spec)
 
 
 def drop_blocks(net: Network, names: Sequence[str]) -> Network:
@@ -152,8 +154,8 @@ def _cut(kernel, layer, kept_in, kept_out):
   if kept_in is not None:
     parts = []
     for output, block in blocks_of(layer, kernel.shape):
-      parts.append(kernel[..., kept_in[block], output])
-    kernel = jnp.concatenate(parts, axis=-1)
+      parts.append(kernel[..., output][..., kept_in[block], :])
+    kernel = np.concatenate(parts, axis=-1)
   if kept_out is not None:
     kernel = kernel[..., kept_out]
   return kernel

@@ -188,17 +188,25 @@ def _ragged_dot(eqn) -> tuple[int, int]:
 
 def _own_conv(eqn) -> tuple[int, int]:
   kernel, y = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-  return math.prod(y) * math.prod(kernel[:3]), eqn.params["groups"]
+  return math.prod(y) * math.prod(kernel[-4:-1]), eqn.params["groups"]
 
 
 def _own_grad_input(eqn) -> tuple[int, int]:
   dy, kernel = (v.aval.shape for v in eqn.invars)
-  return math.prod(dy) * math.prod(kernel[:3]), eqn.params["groups"]
+  macs = _own_members(eqn) * math.prod(dy[-4:]) * math.prod(kernel[-4:-1])
+  return macs, eqn.params["groups"]
 
 
 def _own_grad_kernel(eqn) -> tuple[int, int]:
   dy, kernel = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-  return math.prod(dy) * math.prod(kernel[:3]), eqn.params["groups"]
+  macs = _own_members(eqn) * math.prod(dy[-4:]) * math.prod(kernel[-4:-1])
+  return macs, eqn.params["groups"]
+
+
+def _own_members(eqn) -> int:
+  """A fifth, leading axis is that of vmapped members."""
+  shape = eqn.outvars[0].aval.shape
+  return shape[0] if len(shape) == 5 else 1
 
 
 _RULES = {

@@ -18,7 +18,7 @@ from jaxr18.nn import conv_forms, onednn
 
 PATHS = ("auto", "xla", "blocks", "shifted", "onednn")
 
-# Larger batches of kernels become groups of XLA's convolution.
+# More members become groups of XLA's convolution where oneDNN does not serve.
 _MAX_UNROLLED = 16
 
 
@@ -57,6 +57,12 @@ def conv(
   path = path or os.environ.get("JAXR18_CONV") or "auto"
   if path not in PATHS:
     raise ValueError(f"`path` (={path!r}) must be one of {PATHS}.")
+  if x.ndim != 4 or kernel.ndim != 4:
+    raise ValueError(
+      "conv takes images [batch, height, width, in_features] and a kernel "
+      "[kernel, kernel, in_features / groups, features]; got the shapes "
+      f"{x.shape} and {kernel.shape}."
+    )
   # Inside shard_map both must vary over the same axes of the mesh.
   axes = [_varying(x), _varying(kernel)]
   if axes[0] != axes[1]:
@@ -104,12 +110,6 @@ def _conv_grad_kernel(form, x, dy, *, size, **how):
 
 
 def _conv_shape(x, kernel, *, stride, padding, groups):
-  if x.ndim != 4 or kernel.ndim != 4:
-    raise ValueError(
-      "conv takes images [batch, height, width, in_features] and a kernel "
-      "[kernel, kernel, in_features / groups, features]; got the shapes "
-      f"{x.shape} and {kernel.shape}."
-    )
   if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
     raise ValueError(
       f"in_features (={x.shape[3]}) must be groups (={groups}) times the "
@@ -184,45 +184,58 @@ def _lower(name, cpu, run, ctx, a, b, *, path, **params):
   devices = _devices(ctx.module_context.axis_context)
   (out,) = ctx.avals_out
   groups = params["groups"]
-  path = _choose(name, cpu, devices, path, *ctx.avals_in, out, groups)
+  one = map(_of_one, (*ctx.avals_in, out))
+  path = _choose(name, cpu, devices, path, *one, groups)
   if path == "onednn":
     params.pop("size", None)
     rule = functools.partial(onednn.run, name, out.shape, **params)
   else:
     rule = functools.partial(run, _FORMS[path], **params)
+    if out.ndim == 5:
+      many = functools.partial(run, conv_forms.xla, **params)
+      rule = functools.partial(_each, rule, many, out.shape[0])
   return mlir.lower_fun(rule, multiple_results=False)(ctx, a, b)
 
 
-# Batching: images alone join the batch; kernels are unrolled, since as groups
-# of one convolution they are several times slower on a CPU.
+def _each(run, run_many, members, a, b):
+  """Unrolled: as groups of one convolution they are slower on a CPU."""
+  if members > _MAX_UNROLLED:
+    axes = [0 if x.ndim == 5 else None for x in (a, b)]
+    return jax.vmap(run_many, in_axes=axes)(a, b)
+  member = lambda x, i: x[i] if x.ndim == 5 else x
+  return jnp.stack([run(member(a, i), member(b, i)) for i in range(members)])
 
 
-def _batch(primitive, fold, run, args, axes, **params):
-  a, b = args
-  size = next(
-    x.shape[axis]
+# Batching: images alone join the batch; otherwise the primitive itself takes a
+# leading axis of members, and its lowering decides what becomes of it.
+
+
+def _of_one(x) -> jax.ShapeDtypeStruct:
+  """An operand or result of one member."""
+  return jax.ShapeDtypeStruct(x.shape[-4:], x.dtype)
+
+
+def _batch(primitive, fold, args, axes, **params):
+  a, b = (
+    x if axis is None else jnp.moveaxis(x, axis, 0)
     for x, axis in zip(args, axes, strict=True)
-    if axis is not None
   )
-  if fold and axes[1] is None:
-    a = jnp.moveaxis(a, axes[0], 0)
+  batched = [axis is not None for axis in axes]
+  size = (a if batched[0] else b).shape[0]
+  if [x.ndim for x in (a, b)] != [4 + many for many in batched]:
+    # Members of members, one after the other.
+    member = lambda x, many, i: x[i] if many else x
+    ys = [
+      primitive.bind(
+        member(a, batched[0], i), member(b, batched[1], i), **params
+      )
+      for i in range(size)
+    ]
+    return jnp.stack(ys), 0
+  if fold and not batched[1]:
     y = primitive.bind(a.reshape(-1, *a.shape[2:]), b, **params)
     return y.reshape(size, -1, *y.shape[1:]), 0
-  if size > _MAX_UNROLLED:
-    del params["path"]
-    rule = functools.partial(run, conv_forms.xla, **params)
-    return jax.vmap(rule, in_axes=axes)(a, b), 0
-
-  def member(x, axis, i):
-    if axis is None:
-      return x
-    return lax.index_in_dim(x, i, axis, keepdims=False)
-
-  ys = [
-    primitive.bind(member(a, axes[0], i), member(b, axes[1], i), **params)
-    for i in range(size)
-  ]
-  return jnp.stack(ys), 0
+  return primitive.bind(a, b, **params), 0
 
 
 def _define(name, shape, run, fold) -> Primitive:
@@ -234,7 +247,11 @@ def _define(name, shape, run, fold) -> Primitive:
       raise TypeError(
         f"{name} needs operands of one type, got {a.dtype} and {b.dtype}."
       )
-    return a.update(shape=shape(a, b, **params), weak_type=False)
+    out = shape(_of_one(a), _of_one(b), **params)
+    many = a if a.ndim == 5 else b
+    if many.ndim == 5:
+      return many.update(shape=(many.shape[0], *out), weak_type=False)
+    return a.update(shape=out, weak_type=False)
 
   @primitive.def_impl
   def _(a, b, **params):
@@ -247,7 +264,7 @@ def _define(name, shape, run, fold) -> Primitive:
       rule(_lower, name, platform == "cpu", run),
       platform=platform,
     )
-  batching.primitive_batchers[primitive] = rule(_batch, primitive, fold, run)
+  batching.primitive_batchers[primitive] = rule(_batch, primitive, fold)
   return primitive
 
 
@@ -269,17 +286,23 @@ conv_grad_kernel_p = _define(
 # it in one of them is one of the other two operations.
 
 
-def _bind_conv(x, kernel, *, size=None, **params):
-  return conv_p.bind(x, kernel, **params)
+def _bind_conv(x, kernel, like, *, size=None, **params):
+  return _summed(conv_p.bind(x, kernel, **params), like)
 
 
 def _bind_grad_input(dy, kernel, x, *, size=None, **params):
-  return conv_grad_input_p.bind(dy, kernel, size=x.aval.shape[1:3], **params)
+  size = x.aval.shape[-3:-1]
+  return _summed(conv_grad_input_p.bind(dy, kernel, size=size, **params), x)
 
 
 def _bind_grad_kernel(x, dy, kernel, *, size=None, **params):
-  size = kernel.aval.shape[:2]
-  return conv_grad_kernel_p.bind(x, dy, size=size, **params)
+  size = kernel.aval.shape[-4:-2]
+  return _summed(conv_grad_kernel_p.bind(x, dy, size=size, **params), kernel)
+
+
+def _summed(gradient, operand):
+  """The gradient of an operand that all members share is their sum."""
+  return gradient.sum(0) if gradient.ndim > operand.aval.ndim else gradient
 
 
 ad.defbilinear(
@@ -289,11 +312,11 @@ ad.defbilinear(
 )
 ad.defbilinear(
   conv_grad_input_p,
-  lambda ct, dy, kernel, **params: _bind_conv(ct, kernel, **params),
+  lambda ct, dy, kernel, **params: _bind_conv(ct, kernel, dy, **params),
   lambda ct, dy, kernel, **params: _bind_grad_kernel(ct, dy, kernel, **params),
 )
 ad.defbilinear(
   conv_grad_kernel_p,
   lambda ct, x, dy, **params: _bind_grad_input(dy, ct, x, **params),
-  lambda ct, x, dy, **params: _bind_conv(x, ct, **params),
+  lambda ct, x, dy, **params: _bind_conv(x, ct, dy, **params),
 )

@@ -2,6 +2,8 @@
 //
 // Images are NHWC and kernels HWIO, straight from XLA's buffers; the kernel,
 // which is small, is reordered into whatever layout oneDNN runs fastest.
+// Members of a batch run one after the other in one call, with no copies: sliced
+// apart and stacked by XLA each would be copied twice.
 // XLA runs independent calls side by side, so calls take turns and the scratch
 // memory is ours: the library's own, shared, would be overwritten.
 
@@ -165,66 +167,87 @@ Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
   return plan;
 }
 
-void Convolve(Kind kind, Shape xs, Shape ks, Shape ys, const float* x,
-              const float* k, const float* y, int64_t stride, int64_t padding,
+// An array of each member of a batch, or one that all share.
+struct Operand {
+  Shape shape;  // of one member
+  const float* data;
+  int64_t step;  // floats from one member to the next
+
+  Operand(Shape whole, const float* data)
+      : shape(whole.begin() + (whole.size() - 4), 4), data(data), step(0) {
+    if (whole.size() == 4) return;
+    step = 1;
+    for (int64_t n : shape) step *= n;
+  }
+};
+
+void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
+              const Operand& y, int64_t stride, int64_t padding,
               int64_t groups) {
   Library& lib = Lib();
   std::lock_guard<std::mutex> lock(lib.turn);
   std::vector<int64_t> key{kind, stride, padding, groups};
-  for (Shape shape : {xs, ks, ys}) {
+  for (Shape shape : {x.shape, k.shape, y.shape}) {
     key.insert(key.end(), shape.begin(), shape.end());
   }
   auto found = lib.plans.find(key);
   if (found == lib.plans.end()) {
-    Plan plan = MakePlan(kind, xs, ks, ys, stride, padding, groups);
+    Plan plan =
+        MakePlan(kind, x.shape, k.shape, y.shape, stride, padding, groups);
     found = lib.plans.emplace(std::move(key), std::move(plan)).first;
   }
   const Plan& plan = found->second;
 
   const bool reordered = static_cast<bool>(plan.reorder.primitive);
-  const memory kernel = lib.Wrap(plan.kernel, k);
-  const memory blocked =
-      reordered
-          ? lib.Wrap(plan.blocked, lib.weights.Get(plan.blocked.get_size()))
-          : kernel;
-  const memory in = lib.Wrap(plan.x, x), out = lib.Wrap(plan.y, y);
-  if (reordered && kind != kGradKernel) {
-    lib.Run(plan.reorder, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
+  for (int64_t i = 0; i < members; ++i) {
+    const memory kernel = lib.Wrap(plan.kernel, k.data + i * k.step);
+    const memory blocked =
+        reordered
+            ? lib.Wrap(plan.blocked, lib.weights.Get(plan.blocked.get_size()))
+            : kernel;
+    const memory in = lib.Wrap(plan.x, x.data + i * x.step);
+    const memory out = lib.Wrap(plan.y, y.data + i * y.step);
+    if (reordered && kind != kGradKernel) {
+      lib.Run(plan.reorder, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
+    }
+    if (kind == kForward) {
+      lib.Run(plan.convolve, {{DNNL_ARG_SRC, in},
+                              {DNNL_ARG_WEIGHTS, blocked},
+                              {DNNL_ARG_DST, out}});
+    } else if (kind == kGradInput) {
+      lib.Run(plan.convolve, {{DNNL_ARG_DIFF_DST, out},
+                              {DNNL_ARG_WEIGHTS, blocked},
+                              {DNNL_ARG_DIFF_SRC, in}});
+    } else {
+      lib.Run(plan.convolve, {{DNNL_ARG_SRC, in},
+                              {DNNL_ARG_DIFF_DST, out},
+                              {DNNL_ARG_DIFF_WEIGHTS, blocked}});
+    }
+    if (reordered && kind == kGradKernel) {
+      lib.Run(plan.reorder, {{DNNL_ARG_FROM, blocked}, {DNNL_ARG_TO, kernel}});
+    }
+    lib.stream.wait();
   }
-  if (kind == kForward) {
-    lib.Run(plan.convolve, {{DNNL_ARG_SRC, in},
-                            {DNNL_ARG_WEIGHTS, blocked},
-                            {DNNL_ARG_DST, out}});
-  } else if (kind == kGradInput) {
-    lib.Run(plan.convolve, {{DNNL_ARG_DIFF_DST, out},
-                            {DNNL_ARG_WEIGHTS, blocked},
-                            {DNNL_ARG_DIFF_SRC, in}});
-  } else {
-    lib.Run(plan.convolve, {{DNNL_ARG_SRC, in},
-                            {DNNL_ARG_DIFF_DST, out},
-                            {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-  }
-  if (reordered && kind == kGradKernel) {
-    lib.Run(plan.reorder, {{DNNL_ARG_FROM, blocked}, {DNNL_ARG_TO, kernel}});
-  }
-  lib.stream.wait();
 }
 
 // The operands are x and kernel, y's gradient and kernel, or x and y's
-// gradient; the result is the third of (x, kernel, y).
+// gradient; the result is the third of (x, kernel, y). A leading fifth axis of
+// the result, and of one operand or both, is that of the members.
 template <Kind kind>
-ffi::Error Call(Buffer a, Buffer b, Result r, int64_t stride, int64_t padding,
-                int64_t groups) {
-  const Shape as = a.dimensions(), bs = b.dimensions(), rs = r->dimensions();
-  const float *ad = a.typed_data(), *bd = b.typed_data(),
-              *rd = r->typed_data();
+ffi::Error Call(Buffer first, Buffer second, Result result, int64_t stride,
+                int64_t padding, int64_t groups) {
+  const Shape shape = result->dimensions();
+  const int64_t members = shape.size() == 5 ? shape[0] : 1;
+  const Operand a(first.dimensions(), first.typed_data());
+  const Operand b(second.dimensions(), second.typed_data());
+  const Operand r(shape, result->typed_data());
   try {
     if (kind == kForward) {
-      Convolve(kind, as, bs, rs, ad, bd, rd, stride, padding, groups);
+      Convolve(kind, members, a, b, r, stride, padding, groups);
     } else if (kind == kGradInput) {
-      Convolve(kind, rs, bs, as, rd, bd, ad, stride, padding, groups);
+      Convolve(kind, members, r, b, a, stride, padding, groups);
     } else {
-      Convolve(kind, as, rs, bs, ad, rd, bd, stride, padding, groups);
+      Convolve(kind, members, a, r, b, stride, padding, groups);
     }
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());

@@ -24,7 +24,9 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     layout="constrained",
   )
   whole = 100 * result["accuracy"]
-  image = ax.imshow(values, cmap="viridis", vmin=10, vmax=whole, aspect="auto")
+  # From chance to the whole network, unless something is beyond.
+  low, high = min(10, values.min()), max(whole, values.max(), 11)
+  image = ax.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
   ax.set_xticks(
     range(values.shape[1]), [f"{s:.0%}" for s in result["sparsities"]]
   )
@@ -33,7 +35,7 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
   ax.set_title(f"accuracy in %, {whole:.1f} unpruned", fontsize=10)
   for (i, j), value in np.ndenumerate(values):
     # Dark on the bright end of viridis, white elsewhere.
-    bright = value > 10 + 0.6 * (whole - 10)
+    bright = value > low + 0.6 * (high - low)
     color = "black" if bright else "white"
     ax.text(j, i, f"{value:.1f}", ha="center", va="center", color=color,
             fontsize=8)  # fmt: skip

@@ -230,17 +230,30 @@ def unflatten(
 
 def network_from(arrays: dict[str, np.ndarray], meta: dict) -> Network:
   """The network that a training checkpoint would evaluate."""
-  prefix = meta["network"] + "."
-  spec = NetSpec.from_json(meta["spec"])
+  return _network(arrays, meta["network"], meta["spec"])
+
+
+def networks_from(arrays: dict[str, np.ndarray], meta: dict) -> list[Network]:
+  """As `network_from`; of an ensemble's checkpoint all members."""
+  if "members" not in meta:
+    return [network_from(arrays, meta)]
+  return [
+    _network(arrays, f"member{i}", spec)
+    for i, spec in enumerate(meta["members"])
+  ]
+
+
+def _network(arrays: dict[str, np.ndarray], name: str, spec: str) -> Network:
+  prefix = name + "."
   trees: dict[str, dict] = {"params": {}, "batch_stats": {}, "masks": {}}
-  for name, array in arrays.items():
-    if name.startswith(prefix):
-      *folders, leaf = name.removeprefix(prefix).split(".")
+  for path, array in arrays.items():
+    if path.startswith(prefix):
+      *folders, leaf = path.removeprefix(prefix).split(".")
       node = trees
       for folder in folders:
         node = node.setdefault(folder, {})
       node[leaf] = jnp.asarray(array)
-  return Network(**trees, spec=spec)
+  return Network(**trees, spec=NetSpec.from_json(spec))
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:

@@ -111,6 +111,10 @@ class MetricsFile:
     self.validation: dict[int, float] = {}
     self._set(_read_rows(path))
 
+  def row(self, step: int) -> dict[str, Any]:
+    """The line of a step; empty where there is none."""
+    return next((row for row in self._rows if row["step"] == step), {})
+
   def go_on_from(self, step: int) -> None:
     """Drops the lines of later steps: they are made again."""
     self._set([row for row in self._rows if row["step"] <= step])

@@ -246,12 +246,14 @@ def train(
   best = checkpoint.best_step(manager.all_steps(), metrics.validation)
   manager.close()
   net = checkpoint.network_from(*checkpoint.read(folder / str(best)))
-  return net, {
+  info = {
     "step": best,
     "epoch": best // steps_per_epoch,
     "validation_accuracy": metrics.validation.get(best),
     "seconds": spent + time.monotonic() - began,
   }
+  each = metrics.row(best).get("validation_accuracies")
+  return net, info | ({"validation_accuracies": each} if each else {})
 
 
 def _with_network(state: TrainState, net: Network, mesh: Mesh) -> TrainState:

@@ -112,6 +112,7 @@ def make_train_step(
   diversity_weight: float = 0.0,
   mixup: float = 0.0,
   self_teach: bool = False,
+  mean_from: int | None = None,
   rates: tuple[float, ...] | None = None,
   temperatures: tuple[float, ...] | None = None,
 ) -> Callable:
@@ -123,6 +124,8 @@ def make_train_step(
     diversity_weight: of the likeness to `Teachers.others`.
     mixup: alpha of Beta(alpha, alpha) (Zhang et al., 2018); 0 is off.
     self_teach: the state's own average is the teacher.
+    mean_from: the step from which the average is the plain mean of all weights
+      since (Izmailov et al., 2018), whatever `ema_decay`; None is never.
     rates: makes it a population's step, vmapped over state, batch and key:
       factors of the learning rate by member.
     temperatures: of a population, factors of the temperature by member.
@@ -225,7 +228,7 @@ def make_train_step(
     net = net.replace(params=params, batch_stats=batch_stats)
     average = state.average
     if average is not None:
-      average = _move(average, net, ema_decay, state.step)
+      average = _move(average, net, ema_decay, state.step, mean_from)
     correct = jnp.sum(jnp.argmax(logits, -1) == batch.labels)
     totals = {
       "loss": state.totals["loss"] + loss * len(batch.labels),
@@ -269,9 +272,14 @@ def _draw_mixup(key, step, alpha: float, n: int):
   return share, jax.random.permutation(order_key, n)
 
 
-def _move(average: Network, net: Network, decay: float, step) -> Network:
+def _move(
+  average: Network, net: Network, decay: float, step, mean_from: int | None
+) -> Network:
   """The average moved towards net; faster at first, to forget the start."""
   decay = jnp.minimum(decay, (1 + step) / (10 + step))
+  if mean_from is not None:
+    n = step - mean_from  # networks that are in the mean so far
+    decay = jnp.where(n >= 0, n / (n + 1), decay)
   move = lambda a, b: decay * a + (1 - decay) * b
   params = jax.tree.map(move, average.params, net.params)
   return net.replace(

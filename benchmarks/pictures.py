@@ -1,0 +1,56 @@
+"""Draws the pictures of docs/ from docs/results/: needs the extra `report`.
+
+    python -m benchmarks.pictures
+    python -m benchmarks.pictures pruned
+
+Each into docs/results/NAME/NAME.svg and NAME.png.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+from benchmarks.tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, RESULTS, load
+from jaxr18.report import tradeoff
+
+
+def pruned(path: pathlib.Path) -> None:
+  """Accuracy of pruned networks against what is left of them."""
+  series = {
+    name: [(run.rpartition("_")[2], load(run)) for run in runs]
+    for name, runs in (
+      ("single weights", PRUNED_WEIGHTS),
+      # All channels: the same network trained on for as long.
+      ("whole channels", (PRUNED_WEIGHTS[0], *PRUNED_STRUCTURED)),
+    )
+  }
+  tradeoff.draw(
+    series,
+    {"parameters kept": tradeoff.parameters_kept,
+     "exact score (lower is better)": tradeoff.exact_score},
+    path,
+    "Pruned and trained on for 4 epochs, by the share kept",
+  )  # fmt: skip
+
+
+PICTURES: dict[str, Callable[[pathlib.Path], None]] = {"pruned": pruned}
+
+
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}")
+  args = parser.parse_args(argv)
+  if unknown := set(args.names) - PICTURES.keys():
+    parser.error(f"no picture {', '.join(unknown)}; there are {list(PICTURES)}")
+  for name in args.names or PICTURES:
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in (".svg", ".png"):
+      PICTURES[name](folder / f"{name}{suffix}")
+    print(f"{folder}/{name}.svg, {name}.png")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,33 @@
+"""Networks that vote: three seeds, or the runs after the colon.
+
+python -m jaxr18.main --config=configs/ensemble.py
+python -m jaxr18.main --config=configs/ensemble.py:runs/a,runs/b \\
+    --workdir=runs/vote
+
+Without runs it trains the narrow network of dense_narrow.py with three seeds
+side by side. The members' networks are copied, the vote is chosen on validation
+images, the test images are seen once. `:tiny` takes seconds on the digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  if arg not in ("", "tiny"):
+    config = base(phases=("ensemble",))
+    config.ensemble.ensemble.members = arg
+    return config
+  config = base(phases=("train", "ensemble"))
+  train = config.train
+  train.network.widths = (16, 32, 48, 56)
+  train.network.strides = (2, 2, 2, 1)
+  train.population.members = 3
+  train.epochs, train.ema_decay = 10, 0.998
+  train.augment.pad, train.augment.flip = 2, "alternating"
+  config.ensemble.ensemble.members = "train"
+  if arg == "tiny":
+    config.data.name, config.data.validation = "digits", 200
+    train.network.blocks = (1, 1, 1, 1)
+    train.epochs, train.batch_size, train.ema_decay = 2, 32, 0.9
+    train.augment.flip = "none"
+  return config

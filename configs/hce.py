@@ -1,0 +1,36 @@
+"""A heterogeneous ensemble of one network, pruned and quantized (HCE).
+
+python -m jaxr18.main --config=configs/hce.py
+
+One copy keeps a third of its weights, the other has 4 bits; both learn from the
+whole network, and the second to err elsewhere than the first (after HCE, arXiv
+2301.07794). The score charges both. `:tiny` takes seconds on the digits.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  config = base(phases=("whole", "pruned", "quantized", "vote"))
+  whole, pruned, quantized, vote = [config[name] for name in config.phases]
+  for phase in (whole, pruned, quantized):
+    phase.network.widths = (16, 32, 48, 56)
+    phase.network.strides = (2, 2, 2, 1)
+    phase.epochs, phase.ema_decay = 10, 0.998
+    phase.augment.pad, phase.augment.flip = 2, "alternating"
+  for phase in (pruned, quantized):
+    phase.init = phase.teacher = "whole"
+    phase.teacher_cache = "lazy"
+    phase.learning_rate, phase.warmup_epochs = 0.03, 0.5
+  pruned.prune.density, pruned.prune.schedule = 1 / 3, "cubic"
+  quantized.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
+  quantized.others, quantized.diversity_weight = "pruned", 0.2
+  vote.ensemble.members = "pruned,quantized"
+  if arg == "tiny":
+    config.data.name, config.data.validation = "digits", 200
+    for phase in (whole, pruned, quantized):
+      phase.network.blocks = (1, 1, 1, 1)
+      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.augment.flip = "none"
+    pruned.prune.every = 10
+  return config

@@ -1,0 +1,60 @@
+"""The score of an ensemble whose members have several specs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxr18.cost.figures import Course, Figure, Score
+from jaxr18.cost.score import score
+from jaxr18.spec import NetSpec
+
+
+def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:
+  """Every member charged in full: each term is the sum of theirs.
+
+  Args:
+    members: spec and masks of each; masks as `score` takes them, or None.
+
+  Returns:
+    A `Score`. Its `course` adds the members' two terms, each by the course's
+    formula with its own p_s, p_u, q_w and q_a; of the sum, w and f are sums,
+    the bits the largest, p_s and p_u means weighted by w. Rows are named
+    'member0/stem' and so on.
+
+  Raises:
+    ValueError: no member, or as `score`.
+  """
+  if not members:
+    raise ValueError("an ensemble needs at least one network, got none")
+  scores = [score(spec, masks=masks) for spec, masks in members]
+  course = [s.course for s in scores]
+  w = sum(c.w for c in course)
+  rows = tuple(
+    dataclasses.replace(row, path=f"member{i}/{row.path}")
+    for i, s in enumerate(scores)
+    for row in s.rows
+  )
+  return Score(
+    Course(
+      *_terms(course),
+      sum(c.p_s * c.w for c in course) / w,
+      sum(c.p_u * c.w for c in course) / w,
+      max(c.q_w for c in course),
+      max(c.q_a for c in course),
+      w,
+      sum(c.f for c in course),
+    ),
+    Figure(*_terms([s.exact for s in scores])),
+    Figure(*_terms([s.stored for s in scores])),
+    rows,
+    len(scores),
+  )
+
+
+def _terms(figures) -> tuple[float, float]:
+  return (
+    sum(f.params_term for f in figures),
+    sum(f.ops_term for f in figures),
+  )
