@@ -14,7 +14,7 @@ import pytest
 import tiny_config
 import tiny_run
 
-from jaxr18 import experiment, exporting, sources
+from jaxr18 import experiment, exporting, packed, sources
 from jaxr18.train.checkpoint import CheckpointError
 from jaxr18.train.files import write_atomically
 from jaxr18.workdir import WorkdirError
@@ -87,6 +87,7 @@ def workdir(tmp_path_factory):
   config = tiny_config.get_config("0")
   config.progress = "none"
   config.train.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
+  config.train.calibrate.method = "absmax"  # the quickest to compile
   experiment.run(config, folder)
   return folder
 
@@ -179,11 +180,13 @@ class TestCommand:
     assert text in done.stderr and "Traceback" not in done.stderr
 
   def test_prints_what_it_found(self, workdir):
-    done = self._run(f"--workdir={workdir}", cwd=workdir)
+    done = self._run(f"--workdir={workdir}", "--out=named", cwd=workdir)
     assert done.returncode == 0, done.stderr
-    for text in ("network.safetensors: ", "charged by the stored score",
+    for text in ("named: ", "charged by the stored score",
                  "in 96 of 96 images", "by more than 1e-4 in 0"):  # fmt: skip
       assert text in done.stdout
+    network, _ = packed.read(workdir / "named")
+    assert "jaxr18.export --workdir" in network["provenance"]["exported_by"]
 
   def _run(self, *flags, cwd):
     return subprocess.run(
