@@ -132,6 +132,50 @@ def speed() -> str:
   return speed_table(load("train_step"))
 
 
+def exports(*names: str) -> str:
+  """Runs by folder: each exported file beside the network, on the test set."""
+  rows = []
+  for name in names:
+    r = load(name)
+    for form, e in r["export"].items():
+      n = e["count"]
+      rows.append(
+        [
+          f"[{name}](docs/results/{name}/result.json), {form}",
+          f"{e['bytes']:,}",
+          f"{e['bytes_of_weights']:,}" if "bytes_of_weights" in e else "",
+          f"{100 * e['accuracy']:.2f}% ({e['correct']:,} of {n:,})",
+          f"{e['same_answers']:,}",
+          f"{e['images_beyond_1e-4']:,}",
+          f"{e['largest_difference']:.2g}",
+        ]
+      )
+  header = ["run, format", "bytes", "of them weights", "test accuracy",
+            "same answers", "images with a logit off by over 1e-4",
+            "largest difference"]  # fmt: skip
+  return table(header, rows)
+
+
+def onnx_speed_table(r: dict[str, Any]) -> str:
+  """From what `benchmarks.onnx_speed` measured."""
+  what = {
+    "simulated": "the network as trained, XLA",
+    "integer": "int8 convolutions, XLA",
+    "onnx": "ONNX, ONNX Runtime",
+    "stablehlo": "StableHLO, XLA",
+    "packed": "packed, NumPy",
+  }
+  rates = r["images_per_s"]
+  base = rates.get("simulated")
+  rows = [
+    [what[k], f"{v:,.0f}", f"{v / base:.2f}" if base else ""]
+    for k, v in rates.items()
+  ]
+  header = [f"{r['run']}, batches of {r['batch']}", "images/s",
+            "to the first"]  # fmt: skip
+  return table(header, rows)
+
+
 # Runs of configs/prune_*.py, each with the share that it keeps behind its name.
 PRUNED_WEIGHTS = tuple(f"prune_unstructured_{d}" for d in (1.0, 0.5, 0.3, 0.1))
 PRUNED_STRUCTURED = tuple(f"prune_structured_{d}" for d in (0.75, 0.5, 0.3))
@@ -298,6 +342,8 @@ TABLES: dict[str, Callable[[], str]] = {
   "pruning": pruning,
   "quantization": quantization,
   "speed": speed,
+  "exports": lambda: exports("kd_quant"),
+  "onnx_speed": lambda: onnx_speed_table(load("onnx_speed")),
   "distill": lambda: distill_table(load("distill")),
   "members": lambda: members_table(load("members")),
   "populations": lambda: populations("population_plain", "population_kd"),

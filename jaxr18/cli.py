@@ -179,13 +179,14 @@ def _arguments(argv: list[str]) -> list[str]:
 
 def _expected() -> tuple[type[Exception], ...]:
   """Errors whose text is all that a person needs; imported after one only."""
-  from jaxr18 import cifar10, cluster, torch_weights, workdir
+  from jaxr18 import cifar10, cluster, packed, torch_weights, workdir
   from jaxr18.compress import teacher_table
   from jaxr18.train import checkpoint, loop
 
   return (
     cifar10.DataError,
     cluster.ClusterError,
+    packed.PackedError,
     torch_weights.WeightsError,
     teacher_table.TableError,
     workdir.WorkdirError,

@@ -2,6 +2,8 @@
 
 Loads the data and the network as the run's own config says, counts correct
 answers on the test split, and compares the count with the run's result.json.
+With --integer it does so once more with integers, int8 times int8 summed in
+int32, and says where the answers differ.
 
 Exit status: 0 when they are the same; 1 when they differ, or the run is not
 finished or damaged; 2 when the command cannot be run.
@@ -9,12 +11,15 @@ finished or damaged; 2 when the command cannot be run.
 
 import pathlib
 
-from absl import app
+from absl import app, flags
 
 from jaxr18 import cli
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
+_INTEGER = flags.DEFINE_bool(
+  "integer", False, "Also compute quantized layers with integers."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -47,6 +52,19 @@ def main(argv: list[str]) -> None:
       " changed, or this device rounds otherwise; compare there"
     )
   print(f"the same as in {workdir}/result.json")
+  if _INTEGER.value:
+    from jaxr18 import exporting
+
+    net = sources.load_network(workdir)
+    found = exporting.by_integers(net, dataset, config.eval_batch_size)
+    n = found["count"]
+    print(
+      f"with {found['arithmetic']}: test accuracy {found['accuracy']:.2%}"
+      f" ({found['correct']} of {n}); the same answer in"
+      f" {found['same_answers']}, logits differ by up to"
+      f" {found['largest_difference']:.2g}, by more than 1e-4 in"
+      f" {found['images_beyond_1e-4']} images"
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ PACKAGE = "jaxr18"
 ORDER = (
   "spec",
   "forms",
+  "packed",
   "workdir",
   "cluster",
   "config",
@@ -39,6 +40,7 @@ ORDER = (
   "teaching",
   "members",
   "experiment",
+  "exporting",
   "cli",
 )
 COMMAND = len(ORDER)
@@ -184,6 +186,7 @@ class TestPackage:
     assert importers("aqt") == {"nn.quantize"}
     assert importers("torch") == {"torch_weights"}
     assert importers("orbax") == {"train.checkpoint"}
+    assert importers("onnx") == {"compress.to_onnx"}
 
   def test_torch_is_imported_late(self):
     tree = ast.parse(MODULES["torch_weights"])

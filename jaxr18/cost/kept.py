@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxr18.spec import Layer
+from jaxr18.spec import HALF_BITS, Layer, has_bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def layer_weights(
     ValueError: a mask that is missing, not bool, or of another shape.
   """
   size = math.prod(layer.kernel_shape)
-  vectors = [path for path in _vector_paths(layer) if path is not None]
+  vectors = _vector_paths(layer)
   folded = layer.features if vectors else 0
   params = size + layer.features * len(vectors)
   if masks is None:
@@ -99,18 +100,61 @@ def layer_weights(
   )
 
 
-def _vector_paths(layer: Layer) -> tuple[str, ...]:
-  """The [features] parameters that belong to a layer: bias, or batch norm."""
-  if layer.kind == "dense":
-    return (f"{layer.path}/bias",)
-  if not layer.ends_unit:
-    return ()  # batch norm comes after the last convolution of a factorization
+def encodings(
+  kernel_shape: Sequence[int], kept: int, w_bits: int, members: int = 1
+) -> dict[str, int]:
+  """Bits of a file's forms of one layer's kernel, by name; see score.py.
+
+  'dense' is all weights, 'bitmask' one bit a weight and the kept weights,
+  'indices' the kept weights with an index each.
+
+  Args:
+    kernel_shape: of one member.
+    kept: weights that no mask removes, over all members.
+    w_bits: of a weight.
+    members: networks in the ensemble.
+  """
+  size = math.prod(kernel_shape)
+  index_bits = math.ceil(math.log2(size))
+  out = {
+    "dense": members * size * w_bits,
+    "bitmask": members * size + kept * w_bits,
+    "indices": kept * (w_bits + index_bits),
+  }
+  if w_bits == 1 and kept < members * size:
+    del out["dense"]  # a sign has no zero for what is masked
+  return out
+
+
+def stored_scales(layer: Layer) -> int:
+  """The 32-bit numbers beside one member's weights and biases.
+
+  One for each output channel of integers, and one for an input with a learned
+  bound. A kernel in float16 cannot take batch norm's scale, which is stored
+  beside it.
+  """
+  beside = layer.w_bits == HALF_BITS and batch_norm_of(layer) is not None
+  scales = layer.features if layer.w_bits < HALF_BITS or beside else 0
+  return scales + int(has_bound(layer))
+
+
+def batch_norm_of(layer: Layer) -> str | None:
+  """The path of the batch norm that follows a layer, or None."""
+  if layer.kind == "dense" or not layer.ends_unit:
+    return None  # it comes after the last convolution of a factorization
   block, _, name = layer.unit.rpartition("/")
   norm = {"stem": "stem_bn", "conv1": "bn1", "conv2": "bn2", "proj": "proj_bn"}[
     name
   ]
-  norm = f"{block}/{norm}" if block else norm
-  return f"{norm}/scale", f"{norm}/bias"
+  return f"{block}/{norm}" if block else norm
+
+
+def _vector_paths(layer: Layer) -> tuple[str, ...]:
+  """The [features] parameters that belong to a layer: bias, or batch norm."""
+  if layer.kind == "dense":
+    return (f"{layer.path}/bias",)
+  norm = batch_norm_of(layer)
+  return () if norm is None else (f"{norm}/scale", f"{norm}/bias")
 
 
 def _mask(masks, path, shape, members) -> np.ndarray:

@@ -38,8 +38,9 @@ in w_bits (which a pruned kernel of 1 bit cannot, since a sign has no zero); a
 mask of one bit a weight and the kept weights; for each kept weight its w_bits
 and an index of ceil(log2(size)) bits. To this come 32 bits for the bias of each
 output channel, masked or not, 32 bits for the scale of each output channel of a
-kernel of 8 bits or fewer, and 32 bits for the scale of each such input. Not in
-it: the description of the network.
+kernel of 8 bits or fewer, and of one in float16 that batch norm follows (its
+scale cannot vanish into weights that are rounded already), and 32 bits for the
+learned bound of each such input. Not in it: the description of the network.
 
 Hence exact <= stored always; and where all bits are b and pruning is
 unstructured, exact equals the course's formula with w the kernels' weights,
@@ -61,8 +62,13 @@ from jaxr18.cost.figures import (
   LayerScore,
   Score,
 )
-from jaxr18.cost.kept import LayerWeights, layer_weights
-from jaxr18.spec import FLOAT_BITS, HALF_BITS, Layer, NetSpec
+from jaxr18.cost.kept import (
+  LayerWeights,
+  encodings,
+  layer_weights,
+  stored_scales,
+)
+from jaxr18.spec import FLOAT_BITS, Layer, NetSpec
 
 SCALE_BITS = 32  # of an output channel or an input
 
@@ -193,20 +199,8 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
   _check_bits(f"{layer.path}: w_bits", layer.w_bits)
   _check_bits(f"{layer.path}: a_bits", layer.a_bits)
   members = count.size // math.prod(layer.kernel_shape)
-  index_bits = math.ceil(math.log2(math.prod(layer.kernel_shape)))
-  encodings = {
-    "dense": count.size * layer.w_bits,
-    "bitmask": count.size + count.kept * layer.w_bits,
-    "indices": count.kept * (layer.w_bits + index_bits),
-  }
-  if layer.w_bits == 1 and count.kept < count.size:
-    del encodings["dense"]  # a sign has no zero for what is masked
-  encoding = min(encodings, key=encodings.get)
-  scales = 0
-  if layer.w_bits < HALF_BITS:
-    scales += members * layer.features
-  if layer.a_bits < HALF_BITS:
-    scales += members
+  forms = encodings(layer.kernel_shape, count.kept, layer.w_bits, members)
+  encoding = min(forms, key=forms.get)
   return LayerScore(
     path=layer.path,
     kernel_shape=layer.kernel_shape,
@@ -219,9 +213,9 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
     biases_kept=count.biases_kept,
     macs=passes * layer.macs,
     encoding=encoding,
-    stored_bits=encodings[encoding]
+    stored_bits=forms[encoding]
     + count.biases * BIAS_BITS
-    + scales * SCALE_BITS,
+    + members * stored_scales(layer) * SCALE_BITS,
   )
 
 

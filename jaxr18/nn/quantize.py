@@ -16,7 +16,7 @@ from aqt.jax.v2.numerics import int_numerics, numerics
 from jaxr18.spec import FLOAT_BITS, HALF_BITS
 
 _CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
-_SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use
+SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use
 
 # Shares of a channel's largest weight where its grid may end.
 _SHARES = tuple(round(1 - 0.05 * i, 2) for i in range(13))  # 1 down to 0.4
@@ -185,9 +185,12 @@ def input_levels(bits: int, signed: bool) -> int:
 
 
 def input_step(bound: jax.Array, bits: int, signed: bool) -> jax.Array:
-  """What one of the integers is worth: bound / levels, float32."""
-  bound = jnp.maximum(jnp.asarray(bound, jnp.float32), _SMALLEST_BOUND)
-  return bound / input_levels(bits, signed)
+  """What one of the integers is worth: bound / levels, float32.
+
+  Written as the product that XLA makes of it, so that others can round alike.
+  """
+  bound = jnp.maximum(jnp.asarray(bound, jnp.float32), SMALLEST_BOUND)
+  return bound * (1 / input_levels(bits, signed))
 
 
 def input_codes(
@@ -204,7 +207,7 @@ def input_codes(
 
 def to_levels(x, bound, n: int | jax.Array, signed: bool) -> jax.Array:
   """As `quantize_input`, on so many levels, which may be a traced number."""
-  step = jnp.maximum(bound, _SMALLEST_BOUND) / n
+  step = jnp.maximum(bound, SMALLEST_BOUND) / n
   low = -n if signed else 0
   return (jnp.round(jnp.clip(x / step, low, n)) * step).astype(x.dtype)
 

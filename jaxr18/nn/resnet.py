@@ -9,6 +9,7 @@ from jaxr18.nn import conv as fast_conv
 from jaxr18.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, has_bound
 
 BATCH_NORM_MOMENTUM = 0.9  # share of the old running statistics in the new
+BATCH_NORM_EPSILON = 1e-5
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -123,7 +124,7 @@ def _batch_norm(x, name: str, train: bool):
   return nn.BatchNorm(
     use_running_average=not train,
     momentum=BATCH_NORM_MOMENTUM,
-    epsilon=1e-5,
+    epsilon=BATCH_NORM_EPSILON,
     dtype=x.dtype,
     name=name,
   )(x)

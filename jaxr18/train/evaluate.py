@@ -1,7 +1,8 @@
 """Counting correct answers, every image once, whatever the batch size."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,21 +44,52 @@ def predict(
   """Logits [n, classes] of uint8 images [n, h, w, c], in float32.
 
   Of stacked networks [n, members, classes], all in one program.
-
-  The last batch is filled up with zeros, so one program serves all; the
-  filling is cut off again.
   """
   devices = mesh.devices.size
   batch_size = -(-min(batch_size, len(images)) // devices) * devices
   net = replicate(net, mesh)
+  mean, std = dataset.mean, dataset.std
+  run = lambda part: _predict(net, shard(part, mesh), mean, std, mesh)
+  return in_batches(run, images, batch_size)
+
+
+def in_batches(
+  run: Callable, images: np.ndarray, batch_size: int
+) -> np.ndarray:
+  """run(images [batch_size, ...]) of all images, [n, ...].
+
+  The last batch is filled up with zeros, so one program serves all; the
+  filling is cut off again.
+  """
   out = []
   for start in range(0, len(images), batch_size):
     part = images[start : start + batch_size]
     fill = batch_size - len(part)
     part = np.pad(part, [(0, fill)] + [(0, 0)] * (images.ndim - 1))
-    logits = _predict(net, shard(part, mesh), dataset.mean, dataset.std, mesh)
-    out.append(np.asarray(logits)[: batch_size - fill])
+    out.append(np.asarray(run(part))[: batch_size - fill])
   return np.concatenate(out)
+
+
+def compare(
+  logits: np.ndarray, reference: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+  """What [n, classes] of one way to compute a network are beside another's.
+
+  Returns:
+    correct of count answers and the accuracy; how many answers are the same
+    as the reference's; the largest difference of a logit; and in how many
+    images one differs by more than 1e-4.
+  """
+  correct, total, _ = count(logits, labels)
+  apart = np.abs(logits.astype(np.float64) - reference).max(-1)
+  return {
+    "accuracy": correct / total,
+    "correct": correct,
+    "count": total,
+    "same_answers": int(np.sum(logits.argmax(-1) == reference.argmax(-1))),
+    "largest_difference": float(apart.max()),
+    "images_beyond_1e-4": int(np.sum(apart > 1e-4)),
+  }
 
 
 def evaluate(

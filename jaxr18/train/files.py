@@ -14,26 +14,37 @@ class CheckpointError(Exception):
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-  """Turns a failed write into a CheckpointError that says how to mend it."""
+def writing(path: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
+  """Turns a failed write into a CheckpointError that says how to mend it.
+
+  `flag` is the one that says where to write.
+  """
   try:
     yield
   except OSError as e:
     raise CheckpointError(
       f"cannot write {path}: {e.strerror or e}; make room, mend the folder or"
-      " give another --workdir; the same command goes on from what is there"
+      f" give another {flag}; the same command goes on from what is there"
     ) from e
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes the whole text or nothing, also when killed in between."""
+def write_atomically(
+  path: pathlib.Path, content: str | bytes, flag: str = "--workdir"
+) -> None:
+  """Writes the whole content or nothing, also when killed in between."""
   part = path.with_name(path.name + ".part")
-  with writing(path):
-    with part.open("w") as f:
-      f.write(text)
-      f.flush()
-      os.fsync(f.fileno())
-    part.replace(path)
+  data = content.encode() if isinstance(content, str) else content
+  with writing(path, flag):
+    try:
+      with part.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+      part.replace(path)
+    except OSError:  # a full disk: the part would keep it full
+      with contextlib.suppress(OSError):
+        part.unlink()
+      raise
 
 
 def read_json(path: pathlib.Path) -> Any:

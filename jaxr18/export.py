@@ -1,0 +1,81 @@
+"""Exports a finished run's network: python -m jaxr18.export --workdir=runs/NAME
+
+    python -m jaxr18.export --workdir=runs/kd_quant --format=packed
+    python -m jaxr18.export --workdir=runs/kd_quant --format=stablehlo
+    python -m jaxr18.export --workdir=runs/kd_quant --format=onnx
+
+All take uint8 images [n, size, size, channels] and give logits; normalization
+and folded batch norm are inside. packed is a safetensors file with each weight
+at its true bits, which jaxr18/packed.py runs with NumPy alone; stablehlo is
+jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
+(extra `onnx`).
+
+The file is loaded again and held against the network on the test split; what
+was found is printed and kept in WORKDIR/result.json under "export".
+
+Exit status: 0 when it is written; 1 when the run is not finished or damaged, or
+the file cannot be written; 2 when the command cannot be run.
+"""
+
+from absl import app, flags
+
+from jaxr18 import cli
+
+_FORMATS = ("packed", "stablehlo", "onnx")
+
+_WORKDIR = cli.workdir_flag()
+_DATA_DIR = cli.data_dir_flag()
+_FORMAT = flags.DEFINE_string("format", "packed", "packed, stablehlo or onnx.")
+_OUT = flags.DEFINE_string(
+  "out", "", "The file; default: WORKDIR/export/network.SUFFIX."
+)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _WORKDIR.value:
+    raise app.UsageError("give --workdir=DIR of a finished run")
+  if _FORMAT.value not in _FORMATS:
+    raise app.UsageError(
+      f"--format={_FORMAT.value} must be one of {', '.join(_FORMATS)}"
+    )
+  _need_extra(_FORMAT.value)
+  # Imported late: --help and a wrong flag need no JAX.
+  from jaxr18 import exporting
+
+  path, found = exporting.export_run(
+    _WORKDIR.value, _FORMAT.value, _OUT.value, _DATA_DIR.value
+  )
+  n = found["count"]
+  print(f"{path}: {found['bytes']:,} bytes")
+  if "bytes_of_weights" in found:
+    print(
+      f"{found['bytes_of_weights']:,} of them without the description;"
+      f" {found['bytes_charged']:,} are charged by the stored score"
+    )
+  print(f"test accuracy {found['accuracy']:.2%} ({found['correct']} of {n})")
+  print(
+    f"the same answer as the network in {found['same_answers']} of {n} images;"
+    f" logits differ by up to {found['largest_difference']:.2g}, by more than"
+    f" 1e-4 in {found['images_beyond_1e-4']} images"
+  )
+
+
+def _need_extra(name: str) -> None:
+  """Raises where the format's packages are not installed."""
+  extra, *modules = {
+    "packed": ("",),
+    "stablehlo": ("export", "flatbuffers"),
+    "onnx": ("onnx", "onnx", "onnxruntime"),
+  }[name]
+  for module in modules:
+    try:
+      __import__(module)
+    except ImportError as e:
+      raise app.UsageError(
+        f"--format={name} needs {module} ({e}): pip install 'jaxr18[{extra}]'"
+      ) from e
+
+
+if __name__ == "__main__":
+  cli.run(main)

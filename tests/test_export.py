@@ -1,0 +1,198 @@
+"""Exports are the network: ONNX, StableHLO, the command, and its refusals."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import odd_nets
+import pytest
+import tiny_config
+import tiny_run
+
+from jaxr18 import experiment, exporting, packed, sources
+from jaxr18.train.checkpoint import CheckpointError
+from jaxr18.train.files import write_atomically
+from jaxr18.workdir import WorkdirError
+
+HOW = dict(mean=odd_nets.MEAN, std=odd_nets.STD, size=odd_nets.SIDE)
+
+
+def close(got, expected):
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+  np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+
+
+class TestOnnx:
+  @pytest.mark.parametrize("bits", odd_nets.BITS)
+  def test_is_the_network(self, bits, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from jaxr18.compress.to_onnx import load_onnx, to_onnx
+
+    density = 0.5
+    data = to_onnx(odd_nets.net(bits, density), **HOW, provenance={"a": 1})
+    path = tmp_path / "net.onnx"
+    path.write_bytes(data)
+    run = load_onnx(path, threads=1)
+    expected = odd_nets.logits(bits, density)
+    close(run(odd_nets.images()), expected)
+    if bits != "mixed":  # whose dynamic bound is a batch's
+      close(run(odd_nets.images()[:3]), expected[:3])
+
+    model = onnx.load_from_string(data)
+    types = {t.data_type for t in model.graph.initializer}
+    assert (onnx.TensorProto.INT4 in types) == (bits != "float")
+    ops = [node.op_type for node in model.graph.node]
+    assert ops.count("Conv") == len(odd_nets.spec(bits).layers())
+    assert "BatchNormalization" not in ops
+    assert model.metadata_props[0].key == "a"
+
+  def test_resizes(self, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.compress.to_onnx import load_onnx, to_onnx
+
+    net = odd_nets.net("float")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW | {"size": 20}, provenance={}))
+    images = odd_nets.images(8, 20)
+    close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
+
+
+class TestStableHlo:
+  def test_is_the_network(self):
+    pytest.importorskip("flatbuffers")
+    from jaxr18.compress.to_stablehlo import to_stablehlo
+
+    data = to_stablehlo(odd_nets.net("mixed"), **HOW)
+    program = jax.export.deserialize(bytearray(data))
+    assert program.platforms == ("cpu", "cuda")
+    assert program.in_avals[0].dtype == np.uint8
+    assert str(program.in_avals[0].shape) == "(n, 8, 8, 3)"
+    text = program.mlir_module()
+    assert "stablehlo.convolution" in text and "xi8>" in text
+    assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}
+    run = odd_nets.fast_jit(program.call)
+    close(np.asarray(run(odd_nets.images())), odd_nets.logits("mixed"))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  config = tiny_config.get_config("0")
+  config.progress = "none"
+  config.train.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
+  config.train.calibrate.method = "absmax"  # the quickest to compile
+  experiment.run(config, folder)
+  return folder
+
+
+class TestRun:
+  @pytest.mark.parametrize("name", exporting.SUFFIXES)
+  def test_exports_and_tests(self, name, workdir):
+    for module in {"onnx": ("onnx", "onnxruntime"),
+                   "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
+      pytest.importorskip(module)
+    before = json.loads((workdir / "result.json").read_text())
+    path, found = exporting.export_run(workdir, name)
+    assert path.parent == workdir / "export"
+    assert found["bytes"] == path.stat().st_size
+    assert found["count"] == found["same_answers"] == 96
+    assert found["correct"] == before["test_correct"]
+    assert found["largest_difference"] < 1e-4
+    after = json.loads((workdir / "result.json").read_text())
+    assert after.pop("export")[name] == found
+    before.pop("export", None)
+    assert after == before
+
+  def test_what_differs_is_counted(self, workdir, monkeypatch):
+    load = exporting.load
+
+    def other(name, path):
+      run = load(name, path)
+      return lambda x: run(x) + np.eye(10)[3] * (np.arange(len(x)) < 2)[:, None]
+
+    monkeypatch.setattr(exporting, "load", other)
+    _, found = exporting.export_run(workdir, "packed", workdir / "other")
+    assert found["images_beyond_1e-4"] == 10  # 2 in each of 5 batches
+    assert found["largest_difference"] == pytest.approx(1, abs=1e-4)
+
+  def test_integers(self, workdir):
+    net, dataset = sources.load_network(workdir), tiny_run.dataset()
+    found = exporting.by_integers(net, dataset, 20)
+    assert found["arithmetic"] == "int8"
+    assert found["count"] == found["same_answers"] == len(dataset.test)
+    assert 0 < found["largest_difference"] < 1e-4
+
+  def test_a_path_that_cannot_be_written(self, workdir):
+    with pytest.raises(CheckpointError, match="give another --out"):
+      exporting.export_run(workdir, "packed", workdir / "no" / "file")
+
+  def test_runs_that_cannot_be_exported(self, workdir, tmp_path):
+    with pytest.raises(WorkdirError, match="holds no run"):
+      exporting.export_run(tmp_path, "packed")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="is not finished"):
+      exporting.export_run(tmp_path, "packed")
+    (tmp_path / "result.json").write_text('{"accuracy": 1}')
+    with pytest.raises(WorkdirError, match="not a result of jaxr18"):
+      exporting.export_run(tmp_path, "packed")
+    # A result without its checkpoint.
+    for name in ("config.json", "result.json"):
+      (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    with pytest.raises(CheckpointError, match="is not finished"):
+      exporting.export_run(tmp_path, "packed")
+
+  def test_a_full_disk(self, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+      with pytest.raises(CheckpointError, match="cannot write .*make room"):
+        write_atomically(path, bytes(100_000), "--out")
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+class TestCommand:
+  @pytest.mark.parametrize(
+    "flags, status, text",
+    [
+      ((), 2, "give --workdir=DIR"),
+      (("--workdir=x", "--format=tflite"), 2, "packed, stablehlo, onnx"),
+      (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
+      (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
+    ],
+  )
+  def test_errors(self, flags, status, text, tmp_path):
+    for module in ("onnx", "flatbuffers"):  # as if they were not installed
+      (tmp_path / f"{module}.py").write_text("raise ImportError('none here')")
+    done = self._run(*flags, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
+
+  def test_prints_what_it_found(self, workdir):
+    done = self._run(f"--workdir={workdir}", "--out=named", cwd=workdir)
+    assert done.returncode == 0, done.stderr
+    for text in ("named: ", "charged by the stored score",
+                 "in 96 of 96 images", "by more than 1e-4 in 0"):  # fmt: skip
+      assert text in done.stdout
+    network, _ = packed.read(workdir / "named")
+    assert "jaxr18.export --workdir" in network["provenance"]["exported_by"]
+
+  def _run(self, *flags, cwd):
+    return subprocess.run(
+      [sys.executable, "-m", "jaxr18.export", *flags],
+      capture_output=True,
+      text=True,
+      timeout=300,
+      cwd=cwd,
+    )
