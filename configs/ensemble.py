@@ -13,7 +13,7 @@ from jaxr18.config import base
 
 
 def get_config(arg=""):
-  if "/" in arg:
+  if "/" in arg or "," in arg:
     config = base(phases=("ensemble",))
     config.ensemble.ensemble.members = arg
     return config
