@@ -70,9 +70,10 @@ def main(argv: list[str]) -> None:
   try:
     losses = allocate.bit_losses(net, bits, batches)
     print(_table(losses, bits, count))
+    free = losses
     if not _EDGES.value:
-      losses = {u: v for u, v in losses.items() if u not in allocate.EDGES}
-    spec = allocate.allocate(net.spec, losses, _TARGET.value, net.masks)
+      free = {u: v for u, v in losses.items() if u not in allocate.EDGES}
+    spec = allocate.allocate(net.spec, free, _TARGET.value, net.masks)
   except ValueError as e:
     raise app.UsageError(str(e)) from e
   found = score(spec, masks=net.masks)
