@@ -13,7 +13,7 @@ from jaxr18.config import base
 
 
 def get_config(arg=""):
-  if arg not in ("", "tiny"):
+  if "/" in arg:
     config = base(phases=("ensemble",))
     config.ensemble.ensemble.members = arg
     return config
@@ -25,6 +25,11 @@ def get_config(arg=""):
   train.epochs, train.ema_decay = 10, 0.998
   train.augment.pad, train.augment.flip = 2, "alternating"
   config.ensemble.ensemble.members = "train"
+  if arg not in ("", "tiny"):
+    raise ValueError(
+      f"ensemble.py: argument {arg!r} must be workdirs such as runs/a,runs/b,"
+      " 'tiny' or none"
+    )
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     train.network.blocks = (1, 1, 1, 1)

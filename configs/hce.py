@@ -33,4 +33,6 @@ def get_config(arg=""):
       phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
     pruned.prune.every = 10
+  elif arg:
+    raise ValueError(f"hce.py: argument {arg!r} must be 'tiny' or none")
   return config

@@ -149,6 +149,7 @@ def test_members(
     row["validation_accuracy"] = accuracy
   if names(c.ensemble.members):
     weights = phase["weights"]
+    charged = ensemble_score([(net.spec, net.masks) for net in nets])
     votes = {
       how: answer(logits, labels, how, weights)
       for how in ensemble.VOTES
@@ -166,7 +167,7 @@ def test_members(
         for how, found in votes.items()
       },
       "specs": [json.loads(net.spec.to_json()) for net in nets],
-      "score": ensemble_score([(n.spec, n.masks) for n in nets]).as_dict(),
+      "score": json.loads(charged.to_json()),
     }
     return votes[phase["vote"]], more
   for i, row in enumerate(rows):

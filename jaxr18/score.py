@@ -3,7 +3,8 @@
 Prints MACs, weights, bits and their shares of the score layer by layer, and
 the three figures, without training or initializing anything. With
 --workdir=runs/NAME, and no config needed, it scores a finished run, masks
-included. The figures are defined in jaxr18/cost/score.py.
+included; of an ensemble or a population all members, as if they voted. The
+figures are defined in jaxr18/cost/score.py.
 
 Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 2 when the command or the config cannot be run.
@@ -38,20 +39,26 @@ def main(argv: list[str]) -> None:
   from rich.console import Console
 
   from jaxr18.cost.score import score
+  from jaxr18.cost.several import ensemble_score
 
-  spec, masks = None, None
-  if _CONFIG.file is not None:
-    spec = _configured()
-  if _WORKDIR.value:
-    wanted, (spec, masks) = spec, _finished()
-    if wanted not in (None, spec):
-      logging.warning(
-        "the run's network is not the config's; the run's is used"
-      )
-  passes = dict(members=_MEMBERS.value, views=_VIEWS.value)
+  wanted = _configured() if _CONFIG.file is not None else None
+  networks = _finished() if _WORKDIR.value else [(wanted, None)]
+  if wanted not in (None, networks[0][0]):
+    logging.warning("the run's network is not the config's; the run's is used")
   # The closed form of the spec is held against what the network really does.
-  score(spec, masks=masks, counted=_count(spec))
-  result = score(spec, masks=masks, **passes)
+  for spec in dict(networks):
+    score(spec, counted=_count(spec))
+  if len(networks) > 1:
+    if _MEMBERS.value * _VIEWS.value > 1:
+      raise app.UsageError(
+        f"--members and --views are for one network, and {_WORKDIR.value} has"
+        f" {len(networks)}, each of which is charged"
+      )
+    result = ensemble_score(networks)
+  else:
+    ((spec, masks),) = networks
+    passes = dict(members=_MEMBERS.value, views=_VIEWS.value)
+    result = score(spec, masks=masks, **passes)
   if _JSON.value:
     print(result.to_json())
     return
@@ -75,12 +82,12 @@ def _configured():
 
 
 def _finished():
-  """The spec and the masks of a finished run."""
+  """Spec and masks of each network of a finished run: one, or members."""
   from jaxr18 import sources
 
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
-  net = sources.load_network(workdir, _PHASE.value)
-  return net.spec, net.masks
+  nets = sources.load_networks(workdir, _PHASE.value)
+  return [(net.spec, net.masks) for net in nets]
 
 
 def _count(spec):

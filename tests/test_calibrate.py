@@ -9,7 +9,7 @@ from jaxr18.nn.calibrate import METHODS, initial_bound
 from jaxr18.nn.quantize import input_levels, quantize_input
 
 
-def activations(seed=0, size=20_000):
+def activations(seed=0, size=20_003):
   """As after a ReLU: half zeros, a long tail."""
   x = np.random.default_rng(seed).laplace(size=size)
   return np.maximum(x, 0).astype(np.float32)

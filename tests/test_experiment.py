@@ -98,8 +98,11 @@ def test_each_config_runs_to_its_result(path, tmp_path):
   spec = expected_spec(config, tmp_path)
   assert NetSpec.from_json(json.dumps(result["spec"])) == spec
   assert list(result["phases"]) == list(config.phases)
-  assert result["score"]["macs"] == score(spec).macs
-  assert result["test_count"] == 64
+  charged = result["score"]["members"]  # those that vote; seeds do not
+  assert result["score"]["macs"] == charged * score(spec).macs
+  tested = config[config.phases[-1]].population.members
+  assert result["test_count"] == 64 * tested
+  assert len(result.get("members", [0])) == max(charged, tested)
 
 
 class TestResult:

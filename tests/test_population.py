@@ -22,6 +22,15 @@ SEEDS, RATES, HEATS = (5, 6, 7), (1.0, 0.5, 2.0), (1.0, 2.0, 0.5)
 KEYS = jnp.stack([jax.random.key(s) for s in SEEDS])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """Programs here run for less time than it takes to optimize them."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 def member(i):
   """The last has a mask that the others have not."""
   net = tiny_run.tiny_network(seed=i)
@@ -57,19 +66,18 @@ def assert_close(got, want):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_step_of_each_member_alone(optimizer):
+def test_a_step_of_each_member_alone():
   """Three steps with other seeds, rates, temperatures and masks."""
   how = dict(flip="alternating", cutout=2)
-  tx = tiny_run.optimizer(optimizer)
+  tx = tiny_run.optimizer()
   together = tiny_run.train_step(tx, rates=RATES, temperatures=HEATS, **how)
   many = state.create(ensemble.stack(NETS), tx, average=True)
   many = replicate(many, make_mesh())
   for step in range(3):
     index = np.stack([rows(i, step) for i in range(3)])
     many, losses = together(many, TEACHER, batch(index), KEYS, np.int32(0))
-  for i in range(3):
-    tx = tiny_run.optimizer(optimizer, learning_rate=0.05 * RATES[i])
+  for i in (1, 2):  # the first is as the loop's members below
+    tx = tiny_run.optimizer(learning_rate=0.05 * RATES[i])
     alone = tiny_run.train_step(tx, temperature=4.0 * HEATS[i], **how)
     one = replicate(state.create(NETS[i], tx, average=True), make_mesh())
     for step in range(3):

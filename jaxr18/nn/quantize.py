@@ -141,6 +141,7 @@ def kernel_codes(kernel: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
   return codes.astype(jnp.int8), scale
 
 
+@functools.partial(jax.jit, static_argnames="bits")
 def _codes(kernel, bits: int):
   axes = tuple(range(kernel.ndim - 1))
   size = jnp.abs(kernel)
@@ -153,13 +154,16 @@ def _codes(kernel, bits: int):
   if bits == 2:
     large = size > 0.7 * mean(size, size > 0)
     return jnp.sign(kernel) * large, mean(size, large)
-  # [out, shares]; their errors are summed up without storing any.
-  scales = jnp.max(size, axes)[:, None] * jnp.array(_SHARES)
-  scales /= 2 ** (bits - 1) - 1
-  wide = kernel[..., None]
-  errors = jnp.square(_to_grid(wide, scales, bits) * scales - wide)
-  best = jnp.argmin(jnp.sum(errors, axes), axis=1)
-  scale = jnp.take_along_axis(scales, best[:, None], 1)[:, 0]
+  largest = jnp.max(size, axes) / (2 ** (bits - 1) - 1)
+
+  def error(share):  # twice as fast in a loop as side by side
+    scale = largest * share
+    off = _to_grid(kernel, scale, bits) * scale - kernel
+    return jnp.sum(jnp.square(off), axes)
+
+  shares = jnp.array(_SHARES)
+  best = jnp.argmin(jax.lax.map(error, shares), axis=0)
+  scale = largest * shares[best]
   return _to_grid(kernel, scale, bits), scale
 
 
