@@ -5,10 +5,11 @@ Inputs are rounded to codes, codes are convolved, and a sum becomes a float
 once, by one factor for each output channel and a bias. Residual sums, ReLU and
 pooling stay in float32, and so does a layer whose weights or inputs are floats.
 
-The simulation in `nn/resnet.py` multiplies the same codes as floats, already
-scaled. Both are the same but for float32's rounding, which decides otherwise
-where a value lies within that of the middle between two codes. On a CPU with
-fused multiply-add `jaxr18/packed.py` gives the same bits as this.
+The simulation in `nn/resnet.py`, which trains, multiplies the same codes as
+floats, already scaled. Both are the same but for float32's rounding, which
+decides otherwise where a value lies within that of the middle between two
+codes. `train/evaluate.py` tests the codes as floats; with fused multiply-add
+`jaxr18/packed.py` gives the same bits as this on a CPU.
 """
 
 from __future__ import annotations

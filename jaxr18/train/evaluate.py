@@ -10,8 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxr18 import data
-from jaxr18.compress import ensemble
+from jaxr18.compress import ensemble, integer
+from jaxr18.compress.fold import fold
 from jaxr18.network import Network, forward
+from jaxr18.spec import HALF_BITS, NetSpec
 from jaxr18.train.step import replicate, shard
 
 
@@ -38,18 +40,38 @@ def _predict(net: Network, images, mean, std, mesh):
   return jax.lax.with_sharding_constraint(logits, whole)
 
 
+@functools.partial(jax.jit, static_argnames=("spec", "mean", "std", "mesh"))
+def _predict_folded(folded, images, spec, mean, std, mesh):
+  x = data.normalize(images, mean, std, spec.resolution)
+  logits = integer.forward(folded, spec, x, "float32")
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(logits, whole)
+
+
+def has_integers(spec: NetSpec) -> bool:
+  """Whether a layer multiplies integers by integers."""
+  return any(max(x.w_bits, x.a_bits) < HALF_BITS for x in spec.layers())
+
+
 def predict(
   net: Network, images: np.ndarray, dataset, batch_size: int, mesh: Mesh
 ) -> np.ndarray:
   """Logits [n, classes] of uint8 images [n, h, w, c], in float32.
 
-  Of stacked networks [n, members, classes], all in one program.
+  A network of integers is evaluated as it is stored, batch norm folded and
+  sums of codes scaled once: the simulation that trains it rounds otherwise, and
+  now and then a value in the middle of two codes goes to the other. Stacked
+  networks give [n, members, classes], all simulated in one program.
   """
   devices = mesh.devices.size
   batch_size = -(-min(batch_size, len(images)) // devices) * devices
-  net = replicate(net, mesh)
-  mean, std = dataset.mean, dataset.std
-  run = lambda part: _predict(net, shard(part, mesh), mean, std, mesh)
+  how = dataset.mean, dataset.std, mesh
+  if ensemble.members(net) is None and has_integers(net.spec):
+    spec, folded = net.spec, replicate(fold(net), mesh)
+    run = lambda part: _predict_folded(folded, shard(part, mesh), spec, *how)
+  else:
+    net = replicate(net, mesh)
+    run = lambda part: _predict(net, shard(part, mesh), *how)
   return in_batches(run, images, batch_size)
 
 
