@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tables import distill_table
+from benchmarks.bench_tables import distill_table
 from jaxr18 import data, network
 from jaxr18.compress.teacher_table import CachedTeacher
 from jaxr18.spec import NetSpec, resnet

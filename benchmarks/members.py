@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.bench_tables import members_table
 from benchmarks.distill import STRIDES, make_step, random_images
-from benchmarks.tables import members_table
 from jaxr18 import network
 from jaxr18.compress import ensemble
 from jaxr18.compress.distill import cross_entropy

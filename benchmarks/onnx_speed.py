@@ -23,7 +23,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks.tables import onnx_speed_table
+from benchmarks.bench_tables import onnx_speed_table
 from jaxr18 import configfile, experiment, exporting, network, sources
 from jaxr18.augment import normalize
 

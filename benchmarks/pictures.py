@@ -10,8 +10,9 @@ import argparse
 import pathlib
 from collections.abc import Callable
 
-from benchmarks.tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, RESULTS, load
-from jaxr18.report import tradeoff
+from benchmarks.results import RESULTS, load
+from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
+from jaxr18.report import bits, tradeoff
 
 
 def pruned(path: pathlib.Path) -> None:
@@ -33,7 +34,24 @@ def pruned(path: pathlib.Path) -> None:
   )  # fmt: skip
 
 
-PICTURES: dict[str, Callable[[pathlib.Path], None]] = {"pruned": pruned}
+def quantized(path: pathlib.Path) -> None:
+  """Accuracy in fewer bits, calibrated alone and trained on."""
+  accuracy = lambda name: load(name)["test_accuracy"]
+  epochs = load(f"quant_{QUANT_BITS[0]}")["config"]["quant"]["epochs"]
+  curves = {
+    label: {b: accuracy(f"quant_{kind}{b}") for b in QUANT_BITS}
+    for kind, label in (
+      ("", f"trained {epochs} epochs, distilled"),
+      ("ptq", "calibrated only"),
+    )
+  }
+  bits.draw(curves, accuracy("dense_narrow"), path)
+
+
+PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
+  "pruned": pruned,
+  "quantized": quantized,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from benchmarks.speed_ours import Ours, random_batch  # isort: split
 
 import jax
 
-from benchmarks.tables import pruning_tables
+from benchmarks.bench_tables import pruning_tables
 from jaxr18 import network, sources, spec
 from jaxr18.compress import channels, criteria, prune, shrink
 from jaxr18.nn import compiled, onednn

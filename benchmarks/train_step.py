@@ -24,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 
+from benchmarks.bench_tables import speed_table
 from benchmarks.speed_rows import ROWS, make_spec
-from benchmarks.tables import speed_table
 
 
 class Process:

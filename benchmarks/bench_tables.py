@@ -1,0 +1,135 @@
+"""Tables of what the programs of this folder measure."""
+
+from typing import Any
+
+from benchmarks.results import table
+
+
+def kills_table(r: dict[str, Any]) -> str:
+  """What `benchmarks.kill_resume` found."""
+  midway = sum(bool(k["left_unfinished"]) for k in r["kills"])
+  row = [
+    "[kill_resume](docs/results/kill_resume/result.json)",
+    str(len(r["kills"])),
+    str(midway),
+    f"{r['compared']:,}",
+    str(len(r["differences"])),
+  ]
+  header = ["benchmark", "kills", "of them in the middle of a write",
+            "arrays and numbers compared", "different"]  # fmt: skip
+  return table(header, [row])
+
+
+def speed_table(r: dict[str, Any]) -> str:
+  """Ours beside PyTorch, from what `benchmarks.train_step` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    ours, eager = row["ours"], row["eager"]
+    theirs = eager | row.get("compile", {})  # which may have failed
+    cells = [name]
+    for what in ("train", "forward"):
+      best = max(eager[what], theirs[what])
+      cells += [
+        f"{ours[what]:,.0f} / {best:,.0f}",
+        f"{row[f'{what}_ratio']:.2f}",
+      ]
+    # A training step is the forward and two gradients, a MAC two operations.
+    rate = 6 * row["macs"] * ours["train"] / 1e9
+    cells += [
+      f"{rate:.0f} ({rate / ours['gflop_per_s']:.0%})",
+      f"{ours['first_step_s']:.1f}, {ours['first_step_again_s']:.1f}"
+      f" / {eager['first_step_s']:.1f}",
+      f"{ours['peak_bytes'] / 2**30:.1f} / {eager['peak_bytes'] / 2**30:.1f}",
+    ]
+    rows.append(cells)
+  header = ["network", "training, images/s", "ratio", "evaluation, images/s",
+            "ratio", "GFLOP/s (of peak)", "first step, s",
+            "memory, GiB"]  # fmt: skip
+  return table(header, rows)
+
+
+def pruning_tables(r: dict[str, Any]) -> str:
+  """What `benchmarks.pruning` measured: on the host, then in steps."""
+  names = {
+    "masks": f"mask all but {r['density']:g} of the weights of ResNet-18",
+    "shrink": "remove half of the channels of ResNet-18",
+  }
+  hosted = table(
+    ["between two steps", "seconds", "the first time"],
+    [
+      [names[k], f"{v['median_s']:.2f}", f"{v['first_s']:.2f}"]
+      for k, v in r["host"].items()
+    ],
+  )
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [name, f"{row['macs'] / 1e6:.1f} M"]
+    for what in ("train", "forward"):
+      low, high = row[f"{what}_ratios"]
+      ratio = f"{row[f'{what}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+      cells += [f"{row[what]:,.0f}", "" if name == "dense" else ratio]
+    rows.append([*cells, "" if name == "dense" else row["beside"]])
+  steps = table(
+    ["network", "MACs", "training, images/s", "ratio", "evaluation, images/s",
+     "ratio", "to"],
+    rows,
+  )  # fmt: skip
+  return f"{hosted}\n{steps}"
+
+
+def distill_table(r: dict[str, Any]) -> str:
+  """Epochs with and without a teacher, as `benchmarks.distill` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [
+      f"{name}, {row['student_macs'] / 1e6:.1f} M MACs",
+      f"{row['teacher_macs'] / 1e6:.1f} M MACs",
+    ]
+    cells += [f"{row[what]:,.0f}" for what in ("plain", "cached", "uncached")]
+    cells += [
+      f"{row[f'{what}_cost']:.3f} ({low:.3f} to {high:.3f})"
+      for what in ("cached", "uncached")
+      for low, high in [row[f"{what}_costs"]]
+    ]
+    rows.append(cells)
+  header = ["student", "teacher", "no teacher, images/s", "kept logits",
+            "teacher in the step", "epoch with kept logits, of a plain one",
+            "with the teacher in the step"]  # fmt: skip
+  return table(header, rows)
+
+
+def members_table(r: dict[str, Any]) -> str:
+  """Vmapped members against a loop, as `benchmarks.members` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    cells = [f"{name}, {row['macs'] / 1e6:.1f} M MACs"]
+    for what in ("forward", "gradient", "population"):
+      cells += [
+        f"{row[f'{what}_vmapped']:,.0f} / {row[f'{what}_loop']:,.0f}",
+        f"{row[f'{what}_speedup']:.2f}",
+      ]
+    rows.append(cells)
+  header = [f"{r['members']} members, images/s of all", "forward, vmapped /"
+            " loop", "ratio", "gradient, vmapped / loop", "ratio",
+            "training, together / one at a time", "ratio"]  # fmt: skip
+  return table(header, rows)
+
+
+def onnx_speed_table(r: dict[str, Any]) -> str:
+  """From what `benchmarks.onnx_speed` measured."""
+  what = {
+    "simulated": "the network as trained, XLA",
+    "integer": "int8 convolutions, XLA",
+    "onnx": "ONNX, ONNX Runtime",
+    "stablehlo": "StableHLO, XLA",
+    "packed": "packed, NumPy",
+  }
+  rates = r["images_per_s"]
+  base = rates.get("simulated")
+  rows = [
+    [what[k], f"{v:,.0f}", f"{v / base:.2f}" if base else ""]
+    for k, v in rates.items()
+  ]
+  header = [f"{r['run']}, batches of {r['batch']}", "images/s",
+            "to the first"]  # fmt: skip
+  return table(header, rows)

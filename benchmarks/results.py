@@ -1,0 +1,19 @@
+"""What stands in docs/results/, and a table of it."""
+
+import json
+import pathlib
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+  """docs/results/NAME/result.json."""
+  return json.loads((RESULTS / name / "result.json").read_text())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+  """A Markdown table; all columns but the first are right-aligned."""
+  lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+  return "".join("| " + " | ".join(row) + " |\n" for row in lines)

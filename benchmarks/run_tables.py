@@ -1,0 +1,164 @@
+"""Tables of trained networks: accuracy, score, what they cost."""
+
+from benchmarks.results import load, table
+
+# Runs of configs/quant.py, each with the bits behind its name.
+QUANT_BITS = (8, 4, 3, 2)
+
+# Runs of configs/prune_*.py, each with the share that it keeps behind its name.
+PRUNED_WEIGHTS = tuple(f"prune_unstructured_{d}" for d in (1.0, 0.5, 0.3, 0.1))
+PRUNED_STRUCTURED = tuple(f"prune_structured_{d}" for d in (0.75, 0.5, 0.3))
+
+
+def runs(*names: str) -> str:
+  """Runs by folder: accuracy, score, cost, time."""
+  rows = []
+  for name in names:
+    r = load(name)
+    s = r["score"]
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
+        f" {r['test_count']:,})",
+        f"{s['course']['total']:.4f}",
+        f"{s['exact']['total']:.4f}",
+        f"{s['stored']['total']:.4f}",
+        f"{s['macs'] / 1e6:.1f} M",
+        f"{s['course']['w'] / 1e6:.2f} M",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "test accuracy", "score: course", "exact", "stored",
+            "MACs", "parameters", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+def quantization() -> str:
+  """dense_narrow in fewer bits: calibrated alone, and trained on."""
+  epochs = load(f"quant_{QUANT_BITS[0]}")["config"]["quant"]["epochs"]
+
+  def cell(name):
+    r = load(name)
+    return f"[{100 * r['test_accuracy']:.2f}%](docs/results/{name}/result.json)"
+
+  rows = []
+  for bits in (32, *QUANT_BITS):
+    after = "dense_narrow" if bits == 32 else f"quant_ptq{bits}"
+    trained = "dense_narrow" if bits == 32 else f"quant_{bits}"
+    score = load(trained)["score"]
+    rows.append(
+      [
+        str(bits),
+        cell(after),
+        cell(trained),
+        f"{score['exact']['total']:.4f}",
+        f"{score['stored']['total']:.4f}",
+      ]
+    )
+  header = ["bits", "calibrated only", f"trained {epochs} epochs, distilled",
+            "score: exact", "stored"]  # fmt: skip
+  return table(header, rows)
+
+
+def exports(*names: str) -> str:
+  """Runs by folder: each exported file beside the network, on the test set."""
+  rows = []
+  for name in names:
+    r = load(name)
+    for form, e in r["export"].items():
+      n = e["count"]
+      rows.append(
+        [
+          f"[{name}](docs/results/{name}/result.json), {form}",
+          f"{e['bytes']:,}",
+          f"{e['bytes_of_weights']:,}" if "bytes_of_weights" in e else "",
+          f"{100 * e['accuracy']:.2f}% ({e['correct']:,} of {n:,})",
+          f"{e['same_answers']:,}",
+          f"{e['images_beyond_1e-4']:,}",
+          f"{e['largest_difference']:.2g}",
+        ]
+      )
+  header = ["run, format", "bytes", "of them weights", "test accuracy",
+            "same answers", "images with a logit off by over 1e-4",
+            "largest difference"]  # fmt: skip
+  return table(header, rows)
+
+
+def pruned() -> str:
+  """Pruned runs beside the dense network that all of them start from."""
+  whole = load("dense_narrow")["score"]["course"]["w"]
+  rows = []
+  for name in ("dense_narrow", *PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
+    r = load(name)
+    s = r["score"]
+    c = s["course"]
+    what = ""
+    if name in (*PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
+      of = "weights" if name in PRUNED_WEIGHTS else "channels"
+      density = r["config"]["prune"]["prune"]["density"]
+      what = f"{density:.0%} of {of}" if density < 1 else "all, trained on"
+    kept = c["w"] * (1 - c["p_s"] - c["p_u"])
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        what,
+        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
+        f" {r['test_count']:,})",
+        f"{c['total']:.4f}",
+        f"{s['exact']['total']:.4f}",
+        f"{s['stored']['total']:.4f}",
+        f"{s['macs'] / 1e6:.2f} M",
+        f"{kept / 1e3:,.1f} k ({kept / whole:.0%})",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "keeps", "test accuracy", "score: course", "exact", "stored",
+            "MACs", "parameters kept", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+def populations(*names: str) -> str:
+  """Runs of a population by folder: accuracy over seeds."""
+  rows = []
+  for name in names:
+    r = load(name)
+    each = ", ".join(f"{100 * m['test_accuracy']:.2f}" for m in r["members"])
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        f"{100 * r['members_accuracy_mean']:.2f}"
+        f" ± {100 * r['members_accuracy_std']:.2f}%",
+        each,
+        f"{r['members'][0]['score']['exact']:.4f}",
+        f"{r['members'][0]['macs'] / 1e6:.1f} M",
+        f"{r['seconds'] / 60:.0f}",
+      ]
+    )
+  header = ["run", "test accuracy, mean ± standard deviation", "each seed, %",
+            "exact score of one", "MACs of one", "minutes"]  # fmt: skip
+  return table(header, rows)
+
+
+def ensembles(*names: str) -> str:
+  """Ensembles by folder: members, their disagreement, the vote."""
+  rows = []
+  for name in names:
+    r = load(name)
+    each = [m["test_accuracy"] for m in r["members"]]
+    pairs = [x for i, row in enumerate(r["disagreement"]) for x in row[i + 1 :]]
+    rows.append(
+      [
+        f"[{name}](docs/results/{name}/result.json)",
+        str(len(each)),
+        f"{100 * min(each):.2f} to {100 * max(each):.2f}%",
+        f"{100 * sum(pairs) / max(1, len(pairs)):.1f}%",
+        f"{100 * r['test_accuracy']:.2f}% ({r['vote']})",
+        f"{r['score']['course']['total']:.4f}",
+        f"{r['score']['exact']['total']:.4f}",
+        f"{r['score']['stored']['total']:.4f}",
+      ]
+    )
+  header = ["ensemble", "members", "test accuracy of one", "two disagree on",
+            "of the vote", "score: course", "exact", "stored"]  # fmt: skip
+  return table(header, rows)
