@@ -12,7 +12,9 @@ from jaxr18.config import base
 
 
 def get_config(arg=""):
-  alone = arg in ("", "tiny")
+  alone, bits = arg in ("", "tiny"), arg.removeprefix("ptq")
+  if not (alone or bits in tuple("1234568")):
+    raise ValueError(f"quant.py: argument {arg!r} must be 'tiny' or as above")
   config = base(phases=("dense", "quant") if alone else ("quant",))
   phases, quant = [config[name] for name in config.phases], config.quant
   for phase in phases:
@@ -21,7 +23,7 @@ def get_config(arg=""):
     phase.augment.pad, phase.augment.flip = 2, "alternating"
     phase.epochs, phase.ema_decay = 10, 0.998
   quant.init = quant.teacher = "dense" if alone else "runs/dense_narrow"
-  bits = 4 if alone else int(arg.removeprefix("ptq"))
+  bits = 4 if alone else int(bits)
   quant.network.bits = (("stem|head", 8, 8), (".*", bits, max(2, bits)))
   quant.epochs, quant.kd_weight = 4, 0.7
   quant.learning_rate, quant.warmup_epochs = 0.02, 0.5
