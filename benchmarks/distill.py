@@ -11,7 +11,6 @@ Images are random numbers: what they show costs nothing.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.bench_tables import distill_table
+from benchmarks.results import write
 from jaxr18 import data, network
 from jaxr18.compress.teacher_table import CachedTeacher
 from jaxr18.spec import NetSpec, resnet
@@ -180,10 +180,7 @@ def main():
     "rows": results,
   }
   print(distill_table(out))
-  if args.out:
-    path = pathlib.Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(out, indent=1) + "\n")
+  write(out, args.out)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ By turns, so that what disturbs one round disturbs all; medians over rounds.
 """
 
 import argparse
-import json
 import os
-import pathlib
 import platform
 import statistics
 import time
@@ -25,6 +23,7 @@ import numpy as np
 
 from benchmarks.bench_tables import members_table
 from benchmarks.distill import STRIDES, make_step, random_images
+from benchmarks.results import write
 from jaxr18 import network
 from jaxr18.compress import ensemble
 from jaxr18.compress.distill import cross_entropy
@@ -181,10 +180,7 @@ def main():
     "rows": results,
   }
   print(members_table(out))
-  if args.out:
-    path = pathlib.Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(out, indent=1) + "\n")
+  write(out, args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ what disturbs one round disturbs all. The numbers are medians over rounds.
 
 import argparse
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 
 from benchmarks.bench_tables import onnx_speed_table
+from benchmarks.results import write
 from jaxr18 import configfile, experiment, exporting, network, sources
 from jaxr18.augment import normalize
 
@@ -94,10 +94,7 @@ def main():
     "versions": {v: importlib.metadata.version(v) for v in versions},
   }
   print(onnx_speed_table(out))
-  if args.out:
-    path = pathlib.Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(out, indent=1) + "\n")
+  write(out, args.out)
 
 
 if __name__ == "__main__":

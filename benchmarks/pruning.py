@@ -12,7 +12,6 @@ shrunk. Some 10 minutes. For our fastest, `pip install "jaxr18[cpu]"`.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
@@ -27,6 +26,7 @@ from benchmarks.speed_ours import Ours, random_batch  # isort: split
 import jax
 
 from benchmarks.bench_tables import pruning_tables
+from benchmarks.results import write
 from jaxr18 import network, sources, spec
 from jaxr18.compress import channels, criteria, prune, shrink
 from jaxr18.nn import compiled, onednn
@@ -144,7 +144,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
   parser.add_argument("--runs", nargs="*", default=[], help="workdirs")
-  parser.add_argument("--out", type=pathlib.Path, help="for all numbers")
+  parser.add_argument("--out", help="a file for all numbers")
   args = parser.parse_args()
   compiled.keep_compiled()
   hosted = host(args.rounds)
@@ -163,9 +163,7 @@ def main():
     "rows": rows,
   }
   print(pruning_tables(result))
-  if args.out:
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+  write(result, args.out)
 
 
 if __name__ == "__main__":

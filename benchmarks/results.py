@@ -17,3 +17,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
   """A Markdown table; all columns but the first are right-aligned."""
   lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
   return "".join("| " + " | ".join(row) + " |\n" for row in lines)
+
+
+def write(out: dict[str, Any], path: str | None) -> None:
+  """Writes what a benchmark measured; nowhere if there is no path."""
+  if not path:
+    return
+  file = pathlib.Path(path)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(out, indent=1) + "\n")

@@ -140,25 +140,31 @@ def populations(*names: str) -> str:
   return table(header, rows)
 
 
-def ensembles(*names: str) -> str:
-  """Ensembles by folder: members, their disagreement, the vote."""
-  rows = []
-  for name in names:
-    r = load(name)
-    each = [m["test_accuracy"] for m in r["members"]]
-    pairs = [x for i, row in enumerate(r["disagreement"]) for x in row[i + 1 :]]
-    rows.append(
-      [
-        f"[{name}](docs/results/{name}/result.json)",
-        str(len(each)),
-        f"{100 * min(each):.2f} to {100 * max(each):.2f}%",
-        f"{100 * sum(pairs) / max(1, len(pairs)):.1f}%",
-        f"{100 * r['test_accuracy']:.2f}% ({r['vote']})",
-        f"{r['score']['course']['total']:.4f}",
-        f"{r['score']['exact']['total']:.4f}",
-        f"{r['score']['stored']['total']:.4f}",
-      ]
-    )
-  header = ["ensemble", "members", "test accuracy of one", "two disagree on",
-            "of the vote", "score: course", "exact", "stored"]  # fmt: skip
+def ensemble(name: str) -> str:
+  """An ensemble's members, one a row, and what all of them answer."""
+  r = load(name)
+  phase = r["phases"][r["config"]["phases"][-1]]
+  rows = [
+    [
+      source.removeprefix("runs/"),
+      f"{100 * m['test_accuracy']:.2f}%",
+      *(f"{m['score'][k]:.4f}" for k in ("course", "exact", "stored")),
+      f"{m['macs'] / 1e6:.2f} M",
+      "",
+    ]
+    for source, m in zip(phase["sources"], r["members"], strict=True)
+  ]
+  pairs = [x for i, row in enumerate(r["disagreement"]) for x in row[i + 1 :]]
+  score = r["score"]
+  rows.append(
+    [
+      f"[all](docs/results/{name}/result.json), by {r['vote']}",
+      f"{100 * r['test_accuracy']:.2f}%",
+      *(f"{score[k]['total']:.4f}" for k in ("course", "exact", "stored")),
+      f"{score['macs'] / 1e6:.2f} M",
+      f"{100 * sum(pairs) / len(pairs):.1f}%",
+    ]
+  )
+  header = ["member", "test accuracy", "score: course", "exact", "stored",
+            "MACs", "two disagree on"]  # fmt: skip
   return table(header, rows)

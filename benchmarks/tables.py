@@ -26,7 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "populations": lambda: run_tables.populations(
     "population_plain", "population_kd"
   ),
-  "ensembles": lambda: run_tables.ensembles("ensemble"),
+  "ensemble": lambda: run_tables.ensemble("ensemble"),
   "exports": lambda: run_tables.exports("quant_4"),
   "kills": lambda: bench_tables.kills_table(load("kill_resume")),
   "speed": lambda: bench_tables.speed_table(load("train_step")),

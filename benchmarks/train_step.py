@@ -17,7 +17,6 @@ what the first start left there.
 import argparse
 import json
 import os
-import pathlib
 import platform
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import sys
 import tempfile
 
 from benchmarks.bench_tables import speed_table
+from benchmarks.results import write
 from benchmarks.speed_rows import ROWS, make_spec
 
 
@@ -166,8 +166,7 @@ def main():
     "rows": results,
   }
   print(speed_table(out))
-  if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
+  write(out, args.out)
 
 
 if __name__ == "__main__":

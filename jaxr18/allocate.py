@@ -12,7 +12,6 @@ when the command cannot be run.
 """
 
 import json
-import pathlib
 
 from absl import app, flags
 
@@ -44,21 +43,14 @@ def main(argv: list[str]) -> None:
       f"--bits={','.join(_BITS.value)}: each must be an int from 2 to 8"
     )
   # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import configfile, data, experiment, sources
+  from jaxr18 import data, sources
   from jaxr18.compress import allocate
   from jaxr18.cost.score import score
+  from jaxr18.finished import reopen
   from jaxr18.train.files import write_atomically
-  from jaxr18.validate import validate
-  from jaxr18.workdir import read_result
 
-  workdir = pathlib.Path(_WORKDIR.value).expanduser()
-  read_result(workdir)  # finished, or an error
-  config = configfile.from_json(workdir / "config.json")
-  validate(config, sources=False)
-  if _DATA_DIR.value is not None:
-    config.data.dir = _DATA_DIR.value
+  workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   net = sources.load_network(workdir)
-  dataset = experiment.load_data(config)
   split = dataset.validation if len(dataset.validation) else dataset.train
   count = min(_IMAGES.value, len(split))
   size = min(config.eval_batch_size, count)

@@ -9,8 +9,6 @@ Exit status: 0 when they are the same; 1 when they differ, or the run is not
 finished or damaged; 2 when the command cannot be run.
 """
 
-import pathlib
-
 from absl import app, flags
 
 from jaxr18 import cli
@@ -27,19 +25,14 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise app.UsageError("give --workdir=DIR of a finished run")
   # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import configfile, experiment, sources
+  from jaxr18 import experiment, sources
+  from jaxr18.finished import reopen
   from jaxr18.train.step import make_mesh
-  from jaxr18.validate import validate
-  from jaxr18.workdir import WorkdirError, read_result
+  from jaxr18.workdir import WorkdirError
 
-  workdir = pathlib.Path(_WORKDIR.value).expanduser()
-  result = read_result(workdir)
-  config = configfile.from_json(workdir / "config.json")
-  validate(config, sources=False)
-  if _DATA_DIR.value is not None:
-    config.data.dir = _DATA_DIR.value
+  opened = reopen(_WORKDIR.value, _DATA_DIR.value)
+  workdir, config, result, dataset = opened
   nets = sources.load_networks(workdir)
-  dataset = experiment.load_data(config)
   test, _ = experiment.test_last(
     config, nets, result["phases"], dataset, make_mesh()
   )

@@ -11,18 +11,17 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxr18 import configfile, experiment, packed, sources
+from jaxr18 import packed, sources
 from jaxr18.augment import normalize
 from jaxr18.compress import integer
 from jaxr18.compress.fold import fold
 from jaxr18.compress.pack import bytes_of_data, pack
 from jaxr18.cost.score import score
+from jaxr18.finished import reopen
 from jaxr18.network import Network
 from jaxr18.train.evaluate import compare, in_batches, predict
 from jaxr18.train.files import write_atomically, writing
 from jaxr18.train.step import make_mesh
-from jaxr18.validate import validate
-from jaxr18.workdir import read_result
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
 
@@ -47,14 +46,8 @@ def export_run(
       written.
     ImportError: a package that the format needs.
   """
-  folder = pathlib.Path(workdir).expanduser()
-  result = read_result(folder)
-  config = configfile.from_json(folder / "config.json")
-  validate(config, sources=False)
-  if data_dir is not None:
-    config.data.dir = data_dir
+  folder, config, result, dataset = reopen(workdir, data_dir)
   net = sources.load_network(folder)
-  dataset = experiment.load_data(config)
   path = pathlib.Path(out).expanduser()
   if not out:
     path = folder / "export" / f"network.{SUFFIXES[name]}"

@@ -13,7 +13,6 @@ when the command cannot be run.
 """
 
 import json
-import pathlib
 
 from absl import app, flags
 
@@ -52,25 +51,18 @@ def main(argv: list[str]) -> None:
   import jax
   import jax.numpy as jnp
 
-  from jaxr18 import configfile, data, experiment, sources
+  from jaxr18 import data, sources
   from jaxr18.compress import channels, criteria, sensitivity
+  from jaxr18.finished import reopen
   from jaxr18.train.files import write_atomically
-  from jaxr18.validate import validate
-  from jaxr18.workdir import read_result
 
   known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
   criterion = _CRITERION.value or ("l2" if _STRUCTURED.value else known[0])
   if criterion not in known or criterion == "movement":
     usable = [n for n in known if n != "movement"]
     raise app.UsageError(f"--criterion={criterion}: must be one of {usable}")
-  workdir = pathlib.Path(_WORKDIR.value).expanduser()
-  read_result(workdir)  # finished, or an error
-  config = configfile.from_json(workdir / "config.json")
-  validate(config, sources=False)
-  if _DATA_DIR.value is not None:
-    config.data.dir = _DATA_DIR.value
+  workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   net = sources.load_network(workdir)
-  dataset = experiment.load_data(config)
 
   def inputs(split, count):
     part = split.take(slice(0, count))

@@ -40,6 +40,7 @@ ORDER = (
   "teaching",
   "members",
   "experiment",
+  "finished",
   "exporting",
   "cli",
 )

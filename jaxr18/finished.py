@@ -1,0 +1,38 @@
+"""A finished run, opened again by the commands that look at one."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from jaxr18 import configfile, data, experiment
+from jaxr18.validate import validate
+from jaxr18.workdir import read_result
+
+
+class Finished(NamedTuple):
+  """A run's folder, its config, what its result.json holds, and its data."""
+
+  workdir: pathlib.Path
+  config: ml_collections.ConfigDict
+  result: dict[str, Any]
+  dataset: data.Dataset
+
+
+def reopen(workdir: str, data_dir: str | None = None) -> Finished:
+  """Opens a finished run; its networks are for `sources` to load.
+
+  Args:
+    workdir: may begin with ~.
+    data_dir: TFDS's folder, in place of the config's.
+
+  Raises:
+    WorkdirError: the run is not finished, there is none, or it is damaged.
+  """
+  folder = pathlib.Path(workdir).expanduser()
+  result = read_result(folder)
+  config = configfile.from_json(folder / "config.json")
+  validate(config, sources=False)
+  if data_dir is not None:
+    config.data.dir = data_dir
+  return Finished(folder, config, result, experiment.load_data(config))
