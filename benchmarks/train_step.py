@@ -3,7 +3,7 @@
     python -m benchmarks.train_step --out docs/results/train_step/result.json
     python -m benchmarks.train_step --rows=dense --rounds=3 --seconds=0.5
 
-All rows take some 20 minutes. Both train the same ResNet-18 (3x3 stem, 32x32
+All rows take some 30 minutes. Both train the same ResNet-18 (3x3 stem, 32x32
 pixels, SGD with Nesterov momentum) on the same machine, each in a process of
 its own, by turns, so that what disturbs one round disturbs both. PyTorch runs
 in channels_last with its own number of threads, eager and by torch.compile; the
