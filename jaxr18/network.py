@@ -60,7 +60,12 @@ def init(key: jax.Array, spec: NetSpec) -> Network:
 def _init(key: jax.Array, spec: NetSpec) -> Network:
   check(spec)
   shape = (1, spec.resolution, spec.resolution, spec.channels)
-  variables = ResNet(spec).init(key, jnp.zeros(shape, jnp.float32))
+  # Named, since of all collections the calibrations would be traced too.
+  variables = ResNet(spec).init(
+    key,
+    jnp.zeros(shape, jnp.float32),
+    mutable=["params", "batch_stats"],
+  )
   params = variables["params"]
   masks = jax.tree.map(lambda _: jnp.array(True), params)
   return Network(params, variables["batch_stats"], masks, spec)

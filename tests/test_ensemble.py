@@ -11,7 +11,6 @@ import tiny_run
 
 from jaxr18 import configfile, experiment, members, network, sources
 from jaxr18.compress import ensemble
-from jaxr18.config import base
 from jaxr18.cost.score import score
 from jaxr18.cost.several import ensemble_score
 from jaxr18.train import evaluate
@@ -31,13 +30,7 @@ P = np.array([
 LOGITS = np.log(P) + np.arange(9).reshape(3, 3, 1)  # a constant changes nothing
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Programs here run for less time than it takes to optimize them."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class TestStack:
@@ -228,16 +221,9 @@ class TestScore:
 
 
 def tiny_config(*phases):
-  config = base(phases)
-  config.data.name, config.data.limit, config.data.validation = "digits", 64, 32
-  config.progress, config.eval_batch_size = "none", 32
+  config = tiny_run.phases(*phases)
   for name in phases:
-    c = config[name]
-    n = c.network
-    n.widths, n.blocks, n.strides = (4, 8), (1, 1), (1, 2)
-    n.groups, n.depthwise, n.resolution = (1, 1), (False, False), 8
-    c.epochs, c.batch_size, c.warmup_epochs = 1, 32, 0.0
-    c.augment.pad, c.learning_rate = 1, 0.05
+    config[name].learning_rate = 0.05
   return config
 
 

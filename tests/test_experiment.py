@@ -25,13 +25,7 @@ from jaxr18.workdir import WorkdirError
 CONFIGS = sorted(configfile.ROOT.glob("configs/*.py"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Programs here run for less time than it takes to optimize them."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def shrink(config):

@@ -44,13 +44,7 @@ FORMS = ("groups=4", "depthwise", "ranks=3,5", "ranks=0,5", "ranks=3,0")
 forward = jax.jit(network.forward)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Programs here run for less time than it takes to optimize them."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_config
-from test_resume import StopAfter
+from tiny_run import StopAfter
 
 from jaxr18 import experiment, network, sources
 from jaxr18.compress import criteria, gradual, prune

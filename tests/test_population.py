@@ -22,13 +22,7 @@ SEEDS, RATES, HEATS = (5, 6, 7), (1.0, 0.5, 2.0), (1.0, 2.0, 0.5)
 KEYS = jnp.stack([jax.random.key(s) for s in SEEDS])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Programs here run for less time than it takes to optimize them."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def member(i):
@@ -125,24 +119,12 @@ def run(directory, stop=None, update=None):
   )
 
 
-class StopAfter:
-  leave = None
-
-  def __init__(self, n):
-    self.left = n
-
-  @property
-  def received(self):
-    self.left -= 1
-    return self.left <= 0
-
-
 def test_resumed_it_has_the_same_bits(tmp_path):
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   _, info = run(whole)
   for n in (4, 5):
     with pytest.raises(Stopped):
-      run(cut, StopAfter(n))
+      run(cut, tiny_run.StopAfter(n))
   _, again = run(cut)
   assert info | {"seconds": 0} == again | {"seconds": 0}
   assert len(info["validation_accuracies"]) == 3

@@ -16,20 +16,6 @@ from jaxr18.train.stop import Stopped, StopSignal
 LAST = tiny_run.STEPS
 
 
-class StopAfter:
-  """A stop signal that comes during the n-th step."""
-
-  leave = None
-
-  def __init__(self, n):
-    self.left = n
-
-  @property
-  def received(self):
-    self.left -= 1
-    return self.left <= 0
-
-
 def steps(directory):
   return sorted(int(p.name) for p in (directory / "checkpoints").iterdir())
 
@@ -78,7 +64,7 @@ def test_a_run_keeps_the_two_latest_and_the_best(whole):
 @pytest.mark.parametrize("n", [1, 6, 9, 17, 18])
 def test_stopped_in_an_epoch_and_at_its_end(tmp_path, whole, n):
   with pytest.raises(Stopped, match=f"at step {n} of 18"):
-    tiny_run.run_phase(tmp_path, stop=StopAfter(n))
+    tiny_run.run_phase(tmp_path, stop=tiny_run.StopAfter(n))
   assert max(steps(tmp_path)) == n
   assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
 
@@ -86,7 +72,7 @@ def test_stopped_in_an_epoch_and_at_its_end(tmp_path, whole, n):
 def test_stopped_at_every_third_step(tmp_path, whole):
   for n in range(3, 18, 3):
     with pytest.raises(Stopped, match=f"at step {n} of 18"):
-      tiny_run.run_phase(tmp_path, stop=StopAfter(3))
+      tiny_run.run_phase(tmp_path, stop=tiny_run.StopAfter(3))
   assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
 
 

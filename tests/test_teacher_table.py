@@ -22,13 +22,7 @@ KEY = jax.random.key(3)
 SIZE = tiny_run.BATCH_SIZE
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Programs here run for less time than it takes to optimize them."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def open_teacher(folder, nets=TEACHERS[:1], pad=1, flip="alternating"):

@@ -8,7 +8,6 @@ import tiny_run
 
 from jaxr18 import data, experiment, network
 from jaxr18.compress import distill
-from jaxr18.config import base
 from jaxr18.train import loop, state
 from jaxr18.train import step as step_lib
 from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
@@ -21,13 +20,7 @@ TEACHERS = tuple(tiny_run.tiny_network(seed=i) for i in (1, 2))
 PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Programs here run for less time than it takes to optimize them."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def first_step(teacher, projections=None, **how):
@@ -132,23 +125,9 @@ def test_the_mean_of_all_weights_since():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
-def tiny_config(*phases):
-  config = base(phases)
-  config.data.name, config.data.limit, config.data.validation = "digits", 64, 32
-  config.progress, config.eval_batch_size = "none", 32
-  for name in phases:
-    c = config[name]
-    n = c.network
-    n.widths, n.blocks, n.strides = (4, 8), (1, 1), (1, 2)
-    n.groups, n.depthwise, n.resolution = (1, 1), (False, False), 8
-    c.epochs, c.batch_size, c.warmup_epochs = 1, 32, 0.0
-    c.augment.pad = 1
-  return config
-
-
 def test_from_a_config_to_a_table_and_back(tmp_path):
   """Two teachers, their table filled at once, and a second run that reads."""
-  config = tiny_config("one", "two", "student")
+  config = tiny_run.phases("one", "two", "student")
   config.one.epochs = config.two.epochs = 0
   config.student.teacher, config.student.teacher_cache = "one, two", "full"
   result = experiment.run(config, tmp_path)
@@ -164,7 +143,7 @@ def test_from_a_config_to_a_table_and_back(tmp_path):
 
 
 def test_stages_that_do_not_fit_are_refused(tmp_path):
-  config = tiny_config("teacher", "student")
+  config = tiny_run.phases("teacher", "student")
   config.teacher.epochs = 0
   config.teacher.network.strides = (1, 1)
   config.teacher.network.resolution = 12
@@ -174,7 +153,7 @@ def test_stages_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_filling_stops_when_it_is_told_to(tmp_path):
-  config = tiny_config("teacher", "student")
+  config = tiny_run.phases("teacher", "student")
   config.teacher.epochs = 0
   config.student.teacher, config.student.teacher_cache = "teacher", "full"
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxr18 import data, network, spec
+from jaxr18.config import base
 from jaxr18.train import loop, state
 from jaxr18.train.step import make_mesh, make_train_step
 from jaxr18.train.stop import StopSignal
@@ -102,3 +103,32 @@ def run_phase(
     mesh=make_mesh(),
     stop=stop or StopSignal(),
   )
+
+
+def phases(*names: str):
+  """A config of such phases, an epoch of 2 steps each on 8x8 digits."""
+  config = base(names)
+  config.data.name, config.data.limit, config.data.validation = "digits", 64, 32
+  config.progress, config.eval_batch_size = "none", 32
+  for name in names:
+    c = config[name]
+    n = c.network
+    n.widths, n.blocks, n.strides = (4, 8), (1, 1), (1, 2)
+    n.groups, n.depthwise, n.resolution = (1, 1), (False, False), 8
+    c.epochs, c.batch_size, c.warmup_epochs = 1, 32, 0.0
+    c.augment.pad = 1
+  return config
+
+
+class StopAfter:
+  """A stop signal that comes during the n-th step."""
+
+  leave = None
+
+  def __init__(self, n):
+    self.left = n
+
+  @property
+  def received(self):
+    self.left -= 1
+    return self.left <= 0

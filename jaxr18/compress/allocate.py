@@ -12,8 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxr18.compress.channels import at
 from jaxr18.cost.score import score
-from jaxr18.network import Network, forward, kernels, with_kernels
+from jaxr18.network import (
+  Network,
+  apply_masks,
+  forward,
+  kernels,
+  with_kernels,
+)
 from jaxr18.nn.quantize import input_levels, quantize_kernel
 from jaxr18.nn.resnet import ResNet
 from jaxr18.spec import NetSpec, with_bits
@@ -72,7 +79,7 @@ def bit_losses(
     raise ValueError(f"bits (={tuple(bits)}) must each be from 2 to 8")
   layers = net.spec.layers()
   spec = with_bits(net.spec, [(".*", 32, 8)], "fixed")
-  pruned = jax.tree.map(lambda p, m: jnp.where(m, p, 0), net.params, net.masks)
+  pruned = apply_masks(net.params, net.masks)
   ones = dict.fromkeys((x.path for x in layers), jnp.ones(()))
   plain = Network(_put(pruned, "input_bound", ones), net.batch_stats, (), spec)
 
@@ -85,7 +92,7 @@ def bit_losses(
   for b in sorted({8, *bits}):
     quantized = {p: quantize_kernel(k, b) for p, k in kernels(pruned).items()}
     calibrated = _calibrated(plain, _put({}, "input", levels(b)), batches[0])
-    bounds = {x.path: _at(calibrated, x.path)["input_bound"] for x in layers}
+    bounds = {x.path: at(calibrated, x.path)["input_bound"] for x in layers}
     choices[b] = quantized, bounds, levels(b)
 
   logits = [forward(net, images) for images in batches]
@@ -98,9 +105,9 @@ def bit_losses(
       for eight, few in zip(choices[8], choices[b], strict=True)
     ]
     params = _put(with_kernels(plain.params, mixed[0]), "input_bound", mixed[1])
-    at = plain.replace(params=params), _put({}, "input", mixed[2])
+    candidate = plain.replace(params=params), _put({}, "input", mixed[2])
     sums = [
-      float(_divergence(*at, one, images))
+      float(_divergence(*candidate, one, images))
       for one, images in zip(logits, batches, strict=True)
     ]
     return sum(sums) / count
@@ -173,12 +180,6 @@ def rules_for(bits: Mapping[str, int]) -> tuple[tuple[str, int, int], ...]:
   *few, most = sorted(by_bits, key=lambda b: len(by_bits[b]))
   rules = [("|".join(by_bits[b]), b, b) for b in sorted(few, reverse=True)]
   return (*rules, (".*", most, most))
-
-
-def _at(tree, path: str):
-  for name in path.split("/"):
-    tree = tree[name]
-  return tree
 
 
 def _put(tree, name: str, leaves: Mapping[str, jax.Array]) -> dict:
