@@ -77,10 +77,20 @@ def pareto(
       "svg", mark, viewBox="-7 -7 14 14", class_=f"s{i % 6}", aria_hidden="true"
     )
     entries.append(
-      svg.tag("button", icon, html.escape(name), type="button",
-              aria_pressed="true", data_series=i)  # fmt: skip
+      svg.tag(
+        "button",
+        icon,
+        html.escape(name),
+        type="button",
+        aria_pressed="true",
+        data_series=i,
+      )  # fmt: skip
     )
-  entries.append('<span class="is"><i class="step"></i>Pareto front</span>')
+  filled = svg.tag("path", class_="mark", d=scatter.MARKS[0])
+  filled = svg.tag("svg", filled, viewBox="-7 -7 14 14", aria_hidden="true")
+  entries.append(
+    f'<span class="is"><i class="step"></i>{filled}Pareto front</span>'
+  )
   entries.append('<span class="is"><i class="dash"></i>90%</span>')
   shown = [
     {
@@ -129,12 +139,23 @@ def _table(points: Sequence[Point], score_label: str) -> str:
   )
 
 
-def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table of plain texts whose first column names the row."""
+def table_of(
+  head: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  links: Mapping[str, str] | None = None,
+) -> str:
+  """A table of plain texts whose first column names the row.
+
+  Args:
+    links: by what the first column says, where it leads.
+  """
   cells = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
   lines = []
   for first, *rest in rows:
-    name = f'<th scope="row">{html.escape(first)}</th>'
+    name = html.escape(first)
+    if links and first in links:
+      name = svg.tag("a", name, href=links[first])
+    name = f'<th scope="row">{name}</th>'
     numbers = "".join(f"<td>{html.escape(c)}</td>" for c in rest)
     lines.append(f"<tr>{name}{numbers}</tr>")
   return scrolled(

@@ -5,7 +5,9 @@ point more is harder at 93% than at 60%, and gets more room there.
 """
 
 import html
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -121,6 +123,8 @@ def series_of(points: Sequence[Point]) -> list[str]:
 
 
 def shorten(label: str, most: int) -> str:
+  """At most so many letters; of a repository its owner alone."""
+  label = re.sub(r"^([\w-]+)/[\w.-]+", r"\1", label)
   return label if len(label) <= most else label[: most - 1].rstrip() + "…"
 
 
@@ -164,16 +168,31 @@ def draw(
     goal = tick == GOAL
     parts.append(_line(left, y, right, y, "goal" if goal else "grid"))
     parts.append(
-      svg.text(left - 7, y + 4, f"{100 * tick:g}", text_anchor="end",
-               class_="tick goal-text" if goal else "tick")  # fmt: skip
+      svg.text(
+        left - 7,
+        y + 4,
+        f"{100 * tick:g}",
+        text_anchor="end",
+        class_="tick goal-text" if goal else "tick",
+      )  # fmt: skip
     )
   parts.append(
-    svg.text((left + right) / 2, height - 8, f"{score_label}, lower is better",
-             text_anchor="middle", class_="axis")  # fmt: skip
+    svg.text(
+      (left + right) / 2,
+      height - 8,
+      f"{score_label}, lower is better",
+      text_anchor="middle",
+      class_="axis",
+    )  # fmt: skip
   )
   parts.append(
-    svg.tag("text", "test accuracy, %", class_="axis", text_anchor="middle",
-            transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)")  # fmt: skip
+    svg.tag(
+      "text",
+      "test accuracy, %",
+      class_="axis",
+      text_anchor="middle",
+      transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)",
+    )  # fmt: skip
   )
   parts.append(svg.path(steps(points, f), class_="front"))
   order = series_of(points)
@@ -213,11 +232,26 @@ def label_places(points, f: Frame, letters: int, size: float = 12.0):
     [(0.56 * size * len(t) + 2, size + 2) for t in texts],
     label_order(points) if points else [],
     f.box,
-    taken=[(f.box[0], f.y(GOAL) - 1, f.box[2], f.y(GOAL) + 1)],
+    taken=[
+      (f.box[0], f.y(GOAL) - 1, f.box[2], f.y(GOAL) + 1),
+      *_boxes(steps(points, f)),
+      *(
+        (
+          f.x(p.score) - 2,
+          f.y(p.accuracy + p.error),
+          f.x(p.score) + 2,
+          f.y(p.accuracy - p.error),
+        )
+        for p in points
+      ),
+    ],
   )
-  return {
-    i: (texts[i], x + 1, y + 0.85 * size) for i, (x, y) in places.items()
-  }
+  return {i: (texts[i], x + 1, y + 0.85 * size) for i, (x, y) in places.items()}
+
+
+def _boxes(line):
+  for (x1, y1), (x2, y2) in itertools.pairwise(line):
+    yield min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _labels(points, f, order, letters):
