@@ -116,7 +116,11 @@ def table(layers: Sequence[LayerBar]) -> str:
   for x, row in zip(layers, rows, strict=True):
     share = 100 / most_weights
     cells = [
-      _bar(row[2], ("of0", x.kept * share), ("rest", (x.weights - x.kept) * share)),
+      _bar(
+        row[2],
+        ("of0", x.kept * share),
+        ("rest", (x.weights - x.kept) * share),
+      ),
       _bar(row[3], ("of0", 100 * x.density), ("rest", 100 - 100 * x.density)),
       _bar(row[4], ("of2", 100 * x.macs / most_macs)),
       _two(row[5], max(x.w_bits) / most_bits, max(x.a_bits) / most_bits),

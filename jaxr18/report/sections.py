@@ -206,7 +206,11 @@ def numbers(e: Entry) -> list[tuple[str, str, str]]:
   kept, weights = sum(x["kept"] for x in rows), sum(x["weights"] for x in rows)
   out += [
     ("MACs", _short(score["macs"]), f"{score['macs']:,}"),
-    ("weights kept", _short(kept), f"{100 * kept / weights:.1f}% of {weights:,}"),
+    (
+      "weights kept",
+      _short(kept),
+      f"{100 * kept / weights:.1f}% of {weights:,}",
+    ),
     ("training", _time(r["seconds"]), r["device"]),
   ]  # fmt: skip
   return out
