@@ -45,7 +45,7 @@ def draw(
     plt.close(fig)
 
   every = sections.all_points(entries, figure)
-  save("", "pareto", pareto(every, sections.SCORE[figure]))
+  save("", "pareto", pareto(every, f"{figure} score"))
   for e in entries:
     name, metrics = e.group.name, e.group.runs[0].metrics
     if any(len(rows) > 1 for rows in metrics.values()):
