@@ -12,9 +12,9 @@ import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from jaxr18.report import curves as curves_lib  # noqa: E402
+from jaxr18.report import entry, scatter  # noqa: E402
 from jaxr18.report import evidence as evidence_lib  # noqa: E402
 from jaxr18.report import layers as layers_lib  # noqa: E402
-from jaxr18.report import scatter, sections  # noqa: E402
 from jaxr18.report.points import GOAL, Point  # noqa: E402
 
 plt.rcParams["svg.hashsalt"] = "jaxr18"  # the same file for the same numbers
@@ -24,7 +24,7 @@ DPI = 150
 
 
 def draw(
-  entries: Sequence[sections.Entry], folder: pathlib.Path, figure: str
+  entries: Sequence[entry.Entry], folder: pathlib.Path, figure: str
 ) -> dict[tuple[str, str], str]:
   """Writes every picture of a report as .svg and .png.
 
@@ -45,7 +45,7 @@ def draw(
       out[name, what] = path.relative_to(folder.parent).as_posix()
     plt.close(fig)
 
-  every = sections.all_points(entries, figure)
+  every = entry.all_points(entries, figure)
   save("", "pareto", pareto(every, f"{figure} score"))
   for e in entries:
     name, metrics = e.group.name, e.group.runs[0].metrics
