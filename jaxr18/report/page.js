@@ -125,7 +125,13 @@
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#tip") || event.target.closest("a")) hide();
   });
-  addEventListener("scroll", () => { if (shown && !pinned) hide(); });
+  addEventListener("scroll", () => {
+    if (shown && (pinned || document.activeElement === shown)) {
+      show(shown, pinned);
+    } else {
+      hide();
+    }
+  });
 
   // What a link leads to may lie in a closed part.
   function reveal() {
