@@ -229,13 +229,13 @@ class TestPage:
 
   def test_figures_and_series(self, visit):
     page = visit()
-    at = lambda: _point(page, "tiny").get_attribute("transform")
-    course = at()
+    said = lambda: _point(page, "tiny").get_attribute("aria-label")
+    course = said()
     page.get_by_text("stored", exact=True).first.click()
     assert page.locator(".panel:visible").get_attribute("class") == (
       "panel stored"
     )
-    assert at() != course
+    assert said() != course and said().startswith("tiny, runs: ")
     button = page.locator(".panel:visible .legend button").nth(1)
     dense = _point(page, "dense ResNet18 fp32")
     assert dense.is_visible()
