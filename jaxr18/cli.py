@@ -48,6 +48,11 @@ class ConfigFlag:
     return self._file.value
 
   @property
+  def fields(self) -> list[str]:
+    """What is set, such as 'train.epochs=10'."""
+    return list(self._fields.value)
+
+  @property
   def value(self):
     """The `ConfigDict`, fields set but not validated; None without a file.
 

@@ -31,8 +31,9 @@ for number in "$processes" "$patience"; do
     exit 2
   fi
 done
+processes=$((10#$processes)) patience=$((10#$patience))
 command=("${PYTHON:-python}" -m jaxr18.main ${arguments[@]+"${arguments[@]}"})
-if ((10#$processes == 1)); then
+if ((processes == 1)); then
   exec "${command[@]}"
 fi
 
@@ -73,10 +74,10 @@ while ((${#running[@]})); do
     if ((code && !status)); then
       status=$code
       for i in "${!children[@]}"; do
-        [[ ${children[i]} == "$child" ]] && failed=$i
+        if [[ ${children[i]} == "$child" ]]; then failed=$i; fi
       done
       reason="status $code"
-      ((code > 128)) && reason="signal $(kill -l $((code - 128)) || true)"
+      if ((code > 128)); then reason="signal $((code - 128))"; fi
       deadline=$((SECONDS + patience))
     fi
   done

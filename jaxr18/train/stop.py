@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT end a run with its state saved.
 
-The status is 0, or what JAXR18_STOPPED_STATUS says: a scheduler's script learns
-so that there is more to do.
+Its exit status is then 0, or JAXR18_STOPPED_STATUS where that is set: so a
+scheduler's script learns that there is more to do.
 """
 
 import os
@@ -38,7 +38,6 @@ def on_stop_signals() -> StopSignal:
   where no handler written in Python runs.
   """
   status = os.environ.get("JAXR18_STOPPED_STATUS", "")
-  # Of a mistake in it there is none to tell yet; 0 is what it is without.
   stop = StopSignal(lambda: None, int(status) if status.isdecimal() else 0)
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
