@@ -13,6 +13,7 @@ Each run is `python -m jaxr18.main` in a workdir of its own, by default
 runs/NAME-sweep/train.learning_rate=0.05; --config.FIELD=VALUE holds for all.
 The same command goes on: finished runs are not run again. A run that fails is
 told at the end, and the others go on. Ctrl-C or SIGTERM stops all, saved.
+PYTHON names another interpreter for the runs.
 
 Exit status: 0 when all are finished, or stopped and saved; 1 when one failed; 2
 when the command line or a config cannot be run, and then nothing was started.
@@ -146,7 +147,7 @@ def run_all(
       log = _log(workdir)
       # In a session of its own: the terminal's Ctrl-C comes by `stop` alone.
       process = started[workdir] = subprocess.Popen(
-        [sys.executable, *runs[workdir]],
+        [os.environ.get("PYTHON", sys.executable), *runs[workdir]],
         env=os.environ | slot | {"JAXR18_STOPPED_STATUS": str(_STOPPED)},
         stdin=subprocess.DEVNULL,
         stdout=log,
