@@ -39,9 +39,7 @@ def start_local(workdir, *flags, epochs=3, cache=None, **environment):
 def _start(command, workdir, flags, epochs, cache, environment):
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   env |= {"PYTHONWARNINGS": "ignore"} | environment
-  if cache is None:
-    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-  else:
+  if cache is not None:
     env |= {
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
