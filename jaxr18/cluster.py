@@ -60,14 +60,14 @@ def initialize_cluster(
         f"{_JAX[0]} (={address!r}) must be HOST:PORT of process 0; add the port"
       )
     count, index = (_number(env, name) for name in _JAX[1:])
-    how = {"coordinator_address": address, "num_processes": count}
-    how |= {"process_id": index, "cluster_detection_method": "deactivate"}
+    method = "deactivate"
+    how = {"coordinator_address": address}
     mend = f"{_JAX[2]} or {_JAX[1]}"
   elif env.get(_STEP) and (count := _number(env, _STEP)) > 1:
     _need(env, _SLURM, "start it with srun, or unset what is left of a step")
     address = f"Slurm's job {env['SLURM_JOB_ID']}"
     index = _number(env, "SLURM_PROCID")
-    how = {"cluster_detection_method": "slurm"}
+    method, how = "slurm", {}
     # Where Slurm shows each task its own device alone, that is the first.
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
     if visible and "," not in visible and not env.get("JAX_LOCAL_DEVICE_IDS"):
@@ -88,7 +88,13 @@ def initialize_cluster(
   # drown in the stacks of all threads.
   faulthandler.disable()
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **how)
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      cluster_detection_method=method,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      **how,
+    )
   except jax.errors.JaxRuntimeError as e:
     raise ClusterError(
       f"process {index} of {count} could not join the others at {address}:"
@@ -110,7 +116,9 @@ def leave_others(error: Exception, report: Callable[[Exception], int]) -> None:
   """
   if not jax.distributed.is_initialized():
     return
-  lost = isinstance(error, jax.errors.JaxRuntimeError)
+  # What gloo, between CPUs, fails with is sometimes a ValueError.
+  gone = isinstance(error, ValueError) and "Gloo" in str(error)
+  lost = gone or isinstance(error, jax.errors.JaxRuntimeError)
   if lost:
     error = ClusterError(
       f"process {jax.process_index()} of {jax.process_count()} cannot go on"

@@ -19,19 +19,12 @@ QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, cache):
+def runs(tmp_path_factory):
   """Workdirs of one process, by its number of devices."""
   folder, started = tmp_path_factory.mktemp("runs"), {}
   for n in (1, 2):
     xla = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
-    started[n] = command.start(
-      folder / str(n), *FLAGS, cache=cache, **QUICK, **xla
-    )
+    started[n] = command.start(folder / str(n), *FLAGS, **QUICK, **xla)
   for process in started.values():
     command.finish(process)
   return {n: folder / str(n) for n in started}
@@ -77,14 +70,13 @@ def second_of(script):
   raise AssertionError("there is no second process")
 
 
-def test_two_processes_die_stop_and_finish_together(tmp_path, runs, cache):
+def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   """Killed under Slurm's variables, stopped under JAX's, finished as begun."""
   workdir = tmp_path / "run"
   checkpoints = workdir / "train" / "checkpoints"
-  how = dict(cache=cache, **QUICK)
   flags = (*FLAGS, "--config.writers=tensorboard")
 
-  script = command.start_local(workdir, *flags, PATIENCE="5", **how)
+  script = command.start_local(workdir, *flags, PATIENCE="5", **QUICK)
   command.wait_for(checkpoints, script)
   began = time.monotonic()
   os.kill(second_of(script), signal.SIGKILL)
@@ -102,7 +94,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs, cache):
   pair = [
     command.start(
       workdir, *flags, "--config.checkpoint.every_seconds=0.01",
-      JAXR18_STOPPED_STATUS="75", **how, **explicit(i, port),
+      JAXR18_STOPPED_STATUS="75", **QUICK, **explicit(i, port),
     )
     for i in range(2)
   ]  # fmt: skip
@@ -116,7 +108,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs, cache):
   assert "train stopped at step" in stopped[0] and "of 18" in stopped[0]
   assert not (workdir / "result.json").exists()
 
-  text = command.finish(command.start_local(workdir, *flags, **how))
+  text = command.finish(command.start_local(workdir, *flags, **QUICK))
   assert "Process 1 of 2, joined at Slurm's job" in text
   assert text.count("train: goes on at step") == 1
   assert_close(workdir, runs[1])
