@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_writers import events
 
-from jaxr18 import cluster
+from jaxr18 import cluster, configfile, experiment
 
 FLAGS = ("--config.train.learning_rate=0.002",)
 # Programs run here for less time than it takes to optimize them.
@@ -19,15 +19,16 @@ QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """Workdirs of one process, by its number of devices."""
-  folder, started = tmp_path_factory.mktemp("runs"), {}
-  for n in (1, 2):
-    xla = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
-    started[n] = command.start(folder / str(n), *FLAGS, **QUICK, **xla)
-  for process in started.values():
-    command.finish(process)
-  return {n: folder / str(n) for n in started}
+def runs(tmp_path_factory, quick_compilation):
+  """Workdirs of one process, by its number of devices; one device is here."""
+  folder = tmp_path_factory.mktemp("runs")
+  xla = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  two = command.start(folder / "2", *FLAGS, **QUICK, **xla)
+  config = configfile.load(f"{command.CONFIG}:3")
+  configfile.override(config, [f.removeprefix("--config.") for f in FLAGS])
+  experiment.run(config, folder / "1")
+  command.finish(two)
+  return {n: folder / str(n) for n in (1, 2)}
 
 
 def assert_close(workdir, one):
