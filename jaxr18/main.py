@@ -10,9 +10,8 @@ result of one that is finished. Ctrl-C or SIGTERM saves before it stops. Every
 field of a config can be set by --config.FIELD=VALUE.
 
 Exit status: 0 when finished, or stopped and saved; 1 when the run failed; 2
-when the command or the config cannot be run, and then nothing was touched.
-Where JAXR18_STOPPED_STATUS is set, that is the status of a stopped run: who
-started it then knows that there is more to do.
+when the command or the config cannot be run, and then nothing was touched. A
+stopped run ends with JAXR18_STOPPED_STATUS in place of 0 where that is set.
 """
 
 import pathlib
