@@ -375,7 +375,7 @@ def test_the_image_holds_the_package_and_no_data():
   text = (LAUNCH / "Dockerfile").read_text()
   copied = {w for line in re.findall(r"^COPY (.*)$", text, re.M)
             for w in line.split()[:-1]}  # fmt: skip
-  allowed = (LAUNCH.parent / ".dockerignore").read_text().split()
+  allowed = (LAUNCH / "Dockerfile.dockerignore").read_text().split()
   assert copied == {a[1:] for a in allowed if a.startswith("!")}
   assert 'ENTRYPOINT ["python", "-m", "jaxr18.main"]' in text
   user = re.search(r"^USER (\d+)$", text, re.M)[1]
