@@ -22,6 +22,7 @@ from jaxr18.pruneconfig import check_prune
 from jaxr18.quantconfig import check_calibration, check_quantize
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
+from jaxr18.writerconfig import WRITERS, check_writers
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MISSING = object()
@@ -37,7 +38,8 @@ def validate(
   Args:
     config: as `base` makes it.
     devices: that share a batch.
-    sources: whether other runs that `init` and `teacher` name must be there.
+    sources: whether what else a run needs must be there: other runs that `init`
+      and `teacher` name, the packages of `writers`.
   """
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
@@ -49,6 +51,7 @@ def validate(
   if not check.problems:
     check.fields(EXPERIMENT | dict.fromkeys(config.phases, PHASE))
     check.batches(devices)
+    check_writers(check, sources)
     specs: dict[str, NetSpec | None] = {}
     for name in config.phases:
       check.training(name)
@@ -118,10 +121,15 @@ class Problems:
       if not isinstance(name, str) or not NAME.fullmatch(name):
         must = "a name of at most 64 small letters, digits and _"
         self.add("phases", f"has {name!r}, which must be {must}", "rename it")
-      elif name in (*EXPERIMENT, "phases", *dir(ml_collections.ConfigDict)):
+      elif name in (
+        *EXPERIMENT,
+        *WRITERS,
+        "phases",
+        *dir(ml_collections.ConfigDict),
+      ):
         self.add(
           "phases",
-          f"has {name!r}, which must not be a field or a method already",
+          f"has {name!r}, which must not be a field, a method or a writer",
           "rename the phase",
         )
       elif self.get(name) is _MISSING:

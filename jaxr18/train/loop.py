@@ -30,6 +30,7 @@ from jaxr18.train.state import TrainState
 from jaxr18.train.step import Batch, Teachers, replicate, shard
 from jaxr18.train.stop import Stopped, StopSignal
 from jaxr18.train.stop import on_stop_signals as on_stop_signals
+from jaxr18.train.writers import Writer
 
 # Steps between two looks at what other processes want: each look waits for all.
 _AGREE_EVERY = 10
@@ -61,6 +62,7 @@ def train(
   update_due: Callable[[int], bool] = lambda step: False,
   select_from: int = 0,
   cached: Callable | None = None,
+  writer: Writer | None = None,
 ) -> tuple[Network, dict[str, Any]]:
   """Trains one phase to its end.
 
@@ -80,6 +82,7 @@ def train(
       them; each line of metrics.jsonl then also has every member's validation
       accuracy, and `validation_accuracy` is their mean.
     cached: a `CachedTeacher`, in place of a teacher.
+    writer: gets each line of metrics.jsonl.
 
   Returns:
     The network of the best validation accuracy (the last one if there is no
@@ -108,6 +111,8 @@ def train(
   if latest is not None:
     state, spent = _restore(folder / str(done), state, dataset.fingerprint)
   metrics.go_on_from(done)
+  if writer is not None:
+    writer.begin(phase, metrics.rows)
   state, teacher, key = replicate((state, teacher, key), mesh)
   reporter = Reporter(
     phase, epochs, steps_per_epoch, progress if writes else "none"
@@ -174,6 +179,8 @@ def train(
           row["validation_accuracy"] = found.accuracy
     row |= reporter.timing()
     metrics.write(row)
+    if writer is not None:
+      writer.row(phase, row)
     reporter.epoch(row)
 
   def leave() -> None:
