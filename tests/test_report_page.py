@@ -104,8 +104,8 @@ def site(tmp_path_factory, quick_compilation):
 
 def test_files(site):
   out, said, first = site
-  assert "begun is not finished" in said
-  assert "speed has no result of a run" in said
+  assert "left out, not finished: begun" in said
+  assert "no result of a run: speed" in said
   page = (out / "index.html").read_text()
   assert len(page) < 400_000
   assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)

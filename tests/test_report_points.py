@@ -217,11 +217,11 @@ class TestRuns:
     assert [r.name for r in found] == ["0000", "0001"]
     assert found[1].metrics == {"train": [{"epoch": 1}]}
     assert len(remarks) == 2
-    assert "trials/0002 is not finished" in remarks[1]
-    assert "speed has no result of a run" in remarks[0]
+    assert remarks[1] == "not finished: trials/0002"
+    assert remarks[0] == "no result of a run: speed"
     with pytest.raises(WorkdirError, match="0002 is not finished"):
       runs.find([str(last.parent / "0002")])
-    with pytest.raises(WorkdirError, match="holds no finished run: speed"):
+    with pytest.raises(WorkdirError, match="no result of a run: speed"):
       (tmp_path / "two").mkdir()
       (tmp_path / "study" / "speed").rename(tmp_path / "two" / "speed")
       runs.find([str(tmp_path / "two")])

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.train.files import write_atomically
 
   for remark in remarks:
-    print(f"left out: {remark}")
+    print(f"left out, {remark}")
   entries = []
   for group in points.group(found, experiment.FREE):
     evidence, why = None, "the command was given --quick."

@@ -44,7 +44,7 @@ def report(
       for p in points.reference_points()
     ],
   )
-  lines += [*(f"Left out: {remark}." for remark in remarks), ""]
+  lines += [*(f"Left out, {remark}." for remark in remarks), ""]
   for e in entries:
     lines += section(e, drawn)
   return "\n".join(lines).rstrip() + "\n"

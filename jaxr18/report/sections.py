@@ -21,7 +21,7 @@ def report(
 
   Args:
     entries: at least one.
-    remarks: a line for each folder that was left out.
+    remarks: lines that name the folders that were left out.
     figure: of the score, the one that is shown first.
   """
   names = ", ".join(e.group.name for e in entries)
