@@ -273,6 +273,9 @@ class TestPage:
                   " d.open = true")  # fmt: skip
     wide = "document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= 375
+    # The name of a run alone is the page's.
+    page.evaluate("document.querySelector('h1').textContent = 'x'.repeat(40)")
+    assert page.evaluate(wide) <= 375
     for name in ("exact", "stored"):
       page.get_by_text(name, exact=True).first.click()
       assert page.evaluate(wide) <= 375
