@@ -1,0 +1,182 @@
+"""README.md and docs/: their commands are accepted, their code runs."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxr18 import config as config_lib
+from jaxr18 import network, spec
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PROGRAMS = ("python", "pip", "cp", "mkdir")
+
+# Notes what it was called with, and does nothing.
+_STUB = """#!{python}
+import json, os, sys
+with open({log!r}, "a") as f:
+  f.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+"""
+
+# Parses flags as the command does, and loads and validates the config.
+_ACCEPT = """
+import importlib, json, sys
+from absl import flags
+from jaxr18 import cli
+name, lines = sys.argv[1], json.loads(sys.argv[2])
+module = importlib.import_module(name)
+if name in ("jaxr18.main", "jaxr18.score", "jaxr18.search"):
+  from jaxr18.validate import validate
+for line in lines:
+  try:
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS.get_flags_for_module(module):
+      flag.unparse()
+    flags.FLAGS(cli._arguments(["x", *line]))
+    config = getattr(module, "_CONFIG", None)
+    # Those of a run are there once it has run.
+    if config is None or (config.file or "runs/").startswith("runs/"):
+      continue
+    value = config.value
+    if name != "jaxr18.search":
+      validate(value, sources=False)
+  except Exception as e:
+    print(json.dumps(line), "::", type(e).__name__, str(e).splitlines()[:2])
+"""
+
+
+def blocks(path: pathlib.Path, language: str) -> list[str]:
+  """What stands between ```language and ```."""
+  return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(),
+                    re.DOTALL | re.MULTILINE)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def called(tmp_path_factory):
+  """Every command of every page, loops unrolled by the shell itself."""
+  folder = tmp_path_factory.mktemp("stubs")
+  log = folder / "log"
+  for where in (folder / "bin", folder / ".venv" / "bin"):
+    where.mkdir(parents=True)
+    for name in PROGRAMS:
+      stub = where / name
+      stub.write_text(_STUB.format(python=sys.executable, log=str(log)))
+      stub.chmod(0o755)
+  env = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+  out = []
+  for page in PAGES:
+    for block in blocks(page, "bash"):
+      log.write_text("")
+      # python3 -m venv would make a real one.
+      text = re.sub(r"\bpython3 -m venv \S+", "true", block)
+      subprocess.run(
+        ["bash", "-euc", text], cwd=folder, env=env, check=True, timeout=60
+      )
+      lines = [json.loads(line) for line in log.read_text().splitlines()]
+      assert lines or "python" not in text, f"{page.name}: {text}"
+      out += [(page.name, line) for line in lines]
+  return out
+
+
+def test_every_page_shows_a_command():
+  for page in PAGES:
+    assert "python -m " in page.read_text(), page
+
+
+def test_commands_have_their_flags_and_configs(called):
+  modules: dict[str, list[list[str]]] = {}
+  for page, (program, *rest) in called:
+    if program != "python" or rest[:2] in (["-m", "pytest"], ["-m", "pip"]):
+      continue
+    assert rest[0] == "-m" or rest[0].startswith("launch/"), (page, rest)
+    if rest[0] == "-m" and rest[1].startswith("jaxr18."):
+      if rest[2:] not in modules.setdefault(rest[1], []):
+        modules[rest[1]].append(rest[2:])
+  assert len(modules["jaxr18.main"]) > 20
+  modules.pop("jaxr18.data", None)  # its flags are argparse's
+  refused = []
+  for name, lines in modules.items():
+    done = subprocess.run(
+      [sys.executable, "-c", _ACCEPT, name, json.dumps(lines)],
+      cwd=ROOT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refused += [f"{name} {line}" for line in done.stdout.splitlines()]
+  assert not refused, "\n".join(refused)
+
+
+def test_a_wrong_flag_is_seen():
+  lines = [["--workdir=a"], ["--wrokdir=a"]]
+  done = subprocess.run(
+    [sys.executable, "-c", _ACCEPT, "jaxr18.export", json.dumps(lines)],
+    cwd=ROOT, capture_output=True, text=True, timeout=100,
+  )  # fmt: skip
+  assert "wrokdir" in done.stdout and "Did you mean" in done.stdout
+  assert len(done.stdout.splitlines()) == 1
+
+
+def test_benchmarks_have_their_flags(called):
+  seen = set()
+  for page, (_, *rest) in called:
+    if rest[:1] == ["-m"] and rest[1].startswith("benchmarks."):
+      source = (ROOT / f"{rest[1].replace('.', '/')}.py").read_text()
+      for word in rest[2:]:
+        if word.startswith("--"):
+          assert f'"{word.partition("=")[0]}"' in source, (page, rest)
+          seen.add(rest[1])
+  assert "benchmarks.train_step" in seen
+
+
+def test_extras_are_there(called):
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  known = extras["project"]["optional-dependencies"].keys()
+  asked = set()
+  for _, (program, *rest) in called:
+    if program == "pip" or rest[:2] == ["-m", "pip"]:
+      for names in re.findall(r"\[([\w,-]+)\]", shlex.join(rest)):
+        asked |= set(names.split(","))
+  assert {"cpu", "test"} <= asked <= known
+
+
+@pytest.mark.parametrize(
+  "page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name
+)
+@pytest.mark.usefixtures("quick_compilation")
+def test_code_runs(page):
+  small = spec.resnet((8, 16), (1, 1), (1, 2), (1, 1), (False, False),
+                      classes=10, resolution=8)  # fmt: skip
+  net = network.init(jax.random.key(0), small)
+  config = config_lib.base()
+  known = {
+    "jax": jax, "config": config, "phase": config.train, "net": net,
+    "params": net.params, "kernel": net.params["head"]["kernel"],
+    "images": jnp.zeros((2, 32, 32, 3)), "shape": (2, 8, 8, 3),
+    "loss": lambda p, x: network.forward(net.replace(params=p), x).sum(),
+  }  # fmt: skip
+  for block in blocks(page, "python"):
+    exec(compile(block, str(page), "exec"), known)
+
+
+def test_the_tour(tmp_path):
+  """Each command as it stands, in a folder with nothing else in it."""
+  tour = ROOT / "docs" / "tour.md"
+  env = os.environ | {
+    "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": str(ROOT),
+  }
+  for block in blocks(tour, "bash"):
+    done = subprocess.run(
+      ["bash", "-euc", block], cwd=tmp_path, env=env, timeout=400,
+      capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
