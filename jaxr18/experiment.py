@@ -64,16 +64,36 @@ def run(
   if finished:
     return read_result(workdir)
   with alone_in(workdir, first=jax.process_index() == 0):
-    dataset = load_data(config)
-    mesh = make_mesh()
-    phases = {}
-    for name in config.phases:
-      phases[name] = run_phase(config, name, workdir, dataset, mesh, stop)
+    dataset, mesh = load_data(config), make_mesh()
+    phases = train_phases(config, workdir, dataset, mesh, stop)
     nets = sources.load_networks(workdir, config.phases[-1])
     test, more = test_last(config, nets, phases, dataset, mesh)
     result = make_result(config, nets[0], test, phases) | more
     write_together(workdir / "result.json", result)
   return result
+
+
+def train_phases(
+  config,
+  workdir: pathlib.Path,
+  dataset,
+  mesh,
+  stop: StopSignal,
+  watch: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Trains what of the phases is not finished; looks at no test image.
+
+  Args:
+    config: validated, and the workdir's.
+    watch: of `loop.train`.
+
+  Returns:
+    What each phase's phase.json holds, by name.
+  """
+  return {
+    name: run_phase(config, name, workdir, dataset, mesh, stop, watch)
+    for name in config.phases
+  }
 
 
 def write_together(path: pathlib.Path, value: Any, over: bool = True) -> None:
@@ -104,18 +124,25 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
     raise checkpoint.CheckpointError(
       f"cannot use {workdir} as a workdir: {e}; give another --workdir"
     ) from e
-  after = _flatten(new)
-  changed = [
+  if changed := changes(before, _flatten(new)):
+    raise checkpoint.CheckpointError(
+      f"{workdir} was begun with another config: {changed}; set it back, or"
+      " give another --workdir"
+    )
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+  """What differs between two configs of one run and is not FREE; '' if nothing.
+
+  Both are as `json.loads(config.to_json())` gives them, flat or not.
+  """
+  before, after = _flatten(before), _flatten(after)
+  return "; ".join(
     f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
     for k in sorted(before.keys() | after.keys())
     if before.get(k) != after.get(k)
     and not any(k == f or k.startswith(f + ".") for f in FREE)
-  ]
-  if changed:
-    raise checkpoint.CheckpointError(
-      f"{workdir} was begun with another config: {'; '.join(changed)}; set it"
-      " back, or give another --workdir"
-    )
+  )
 
 
 def load_data(config) -> data.Dataset:
@@ -144,7 +171,7 @@ def test_last(
 
 
 def run_phase(
-  config, name: str, workdir: pathlib.Path, dataset, mesh, stop
+  config, name: str, workdir: pathlib.Path, dataset, mesh, stop, watch=None
 ) -> dict[str, Any]:
   """Trains one phase, or reads what it left when it was finished.
 
@@ -236,6 +263,7 @@ def run_phase(
     update_due=plan.due if plan else lambda step: False,
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
+    watch=watch,
   )
   write_together(done, info)
   return info

@@ -13,13 +13,20 @@ from typing import Any
 import ml_collections
 
 from jaxr18 import torch_weights
-from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
+from jaxr18.config import (
+  EXPERIMENT,
+  PHASE,
+  SEARCH,
+  TRAINING_IMAGES,
+  knobs,
+)
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.distillconfig import check_members, check_teaching, names
 from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.pruneconfig import check_prune
 from jaxr18.quantconfig import check_calibration, check_quantize
+from jaxr18.searchconfig import check_search, exact_score, extremes
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
 
@@ -47,7 +54,9 @@ def validate(
   check = Problems(config)
   check.phases()
   if not check.problems:
-    check.fields(EXPERIMENT | dict.fromkeys(config.phases, PHASE))
+    section = {"search": SEARCH} if "search" in config else {}
+    table = EXPERIMENT | dict.fromkeys(config.phases, PHASE) | section
+    check.fields(table)
     check.batches(devices)
     specs: dict[str, NetSpec | None] = {}
     for name in config.phases:
@@ -64,8 +73,25 @@ def validate(
       follows = [f"{name}.shrink", f"{name}.ensemble.members"]
       follows = check.good(*follows) and any(map(check.get, follows))
       specs[name] = None if follows else spec
+    if section and not check.problems:
+      check_search(check)
+    if section and not check.problems:
+      _check_candidates(check, devices)
   if check.problems:
     raise ConfigError("\n".join(check.problems))
+
+
+def _check_candidates(check, devices: int) -> None:
+  """Notes what is wrong with the first candidate that cannot be run."""
+  for params, candidate in extremes(check.config):
+    try:
+      validate(candidate, devices, sources=False)
+      exact_score(candidate)
+    except ValueError as e:
+      check.problems.append(
+        f"config.search allows the candidate {params}, which cannot be run: {e}"
+      )
+      return
 
 
 class Problems:
@@ -118,7 +144,12 @@ class Problems:
       if not isinstance(name, str) or not NAME.fullmatch(name):
         must = "a name of at most 64 small letters, digits and _"
         self.add("phases", f"has {name!r}, which must be {must}", "rename it")
-      elif name in (*EXPERIMENT, "phases", *dir(ml_collections.ConfigDict)):
+      elif name in (
+        *EXPERIMENT,
+        "phases",
+        "search",
+        *dir(ml_collections.ConfigDict),
+      ):
         self.add(
           "phases",
           f"has {name!r}, which must not be a field or a method already",
@@ -161,7 +192,8 @@ class Problems:
   def nearest(self, name: str, siblings: list[str]) -> str:
     """What may have been meant: the same name elsewhere, or one like it."""
     prefix, _, last = name.rpartition(".")
-    known = [n for n, _ in knobs(self.config.phases)]
+    search = "search" in self.config
+    known = [n for n, _ in knobs(self.config.phases, search)]
     near = [n for n in known if n.rpartition(".")[2] == last]
     if not near:
       near = difflib.get_close_matches(last, siblings, 1)
