@@ -85,14 +85,22 @@ def data_dir_flag() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable, epilog: Callable[[bool], str] | None = None) -> None:
+def run(
+  main: Callable,
+  epilog: Callable[[bool], str] | None = None,
+  arguments: str = "",
+) -> None:
   """Parses the flags, calls main(config file and flags are set) and exits.
 
   Args:
     main: takes what is left of argv, as absl's does.
     epilog: gives the end of what --help prints, from whether all is wanted.
+    arguments: the name of what the command takes beside its flags, at least
+      one of it, such as 'WORKDIR'; '' where there are only flags.
   """
   quiet()
+  # Flags may then stand behind an argument.
+  flags.FLAGS.set_gnu_getopt(bool(arguments))
 
   def parse(argv):
     full = any(a in HELP_FULL for a in argv[1:])
@@ -106,7 +114,9 @@ def run(main: Callable, epilog: Callable[[bool], str] | None = None) -> None:
 
   def guarded(rest):
     try:
-      if len(rest) > 1:
+      if arguments and not rest[1:]:
+        raise app.UsageError(f"give one or more {arguments}s")
+      if rest[1:] and not arguments:
         raise app.UsageError(
           f"unexpected {' '.join(rest[1:])}: flags are written --name=value"
         )

@@ -19,6 +19,25 @@ class Finished(NamedTuple):
   dataset: data.Dataset
 
 
+def settings(
+  workdir: pathlib.Path, data_dir: str | None = None
+) -> ml_collections.ConfigDict:
+  """A run's config, checked.
+
+  Args:
+    workdir: of the run.
+    data_dir: TFDS's folder, in place of the config's.
+
+  Raises:
+    configfile.ConfigError: there is none, or it cannot be used.
+  """
+  config = configfile.from_json(workdir / "config.json")
+  validate(config, sources=False)
+  if data_dir is not None:
+    config.data.dir = data_dir
+  return config
+
+
 def reopen(workdir: str, data_dir: str | None = None) -> Finished:
   """Opens a finished run; its networks are for `sources` to load.
 
@@ -31,8 +50,5 @@ def reopen(workdir: str, data_dir: str | None = None) -> Finished:
   """
   folder = pathlib.Path(workdir).expanduser()
   result = read_result(folder)
-  config = configfile.from_json(folder / "config.json")
-  validate(config, sources=False)
-  if data_dir is not None:
-    config.data.dir = data_dir
+  config = settings(folder, data_dir)
   return Finished(folder, config, result, experiment.load_data(config))

@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "jaxr18"
 
 # From what knows least to what knows most. A folder is one entry; its files
-# may import each other as long as no circle closes. A file that is not here is
-# a command, which imports what it likes and is imported by nobody.
+# may import each other as long as no circle closes. A file that is not here, or
+# is a folder's __main__, is a command, which imports what it likes and is
+# imported by nobody.
 ORDER = (
   "spec",
   "forms",
@@ -85,7 +86,9 @@ def target(dotted: str, modules: dict[str, str]) -> str | None:
 
 
 def rank(name: str) -> int:
-  first = name.split(".")[0]
+  first, *_, last = name.split(".") * 2
+  if last == "__main__":
+    return COMMAND
   return ORDER.index(first) if first in ORDER else COMMAND
 
 
@@ -133,6 +136,7 @@ class TestChecker:
     "nn.conv": "from jaxr18.nn import onednn",
     "nn.onednn": "import jax",
     "network": "from jaxr18.nn.conv import conv\nfrom jaxr18 import spec",
+    "nn.__main__": "from jaxr18 import network\nfrom jaxr18.nn import conv",
     "main": "from jaxr18 import network",
   }
 
@@ -158,6 +162,7 @@ class TestChecker:
       ("network", "from jaxr18 import main", "main, a command"),
       ("main", "from jaxr18 import gone", "gone, which does not exist"),
       ("evaluate", "from jaxr18 import main", "main, a command"),
+      ("nn.conv", "from jaxr18.nn import __main__", "nn.__main__, a command"),
     ],
   )
   def test_rejects(self, name, source, expected):

@@ -1,0 +1,146 @@
+"""Shows finished runs on one page: python -m jaxr18.report WORKDIR...
+
+    python -m jaxr18.report runs/kd_quant
+    python -m jaxr18.report runs --out=report --quick
+
+Each WORKDIR is a finished run's folder or a folder that holds some, whose
+unfinished ones are named. Writes OUT/index.html, which needs no other file and
+opens from disk, and the same as OUT/report.md with pictures in OUT/pictures/
+(they need the extra `report`). What takes the network (masks, the confusion
+matrix, wrong answers) needs its checkpoints and the data, and some seconds a
+run; it is left out with --quick, and where only result.json is there.
+
+Exit status: 0 when it is written; 1 when a run is not finished or damaged; 2
+when the command cannot be run.
+"""
+
+import functools
+import json
+import pathlib
+
+from absl import flags
+
+from jaxr18 import cli
+
+_OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
+_DATA_DIR = cli.data_dir_flag()
+_QUICK = flags.DEFINE_bool("quick", False, "Without networks and data.")
+_FIGURE = flags.DEFINE_enum(
+  "figure", "course", ["course", "exact", "stored"],
+  "Of the score, what is shown first: course is what the published points are.",
+)  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+  # Imported late: --help and a wrong flag need no JAX.
+  from jaxr18 import experiment
+  from jaxr18.report import markdown, points, runs, sections
+  from jaxr18.train.files import write_atomically
+
+  found, remarks = runs.find(argv[1:])
+  for remark in remarks:
+    print(f"left out: {remark}")
+  entries = []
+  for group in points.group(found, experiment.FREE):
+    evidence, why = None, "the command was given --quick."
+    if not _QUICK.value:
+      print(group.name, flush=True)
+      evidence, why = look_at(group.runs[0])
+    entries.append(sections.Entry(group, evidence, why))
+  out = pathlib.Path(_OUT.value).expanduser()
+  out.mkdir(parents=True, exist_ok=True)
+  page = sections.report(entries, remarks, _FIGURE.value)
+  write_atomically(out / "index.html", page)
+  try:
+    from jaxr18.report import pictures
+  except ImportError as e:
+    print(f"No pictures: {e}; pip install 'jaxr18[report]'")
+    drawn = None
+  else:
+    drawn = pictures.draw(entries, out / "pictures", _FIGURE.value)
+  text = markdown.report(entries, remarks, _FIGURE.value, drawn)
+  write_atomically(out / "report.md", text)
+  print(
+    f"{out}/index.html ({len(page.encode()) / 1e6:.1f} MB), {out}/report.md"
+  )
+
+
+def look_at(run):
+  """(what the run's network shows, ''), or (None, why that is not known)."""
+  from jaxr18 import cifar10, configfile, torch_weights
+  from jaxr18.train import checkpoint
+
+  name = run.result["config"]["phases"][-1]
+  if not (run.folder / name / "checkpoints").is_dir():
+    return None, "the run's checkpoints are not beside its result.json."
+  expected = (
+    cifar10.DataError,
+    configfile.ConfigError,
+    checkpoint.CheckpointError,
+    torch_weights.WeightsError,
+  )
+  try:
+    return evidence_of(run), ""
+  except expected as e:
+    return None, f"{e}."
+
+
+def evidence_of(run):
+  import jax.tree
+  import numpy as np
+
+  from jaxr18 import members, sources
+  from jaxr18.compress import ensemble
+  from jaxr18.finished import settings
+  from jaxr18.report import evidence, points
+  from jaxr18.train.evaluate import predict
+  from jaxr18.train.step import make_mesh
+
+  config = settings(run.folder, _DATA_DIR.value)
+  nets = sources.load_networks(run.folder)
+  dataset = _data(config.data.to_json())
+  test, result, remarks = dataset.test, run.result, []
+  size, mesh, was = config.eval_batch_size, make_mesh(), result
+  if "votes" in result:
+    how = result["vote"]
+    weights = result["weights"] if how == "weighted" else None
+    logits = members.predict_members(nets, test, dataset, size, mesh)
+    logits = np.log(ensemble.vote(logits, how, weights) + 1e-30)
+    remarks.append("The answers are the vote's; masks are the first member's.")
+  elif points.is_population(result):
+    logits = members.predict_members(nets[:1], test, dataset, size, mesh)[0]
+    was = result["members"][0]
+    remarks.append("This is the population's first member.")
+  else:
+    logits = predict(nets[0], test.images, dataset, size, mesh)
+  counts = evidence.confusion(logits.argmax(-1), test.labels, dataset.classes)
+  if (right := int(counts.trace())) != was["test_correct"]:
+    remarks.append(
+      f"Computed here, {right:,} of {len(test):,} answers are right, and"
+      f" {was['test_correct']:,} by the run's result."
+    )
+  return evidence.Evidence(
+    evidence.class_names(dataset.name, dataset.classes),
+    counts,
+    evidence.most_wrong(logits, test.images, test.labels, test.index),
+    evidence.mask_maps(
+      jax.tree.map(np.asarray, nets[0].masks),
+      [layer.path for layer in nets[0].spec.layers()],
+    ),
+    " ".join(remarks),
+  )
+
+
+@functools.lru_cache(1)
+def _data(settings: str):
+  """The data set of a config's section, as JSON; kept for the next run."""
+  import ml_collections
+
+  from jaxr18 import experiment
+
+  section = ml_collections.ConfigDict(json.loads(settings))
+  return experiment.load_data(ml_collections.ConfigDict({"data": section}))
+
+
+if __name__ == "__main__":
+  cli.run(main, arguments="WORKDIR")

@@ -1,0 +1,113 @@
+"""Finds runs in folders, and reads what they have left."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxr18.workdir import WorkdirError, read_result
+
+DEPTH = 2  # folders below an argument: STUDY/trials/0001
+
+
+class Run(NamedTuple):
+  """A finished run.
+
+  Attributes:
+    name: its folder's, with what is above it where needed.
+    folder: holds result.json, and mostly the run's other files.
+    result: what result.json holds.
+    metrics: rows of metrics.jsonl by phase, as far as they are there.
+  """
+
+  name: str
+  folder: pathlib.Path
+  result: dict[str, Any]
+  metrics: dict[str, list[dict[str, Any]]]
+
+
+def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
+  """The finished runs of workdirs, and of folders that hold workdirs.
+
+  Returns:
+    The runs in the order of the arguments, each once, and a line for each
+    folder that was left out.
+
+  Raises:
+    WorkdirError: an argument is no finished run and holds none.
+  """
+  runs: list[Run] = []
+  remarks: list[str] = []
+  seen = set()
+  for argument in arguments:
+    root = pathlib.Path(argument).expanduser()
+    found = _workdirs(root, DEPTH)
+    if found in ([], [root]):  # one run, or what read_result says
+      found = [root]
+      results = {root: read_result(root)}
+    else:
+      results, left_out = _read_all(found, root)
+      remarks += left_out
+      if not results:
+        raise WorkdirError(
+          f"{root} holds no finished run: {'; '.join(left_out)}; run one to"
+          " its end, or give another WORKDIR"
+        )
+    for folder, result in results.items():
+      if folder.resolve() in seen:
+        continue
+      seen.add(folder.resolve())
+      name = folder.resolve().name
+      if name in {run.name for run in runs}:
+        name = "/".join(folder.resolve().parts[-2:])
+      if name in {run.name for run in runs}:
+        name = str(folder)
+      runs.append(Run(name, folder, result, read_metrics(folder, result)))
+  return runs, remarks
+
+
+def _workdirs(folder: pathlib.Path, depth: int) -> list[pathlib.Path]:
+  if any((folder / f).is_file() for f in ("result.json", "config.json")):
+    return [folder]
+  if not depth or not folder.is_dir():
+    return []
+  return [
+    found
+    for child in sorted(folder.iterdir())
+    for found in _workdirs(child, depth - 1)
+  ]
+
+
+def _read_all(folders, root):
+  results, left_out = {}, []
+  for folder in folders:
+    name = folder.relative_to(root)
+    try:
+      results[folder] = read_result(folder)
+    except WorkdirError:
+      path = folder / "result.json"
+      why = "is not finished"
+      if path.is_file():
+        why = f"has no result of a run in {path.name}"
+      left_out.append(f"{name} {why}")
+  return results, left_out
+
+
+def read_metrics(
+  folder: pathlib.Path, result: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+  """PHASE/metrics.jsonl, or PHASE.jsonl beside result.json, by phase.
+
+  A line that a killed run has left half written is skipped.
+  """
+  out = {}
+  for phase in result["config"]["phases"]:
+    for path in (folder / phase / "metrics.jsonl", folder / f"{phase}.jsonl"):
+      if path.is_file():
+        out[phase] = list(map(json.loads, _whole(path.read_text())))
+        break
+  return out
+
+
+def _whole(text: str) -> list[str]:
+  return [x for x in text.splitlines() if x.startswith("{") and x[-1] == "}"]
