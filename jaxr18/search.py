@@ -136,7 +136,6 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
       row = trial.train(study, config, work, dataset, mesh, stop)
     with in_turn(workdir):
       rows = table.write(study, workdir)
-      _page(rows, workdir)
     if row["state"] != "running":
       done = count(rows)
       each = (time.monotonic() - began) / max(1, done - first)
@@ -148,7 +147,6 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
     return
   with in_turn(workdir):
     rows = table.write(study, workdir)
-    _page(rows, workdir)
   running = [r["number"] for r in rows if r["state"] == "running"]
   print(f"{count(rows)} of {wanted} trials are finished, the best of them:")
   print(table.front_text(rows))
@@ -157,7 +155,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
       f"trials {running} are being trained by others; where a worker was"
       " killed, the same command beside its folder takes its trial up"
     )
-  print(f"all in {workdir}/search.json")
+  print(f"all in {workdir}/search.json and pareto.html")
 
 
 def _report(workdir: pathlib.Path, path: pathlib.Path) -> None:
@@ -172,12 +170,8 @@ def _report(workdir: pathlib.Path, path: pathlib.Path) -> None:
   study = storage.open_study(path)
   with in_turn(workdir):
     rows = table.write(study, workdir)
-    _page(rows, workdir)
   print(table.front_text(rows))
-
-
-def _page(rows, workdir: pathlib.Path) -> None:
-  """pareto.html."""
+  print(f"all in {workdir}/search.json and pareto.html")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ ORDER = (
   "compress",
   "pruneconfig",
   "quantconfig",
+  "searchconfig",
   "train",
   "report",
   "validate",
@@ -43,6 +44,7 @@ ORDER = (
   "experiment",
   "finished",
   "exporting",
+  "study",
   "cli",
 )
 COMMAND = len(ORDER)
@@ -193,6 +195,7 @@ class TestPackage:
     assert importers("torch") == {"torch_weights"}
     assert importers("orbax") == {"train.checkpoint"}
     assert importers("onnx") == {"compress.to_onnx"}
+    assert importers("optuna") == {"study.storage"}
 
   def test_torch_is_imported_late(self):
     tree = ast.parse(MODULES["torch_weights"])

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxr18.report.page import document, pareto
+from jaxr18.report.points import Point
 from jaxr18.searchconfig import describe_candidate
 from jaxr18.study import halving, storage
 from jaxr18.study.storage import Study
@@ -28,7 +30,7 @@ def front(rows: list[Row]) -> list[Row]:
 
 
 def write(study: Study, workdir: pathlib.Path) -> list[Row]:
-  """Writes search.json, whole; in turn with other workers.
+  """Writes search.json and pareto.html; in turn with other workers.
 
   Returns:
     The rows of all trials.
@@ -47,7 +49,42 @@ def write(study: Study, workdir: pathlib.Path) -> list[Row]:
   write_atomically(
     workdir / "search.json", json.dumps(summary, indent=1) + "\n"
   )
+  write_atomically(workdir / "pareto.html", page(rows))
   return rows
+
+
+def page(rows: list[Row]) -> str:
+  """The trained candidates as a page with a picture to point at."""
+  markup = "<p>No candidate has been trained yet.</p>"
+  if found := points(rows):
+    markup = pareto(found, score_label="exact score")
+  return document(
+    "Search",
+    markup,
+    f"{len(finished(rows))} candidates trained, {_count(rows, storage.OVER)}"
+    " over the score budget; accuracy on validation images",
+  )
+
+
+def points(rows: list[Row]) -> list[Point]:
+  """Candidates trained to their end, and those that a rung has ended."""
+  return [
+    Point(
+      f"trial {row['number']}",
+      row["accuracy"],
+      row["score"],
+      series=name,
+      detail="\n".join([line(row), describe_candidate(row["params"])]),
+    )
+    for state, name in ((storage.COMPLETE, "trained to the end"),
+                        (storage.HALVED, "halved: accuracy at that rung"))
+    for row in rows
+    if row["state"] == state
+  ]  # fmt: skip
+
+
+def _count(rows: list[Row], state: str) -> int:
+  return sum(row["state"] == state for row in rows)
 
 
 def line(row: Row) -> str:
