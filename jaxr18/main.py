@@ -34,6 +34,11 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(
       f"give --config=FILE, one of\n{configfile.catalog()}\nor your own"
     )
+  if "search" in config:
+    raise app.UsageError(
+      f"--config={_CONFIG.file} is a search: python -m jaxr18.search"
+      f" --config={_CONFIG.file} --trials=16"
+    )
   workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
   workdir = workdir.expanduser()
   # Imported late: --help and a wrong flag need no JAX. Memory is arranged

@@ -40,6 +40,9 @@ _REPORT = flags.DEFINE_bool(
   "report", False, "Only write and print what there is."
 )
 
+# Trials between which compiled programs are dropped: each has some of its own.
+_CLEAR_EVERY = 10
+
 
 def main(argv: list[str]) -> None:
   del argv
@@ -110,6 +113,8 @@ def _config():
 
 def _work(study, config, workdir, dataset, mesh, stop) -> None:
   """Trains candidates until there are enough, or until it is stopped."""
+  import jax
+
   from jaxr18.searchconfig import describe_candidate
   from jaxr18.study import storage, table, trial
   from jaxr18.train.files import in_turn
@@ -136,6 +141,8 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
       row = trial.train(study, config, work, dataset, mesh, stop)
     with in_turn(workdir):
       rows = table.write(study, workdir)
+    if work.number % _CLEAR_EVERY == 0:
+      jax.clear_caches()
     if row["state"] != "running":
       done = count(rows)
       each = (time.monotonic() - began) / max(1, done - first)

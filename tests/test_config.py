@@ -295,5 +295,6 @@ class TestLoad:
 def test_each_config_tells_its_command():
   for path in CONFIGS:
     text = path.read_text()
-    assert f"python -m jaxr18.main --config=configs/{path.name}" in text
+    command = "search" if path.stem == "search" else "main"
+    assert f"python -m jaxr18.{command} --config=configs/{path.name}" in text
     assert f"configs/{path.name}" in configfile.catalog()

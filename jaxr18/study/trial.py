@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 
 from jaxr18 import experiment, sources
@@ -181,7 +180,6 @@ def train(
     exact = score(net.spec, masks=net.masks).exact.total
     accuracy = phases[candidate.phases[-1]]["validation_accuracy"]
     end(storage.COMPLETE, accuracy, score=exact)
-  jax.clear_caches()  # of programs that no other candidate can use
   return storage.row(study, number)
 
 
