@@ -156,13 +156,17 @@ def help_text(
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     if flag.name == _FIELDS:
       continue
-    name = f"  --{flag.name} "
-    if flag.default not in (None, "", False):
-      name = f"  --{flag.name}={flag.default} "
+    name = f"  --{flag.name}"
+    if flag.default not in (None, "", False, []):
+      default = flag.default
+      shown = ",".join(default) if isinstance(default, list) else default
+      name += f"={shown}"
+    text = textwrap.fill(
+      flag.help, 79, initial_indent=" " * 16, subsequent_indent=" " * 16
+    )
+    # Beside its name where that leaves two spaces, else below it.
     lines.append(
-      textwrap.fill(
-        flag.help, 79, initial_indent=name.ljust(16), subsequent_indent=" " * 16
-      )  # fmt: skip
+      name.ljust(16) + text[16:] if len(name) < 15 else f"{name}\n{text}"
     )
   if "config" in flags.FLAGS:
     lines += ["", "Configs:", configfile.catalog()]

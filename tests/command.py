@@ -24,9 +24,7 @@ def start(workdir, *flags, epochs=3, cache=None, **environment):
   """A running command; its output is in one pipe."""
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   env |= {"PYTHONWARNINGS": "ignore"} | environment
-  if cache is None:
-    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-  else:
+  if cache is not None:
     env |= {
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
