@@ -32,12 +32,14 @@ _FIGURE = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> None:
-  # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import experiment
-  from jaxr18.report import markdown, points, runs, sections
-  from jaxr18.train.files import write_atomically
+  from jaxr18.report import runs
 
   found, remarks = runs.find(argv[1:])
+  # Imported late: --help and a wrong argument need no JAX.
+  from jaxr18 import experiment
+  from jaxr18.report import markdown, points, sections
+  from jaxr18.train.files import write_atomically
+
   for remark in remarks:
     print(f"left out: {remark}")
   entries = []

@@ -80,7 +80,7 @@ def texts(layers: Sequence[LayerBar]) -> list[list[str]]:
       f"{x.density:.3f}",
       f"{x.macs:,}",
       bits(x),
-      f"{x.total:.3g} = {x.params_term:.3g} + {x.ops_term:.3g}",
+      f"{x.total:.6f} = {x.params_term:.6f} + {x.ops_term:.6f}",
     ]
     for x in layers
   ]
@@ -90,7 +90,7 @@ def texts(layers: Sequence[LayerBar]) -> list[list[str]]:
   rows.append(
     ["all", "", f"{kept:,}", f"{kept / weights:.3f}",
      f"{sum(x.macs for x in layers):,}", "",
-     f"{params + ops:.4g} = {params:.4g} + {ops:.4g}"]
+     f"{params + ops:.6f} = {params:.6f} + {ops:.6f}"]
   )  # fmt: skip
   return rows
 
@@ -102,8 +102,7 @@ def table(layers: Sequence[LayerBar]) -> str:
   most_bits = 32
   most_score = max(x.total for x in layers) or 1.0
   names = [
-    HEAD[0],
-    HEAD[1],
+    "layer and kernel",
     f"{_swatch('of0')}weights kept {_swatch('rest')}removed",
     f"{_swatch('of0')}density",
     f"{_swatch('of2')}MACs",
@@ -116,23 +115,31 @@ def table(layers: Sequence[LayerBar]) -> str:
   for x, row in zip(layers, rows, strict=True):
     share = 100 / most_weights
     cells = [
-      _bar(row[2], ("of0", x.kept * share), ("rest", (x.weights - x.kept) * share)),
+      _bar(
+        row[2],
+        ("of0", x.kept * share),
+        ("rest", (x.weights - x.kept) * share),
+      ),
       _bar(row[3], ("of0", 100 * x.density), ("rest", 100 - 100 * x.density)),
       _bar(row[4], ("of2", 100 * x.macs / most_macs)),
       _two(row[5], max(x.w_bits) / most_bits, max(x.a_bits) / most_bits),
       _bar(
-        f"{x.total:.3g}",
+        f"{x.total:.6f}",
         ("of0", 100 * x.params_term / most_score),
         ("of2", 100 * x.ops_term / most_score),
         title=row[6],
       ),
     ]  # fmt: skip
-    name = f'<th scope="row">{html.escape(x.path)}</th><td>{row[1]}</td>'
+    name = html.escape(x.path).replace("/", "/<wbr>")
+    name = f'<th scope="row">{name}<small>{row[1]}</small></th>'
     body.append(f"<tr>{name}{''.join(cells)}</tr>")
+  total, _, terms = last.pop().partition(" = ")
+  last.append(f"{total}<small>{terms}</small>")
   foot = "".join(f'<td class="bar">{c}</td>' for c in last[2:])
-  foot = f'<tr><th scope="row">{last[0]}</th><td></td>{foot}</tr>'
+  foot = f'<tr><th scope="row">{last[0]}</th>{foot}</tr>'
   return page.scrolled(
-    f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    f'<table class="layers"><thead><tr>{head}</tr></thead>'
+    f"<tbody>{''.join(body)}</tbody>"
     f"<tfoot>{foot}</tfoot></table>",
     "Weights, MACs, bits, density and score by layer",
   )

@@ -26,9 +26,10 @@ def report(
   best = points.front(every)
   lines = ["# jaxr18: accuracy and score", ""]
   about = (
-    f"{len(every)} networks by test accuracy and {sections.SCORE[figure]};"
+    f"{len(every)} networks by test accuracy and {figure} score;"
     f" on the Pareto front are {', '.join(p.label for p in best)}"
   )
+  lines += [sections.NOTES[figure], ""]
   lines += _picture(drawn, "", "pareto", about)
   lines += table(sections.OVERVIEW, sections.overview_texts(entries))
   lines += ["Published points, by the course's formula:", ""]

@@ -125,6 +125,19 @@
   });
   addEventListener("scroll", () => { if (shown && !pinned) hide(); });
 
+  // What a link leads to may lie in a closed part.
+  function reveal() {
+    const id = decodeURIComponent(location.hash.slice(1));
+    const target = id && document.getElementById(id);
+    const part = target && target.closest("details");
+    if (part) {
+      part.open = true;
+      target.scrollIntoView();
+    }
+  }
+  addEventListener("hashchange", reveal);
+  reveal();
+
   for (const chart of document.querySelectorAll(".chart")) {
     for (const button of chart.querySelectorAll("button[data-series]")) {
       button.addEventListener("click", (event) => {

@@ -17,7 +17,7 @@ from jaxr18.report import scatter, sections  # noqa: E402
 from jaxr18.report.points import GOAL, Point  # noqa: E402
 
 plt.rcParams["svg.hashsalt"] = "jaxr18"  # the same file for the same numbers
-BLUE, TEAL, GRAY = "#1b59c4", "#0b7069", "#d8dce2"
+BLUE, TEAL, GRAY, RED = "#1b59c4", "#0b7069", "#d8dce2", "#a83218"
 COLORS = (BLUE, "#5c6672", "#a04f00", TEAL, "#8d2b93", "#5d6b00")
 DPI = 150
 
@@ -45,7 +45,7 @@ def draw(
     plt.close(fig)
 
   every = sections.all_points(entries, figure)
-  save("", "pareto", pareto(every, sections.SCORE[figure]))
+  save("", "pareto", pareto(every, f"{figure} score"))
   for e in entries:
     name, metrics = e.group.name, e.group.runs[0].metrics
     if any(len(rows) > 1 for rows in metrics.values()):
@@ -76,11 +76,10 @@ def pareto(points: Sequence[Point], score_label: str):
     ax.text(f.x(tick), bottom + 17, f"{tick:g}", ha="center", **text)
   for tick in scatter.accuracy_ticks(f):
     goal = tick == GOAL
-    style = dict(color="#a83218", ls="--", lw=1) if goal else dict(color=GRAY,
-                                                                  lw=0.7)  # fmt: skip
+    style = dict(color=RED, ls="--", lw=1) if goal else dict(color=GRAY, lw=0.7)
     ax.plot([left, right], [f.y(tick)] * 2, **style)
     ax.text(left - 7, f.y(tick), f"{100 * tick:g}", ha="right", va="center",
-            **text | ({"color": "#a83218"} if goal else {}))  # fmt: skip
+            **text | ({"color": RED} if goal else {}))  # fmt: skip
   ax.text((left + right) / 2, height - 8, f"{score_label}, lower is better",
           ha="center", **text)  # fmt: skip
   ax.text(12, (top + bottom) / 2, "test accuracy, %", rotation=90,

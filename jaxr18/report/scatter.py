@@ -268,8 +268,10 @@ def _mark(i, p, f, number, best, links) -> str:
   if p.error:
     high, low = f.y(p.accuracy + p.error) - y, f.y(p.accuracy - p.error) - y
     inside.append(
-      svg.tag("path", class_="error", d=f"M-4 {high:.1f}h8m-4 0V{low:.1f}m-4 0h8")
-    )  # fmt: skip
+      svg.tag(
+        "path", class_="error", d=f"M-4 {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"
+      )
+    )
   inside.append(svg.tag("path", class_="mark", d=MARKS[number % len(MARKS)]))
   role = "link" if links and p.label in links else "img"
   return svg.tag(

@@ -10,11 +10,17 @@ import numpy as np
 from jaxr18.report import curves, evidence, layers, page, points, svg
 from jaxr18.report.points import FIGURES, Group, Point
 
-SCORE = {
-  "course": "score, course: the formula of the published points",
-  "exact": "score, exact: each layer by its own bits",
-  "stored": "score, stored: what a file of the weights needs",
+NOTES = {
+  "course": "By the published points' own formula: one number of bits for a"
+  " whole network, the largest of any layer.",
+  "exact": "Summed over layers, each with its own bits and the MACs that are"
+  " really done; the published points stay by their formula.",
+  "stored": "As exact, the weights at what a file of them needs, scales and"
+  " all; the published points stay by their formula.",
 }
+
+
+OPEN = 3  # so many runs are shown whole
 
 
 class Entry(NamedTuple):
@@ -69,7 +75,8 @@ def report(
     items = "".join(f"<li>{html.escape(r)}</li>" for r in remarks)
     body.append(f'<p class="soft small">Left out:</p><ul class="soft small">'
                 f"{items}</ul>")  # fmt: skip
-  body += [section(e, i) for i, e in enumerate(entries)]
+  whole = len(entries) <= OPEN
+  body += [section(e, i, whole) for i, e in enumerate(entries)]
   body.append(
     "<footer>Made by <code>python -m jaxr18.report</code>; every number is"
     " from a run's result.json and metrics.jsonl, or was computed from its"
@@ -91,10 +98,11 @@ def _pareto(entries, figure, links) -> str:
     chart = page.pareto(
       all_points(entries, name),
       key=f"pareto-{name}",
-      score_label=SCORE[name],
+      score_label=f"{name} score",
       links=links,
     )
-    panels.append(f'<div class="panel {name}">{chart}</div>')
+    note = f'<p class="soft small">{html.escape(NOTES[name])}</p>'
+    panels.append(f'<div class="panel {name}">{note}{chart}</div>')
   return (
     '<fieldset class="tabs"><legend>Score of the runs</legend>'
     f"{''.join(inputs)}{''.join(panels)}</fieldset>"
@@ -144,11 +152,15 @@ def overview(entries: Sequence[Entry], links: dict[str, str]) -> str:
   return page.table_of(OVERVIEW, overview_texts(entries), links)
 
 
-def section(e: Entry, number: int) -> str:
-  """All about a run; of several that differ in the seed, about the first."""
+def section(e: Entry, number: int, whole: bool = True) -> str:
+  """All about a run; of several that differ in the seed, about the first.
+
+  Args:
+    number: its own, which keeps ids apart.
+    whole: open, and not only its first line.
+  """
   run = e.group.runs[0]
   parts = [
-    f"<h2>{html.escape(e.group.name)}</h2>",
     f'<p class="soft">{html.escape(sentence(e))}</p>',
     _cards(e),
     _curves(run, number),
@@ -167,7 +179,18 @@ def section(e: Entry, number: int) -> str:
   else:
     parts += [_masks(e.evidence), _confusion(e.evidence), _wrong(e.evidence)]
   parts.append(_again(run))
-  return svg.tag("section", *parts, class_="run", id=e.anchor)
+  figures = ", ".join(f"{f} {e.group.scores[f]:.4f}" for f in FIGURES)
+  line = (
+    f"<h2>{html.escape(e.group.name)}</h2>"
+    f'<span class="soft small">{100 * e.group.accuracy:.2f}%; {figures}</span>'
+  )
+  return svg.tag(
+    "details",
+    f"<summary>{line}</summary>",
+    svg.tag("section", *parts, id=e.anchor),
+    class_="run",
+    open="" if whole else None,
+  )
 
 
 def sentence(e: Entry) -> str:
@@ -206,7 +229,11 @@ def numbers(e: Entry) -> list[tuple[str, str, str]]:
   kept, weights = sum(x["kept"] for x in rows), sum(x["weights"] for x in rows)
   out += [
     ("MACs", _short(score["macs"]), f"{score['macs']:,}"),
-    ("weights kept", _short(kept), f"{100 * kept / weights:.1f}% of {weights:,}"),
+    (
+      "weights kept",
+      _short(kept),
+      f"{100 * kept / weights:.1f}% of {weights:,}",
+    ),
     ("training", _time(r["seconds"]), r["device"]),
   ]  # fmt: skip
   return out
@@ -308,8 +335,8 @@ def _masks(found: evidence.Evidence) -> str:
     density = f"{100 * kept.mean():.1f}% kept"
     alt = f"mask of {path}, {density}"
     items.append(
-      f'<li><img src="{uri}" alt="{html.escape(alt)}" loading="lazy">'
-      f"<b>{html.escape(path)}</b><br>{density}</li>"
+      f'<li><img src="{uri}" alt="{html.escape(alt)}">'
+      f"<b>{html.escape(path).replace('/', '/<wbr>')}</b><br>{density}</li>"
     )
   return (
     f'{head}<p class="soft small">Rows are input channels, columns output'
@@ -359,7 +386,7 @@ def _wrong(found: evidence.Evidence) -> str:
     uri = evidence.data_uri(evidence.image_png(w.image))
     alt = f"test image {w.index}, {label}, called {answer}"
     items.append(
-      f'<li><img src="{uri}" alt="{html.escape(alt)}" loading="lazy">'
+      f'<li><img src="{uri}" alt="{html.escape(alt)}">'
       f"<b>{html.escape(label)}</b><br>called {html.escape(answer)},"
       f" {100 * w.p_answer:.2f}%<br>#{w.index}</li>"
     )
