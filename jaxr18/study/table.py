@@ -57,7 +57,7 @@ def page(rows: list[Row]) -> str:
   """The trained candidates as a page with a picture to point at."""
   markup = "<p>No candidate has been trained yet.</p>"
   if found := points(rows):
-    markup = pareto(found, score_label="exact score")
+    markup = pareto(found, score_label="exact score", split="validation")
   return document(
     "Search",
     markup,
