@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
     )
   if "search" in config:
     raise app.UsageError(
-      f"--config={_CONFIG.file} is a search: python -m jaxr18.search"
-      f" --config={_CONFIG.file} --trials=16"
+      f"--config={_CONFIG.file} describes a search; give it to"
+      " python -m jaxr18.search, with --trials=16"
     )
   workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
   workdir = workdir.expanduser()

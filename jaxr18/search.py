@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
 
   from jaxr18 import experiment
   from jaxr18.nn import compiled
-  from jaxr18.study import storage
+  from jaxr18.study import storage, trial
   from jaxr18.train.files import in_turn, writing
   from jaxr18.train.step import make_mesh
   from jaxr18.validate import validate
@@ -85,7 +85,8 @@ def main(argv: list[str]) -> None:
       f"{path} is a study of another config: {changed}; set it back, or give"
       " another --workdir"
     )
-  dataset, mesh = experiment.load_data(config), make_mesh()
+  with trial.may_leave(stop):
+    dataset, mesh = experiment.load_data(config), make_mesh()
   _work(study, config, workdir, dataset, mesh, stop)
 
 
@@ -167,7 +168,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
 
 def _report(workdir: pathlib.Path, path: pathlib.Path) -> None:
   from jaxr18.study import storage, table
-  from jaxr18.train.files import in_turn
+  from jaxr18.train.files import in_turn, writing
 
   if not path.exists():
     raise app.UsageError(
@@ -175,6 +176,8 @@ def _report(workdir: pathlib.Path, path: pathlib.Path) -> None:
       " one"
     )
   study = storage.open_study(path)
+  with writing(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
   with in_turn(workdir):
     rows = table.write(study, workdir)
   print(table.front_text(rows))

@@ -39,10 +39,10 @@ def open_study(path: pathlib.Path) -> Study:
   """
   optuna = _optuna()
   journal = optuna.storages.journal
-  # The lock is a link, which any NFS makes or refuses as one step. It must be
-  # absolute: one that leads nowhere is never taken for abandoned.
-  path = path.resolve()
-  lock = journal.JournalFileSymlinkLock(str(path))
+  # The lock is a file that is made exclusively, which NFS does since version 3.
+  # Optuna's other one, a link, is never taken for abandoned where it leads
+  # nowhere, as on a machine that has the folder under another name.
+  lock = journal.JournalFileOpenLock(str(path))
   with writing(path, "--storage"):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = journal.JournalFileBackend(str(path), lock)

@@ -163,7 +163,7 @@ def train(
   candidate = candidate_config(config, work.params)
   experiment.prepare_workdir(candidate, work.folder)
   try:
-    with _may_leave(stop):
+    with may_leave(stop):
       phases = experiment.train_phases(
         candidate, work.folder, dataset, mesh, stop, watch
       )
@@ -205,8 +205,8 @@ def reach(
 
 
 @contextlib.contextmanager
-def _may_leave(stop: StopSignal, leave: Callable[[], None] = lambda: None):
-  """While a trial trains its loop says when the process may end at once."""
+def may_leave(stop: StopSignal, leave: Callable[[], None] = lambda: None):
+  """The process may end at once, or where a training loop within says so."""
   before, stop.leave = stop.leave, leave
   try:
     yield
