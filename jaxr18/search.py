@@ -167,14 +167,14 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
 
 
 def _report(workdir: pathlib.Path, path: pathlib.Path) -> None:
-  from jaxr18.study import storage, table
-  from jaxr18.train.files import in_turn, writing
-
   if not path.exists():
     raise app.UsageError(
       f"there is no study in {path}; give the --workdir, or the --storage, of"
       " one"
     )
+  from jaxr18.study import storage, table
+  from jaxr18.train.files import in_turn, writing
+
   study = storage.open_study(path)
   with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
