@@ -130,9 +130,11 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
     if first is None:
       first = count(storage.rows(study))
       print(f"{workdir}: {first} of {wanted} trials are finished", flush=True)
-    if work.over:
-      budget = config.search.score_budget
-      print(f"{work.over} candidates over the budget of {budget:g}, untrained")
+    if work.untrained:
+      print(
+        f"{work.untrained} candidates were over the budget of"
+        f" {config.search.score_budget:g} or seen before, and not trained"
+      )
     print(
       f"trial {work.number}{' goes on' if work.begun else ''}:"
       f" {describe_candidate(work.params)}; score {work.score:.6f}",

@@ -22,5 +22,6 @@ def get_config():
   search.widths, search.blocks = ((4, 8), (8,)), ((1,), (1,))
   search.groups = ((1,), (1,))
   search.bits = ((".*", (32,)),)  # fewer take longer to compile
-  search.density, search.resolution = (0.7, 0.6, 0.5, 0.4), (8,)
+  search.density = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+  search.resolution = (8,)
   return config

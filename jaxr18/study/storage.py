@@ -16,7 +16,7 @@ from jaxr18.train.files import writing
 NAME = "jaxr18"
 # How a trial ends; until then it is 'running'. The first two are trained.
 COMPLETE, HALVED = "complete", "halved"
-OVER, FAILED = "over budget", "failed"
+OVER, SEEN, FAILED = "over budget", "seen before", "failed"
 
 
 class StudyError(Exception):
@@ -117,7 +117,7 @@ def finish(
   """Ends a trial; a complete one has its accuracy.
 
   Optuna models complete trials, takes halved ones for worse, and those over
-  the budget for what to keep away from.
+  the budget for what to keep away from. One that was seen before is no news.
   """
   state = _optuna().trial.TrialState
   note(study, number, outcome=outcome, **known)

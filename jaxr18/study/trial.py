@@ -18,8 +18,12 @@ from jaxr18.train.files import OccupiedError, alone_in, in_turn
 from jaxr18.train.loop import TrainingError
 from jaxr18.train.stop import Stopped, StopSignal
 
-# So many candidates in a row over the budget, or failed, end the search.
-MOST_OVER, MOST_FAILED = 1000, 10
+# So many candidates in a row that are not to be trained, or that fail, end the
+# search.
+MOST_UNTRAINED, MOST_FAILED = 1000, 10
+
+
+TRIED = (storage.COMPLETE, storage.HALVED, storage.FAILED)
 
 
 class Work(NamedTuple):
@@ -30,7 +34,8 @@ class Work(NamedTuple):
     folder: an ordinary workdir.
     lock: leave it when the trial has ended.
     begun: by another worker, which was killed or stopped.
-    over: candidates before it that were over the budget.
+    untrained: candidates before it that were over the budget, or that the
+      study has had before.
   """
 
   number: int
@@ -39,7 +44,7 @@ class Work(NamedTuple):
   folder: pathlib.Path
   lock: contextlib.ExitStack
   begun: bool
-  over: int
+  untrained: int
 
 
 def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,22 +110,31 @@ def _take_up(study: Study, row, config, workdir) -> Work | None:
 
 
 def _ask(study: Study, config, workdir: pathlib.Path, home: str) -> Work:
-  """A new candidate that is not over the budget."""
+  """A new candidate that is not over the budget.
+
+  The sampler may choose the same one twice, which would train to the same bits.
+  """
   choices, budget = dimensions(config.search), config.search.score_budget
   lowest = float("inf")
-  for over in range(MOST_OVER):
+  seen = [row["params"] for row in storage.rows(study)]
+  for untrained in range(MOST_UNTRAINED):
     number, params = storage.ask(study, choices, config.seed, home=home)
+    if params in seen:
+      storage.finish(study, number, storage.SEEN)
+      continue
+    seen.append(params)
     exact = exact_score(candidate_config(config, params))
     if storage.charge(study, number, exact, budget):
       folder, lock = _folder(workdir, number), contextlib.ExitStack()
       lock.enter_context(alone_in(folder))
-      return Work(number, params, exact, folder, lock, False, over)
+      return Work(number, params, exact, folder, lock, False, untrained)
     storage.finish(study, number, storage.OVER)
     lowest = min(lowest, exact)
   raise StudyError(
-    f"{MOST_OVER} candidates in a row were over config.search.score_budget"
-    f" (={budget}), the cheapest at {lowest:.6f}; raise it, or let the search"
-    " choose smaller networks, in a new --workdir"
+    f"{MOST_UNTRAINED} candidates in a row were over"
+    f" config.search.score_budget (={budget}), the cheapest new one at"
+    f" {lowest:.6f}, or were seen before; raise it, or let the search choose"
+    " among more networks, in a new --workdir"
   )
 
 
@@ -215,7 +229,7 @@ def may_leave(stop: StopSignal, leave: Callable[[], None] = lambda: None):
 
 
 def _check_failures(rows) -> None:
-  ended = [row for row in rows if row["state"] not in ("running", storage.OVER)]
+  ended = [row for row in rows if row["state"] in TRIED]
   last = ended[-MOST_FAILED:]
   if len(last) == MOST_FAILED and all(
     r["state"] == storage.FAILED for r in last
