@@ -23,3 +23,8 @@ def get_config(arg=""):
   elif arg:
     raise ValueError(f"baseline.py: argument {arg!r} must be 'tiny' or none")
   return config
+
+
+def sweep(add):
+  for rate in (0.05, 0.1, 0.2):
+    add({"train.learning_rate": rate})

@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,11 @@ class ConfigFlag:
   def file(self) -> str | None:
     """As given: 'configs/kd_quant.py:digits'; None where it is not."""
     return self._file.value
+
+  @property
+  def fields(self) -> list[str]:
+    """What is set, such as 'train.epochs=10'."""
+    return list(self._fields.value)
 
   @property
   def value(self):
@@ -121,19 +127,34 @@ def run(
           f"unexpected {' '.join(rest[1:])}: flags are written --name=value"
         )
       return main(rest)
-    except configfile.ConfigError as e:
-      lines = textwrap.indent(str(e), "  ")
-      _fail(2, f"The config cannot be run:\n{lines}")
-    except app.UsageError as e:
-      _fail(2, f"{e}\n--help says more.")
     except KeyboardInterrupt:
       _fail(130, "Interrupted.")
     except Exception as e:
-      if not isinstance(e, _expected()):
+      if (told := _told(e)) is None:
         raise
-      _fail(1, f"Error: {e}")
+      _fail(*told)
 
   app.run(guarded, argv=sys.argv, flags_parser=parse)
+
+
+def report(error: Exception) -> int:
+  """Prints an error as a command does that ends with it; its exit status."""
+  if (told := _told(error)) is None:
+    traceback.print_exception(error)
+    return 1
+  status, message = told
+  print(message, file=sys.stderr)
+  return status
+
+
+def _told(error: Exception) -> tuple[int, str] | None:
+  """Exit status and text of an error that needs no traceback."""
+  if isinstance(error, configfile.ConfigError):
+    lines = textwrap.indent(str(error), "  ")
+    return 2, f"The config cannot be run:\n{lines}"
+  if isinstance(error, app.UsageError):
+    return 2, f"{error}\n--help says more."
+  return (1, f"Error: {error}") if isinstance(error, _expected()) else None
 
 
 def quiet() -> None:

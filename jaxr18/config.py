@@ -258,6 +258,8 @@ EXPERIMENT = {
   "eval_batch_size": Knob(500, "images a step of an evaluation", 1, 100_000),
   "progress": Knob("auto", "a live bar on a terminal, else a line an epoch",
                    choices=("auto", "bar", "plain", "none")),
+  "writers": Knob("", "where each epoch's numbers go too, comma-separated: "
+                  "tensorboard, wandb"),
 }  # fmt: skip
 
 PHASE = {

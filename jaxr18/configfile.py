@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -44,19 +44,62 @@ def load(name: str) -> ml_collections.ConfigDict:
       f"--config={file} must be a .py with get_config or the config.json of a"
       " workdir; give another file"
     )
-  try:
-    spec = importlib.util.spec_from_file_location("config", path.resolve())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*([argument] if argument else []))
-  except Exception as e:  # whatever a person's file may raise
-    raise ConfigError(f"{name}{_line_of(e, path)}: {_text(e)}") from e
+  with _said_of(name, path):
+    config = _module(path).get_config(*([argument] if argument else []))
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
       f"{name}: get_config returned {config!r}, expected what"
       " jaxr18.config.base() returns; end it with 'return config'"
     )
   return ml_collections.ConfigDict(config).lock()
+
+
+def sweep(name: str) -> list[dict[str, Any]]:
+  """What a file's `sweep(add)` adds: fields and their values, a run each.
+
+  `add` takes {"train.learning_rate": 0.1}, or seed=1 where there is no dot.
+
+  Raises:
+    ConfigError: there is no such file or function, or it adds nothing, or one
+      run twice.
+  """
+  path = find(name.partition(":")[0])
+  runs = []
+
+  def add(fields=None, **more):
+    runs.append({**(fields or {}), **more})
+
+  with _said_of(name, path):
+    function = getattr(_module(path), "sweep", None)
+    if function is not None:
+      function(add)
+  if function is None or not runs:
+    raise ConfigError(
+      f"{name} has no sweep(add) that adds a run; write such as\n"
+      "def sweep(add):\n"
+      "  for rate in (0.05, 0.1):\n"
+      '    add({"train.learning_rate": rate})'
+    )
+  for i, fields in enumerate(runs):
+    if fields in runs[:i]:
+      raise ConfigError(f"{name}: sweep adds {fields} twice; add it once")
+  return runs
+
+
+@contextlib.contextmanager
+def _said_of(name: str, path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a person's file may raise into a ConfigError."""
+  try:
+    yield
+  except Exception as e:
+    raise ConfigError(f"{name}{_line_of(e, path)}: {_text(e)}") from e
+
+
+def _module(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location("config", path.resolve())
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def find(file: str) -> pathlib.Path:

@@ -3,6 +3,7 @@
 The only place that reads a config; below it are plain arguments.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -24,7 +25,7 @@ from jax.experimental import multihost_utils
 from jaxr18 import data, members, network, sources, teaching
 from jaxr18.compress import ensemble, factorize, gradual, prune
 from jaxr18.cost import score as score_lib
-from jaxr18.distillconfig import factors, member_seeds
+from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
 from jaxr18.network import Network
 from jaxr18.pruneconfig import make_plan
@@ -35,11 +36,12 @@ from jaxr18.train.evaluate import Evaluation, evaluate
 from jaxr18.train.files import alone_in, read_json, write_atomically
 from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.step import make_mesh, make_train_step
+from jaxr18.train.writers import Writer
 from jaxr18.validate import ConfigError, network_spec, validate
 from jaxr18.workdir import read_result
 
 # What may differ between a run and its resumption: it changes no number.
-FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress")
+FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress", "writers")
 
 
 def run(
@@ -63,12 +65,17 @@ def run(
   prepare_workdir(config, workdir)
   if finished:
     return read_result(workdir)
-  with alone_in(workdir, first=jax.process_index() == 0):
+  first = jax.process_index() == 0
+  with alone_in(workdir, first), contextlib.ExitStack() as stack:
+    to = names(config.writers) if first else ()
+    writer = Writer(workdir, to, json.loads(config.to_json()))
+    stack.callback(writer.close)
     dataset, mesh = load_data(config), make_mesh()
-    phases = train_phases(config, workdir, dataset, mesh, stop)
+    phases = train_phases(config, workdir, dataset, mesh, stop, writer)
     nets = sources.load_networks(workdir, config.phases[-1])
     test, more = test_last(config, nets, phases, dataset, mesh)
     result = make_result(config, nets[0], test, phases) | more
+    writer.result(result)
     write_together(workdir / "result.json", result)
   return result
 
@@ -79,19 +86,20 @@ def train_phases(
   dataset,
   mesh,
   stop: StopSignal,
+  writer: Writer | None = None,
   watch: Callable[[dict[str, Any]], bool] | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Trains what of the phases is not finished; looks at no test image.
 
   Args:
     config: validated, and the workdir's.
-    watch: of `loop.train`.
+    writer, watch: of `loop.train`.
 
   Returns:
     What each phase's phase.json holds, by name.
   """
   return {
-    name: run_phase(config, name, workdir, dataset, mesh, stop, watch)
+    name: run_phase(config, name, workdir, dataset, mesh, stop, writer, watch)
     for name in config.phases
   }
 
@@ -171,7 +179,14 @@ def test_last(
 
 
 def run_phase(
-  config, name: str, workdir: pathlib.Path, dataset, mesh, stop, watch=None
+  config,
+  name: str,
+  workdir: pathlib.Path,
+  dataset,
+  mesh,
+  stop,
+  writer=None,
+  watch=None,
 ) -> dict[str, Any]:
   """Trains one phase, or reads what it left when it was finished.
 
@@ -263,6 +278,7 @@ def run_phase(
     update_due=plan.due if plan else lambda step: False,
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
+    writer=writer,
     watch=watch,
   )
   write_together(done, info)

@@ -10,7 +10,8 @@ result of one that is finished. Ctrl-C or SIGTERM saves before it stops. Every
 field of a config can be set by --config.FIELD=VALUE.
 
 Exit status: 0 when finished, or stopped and saved; 1 when the run failed; 2
-when the command or the config cannot be run, and then nothing was touched.
+when the command or the config cannot be run, and then nothing was touched. A
+stopped run ends with JAXR18_STOPPED_STATUS in place of 0 where that is set.
 """
 
 import pathlib
@@ -62,7 +63,10 @@ def main(argv: list[str]) -> None:
     result = experiment.run(config, workdir, signals)
   except stop.Stopped as e:
     print(f"{e}; saved in {workdir}; the same command resumes it")
-    return
+    sys.exit(signals.status)
+  except Exception as e:
+    cluster.leave_others(e, cli.report)
+    raise
   if jax.process_index() > 0:
     return
   if finished:

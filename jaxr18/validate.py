@@ -29,6 +29,7 @@ from jaxr18.quantconfig import check_calibration, check_quantize
 from jaxr18.searchconfig import check_search, exact_score, extremes
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
+from jaxr18.writerconfig import WRITERS, check_writers
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MISSING = object()
@@ -44,7 +45,8 @@ def validate(
   Args:
     config: as `base` makes it.
     devices: that share a batch.
-    sources: whether other runs that `init` and `teacher` name must be there.
+    sources: whether what else a run needs must be there: other runs that `init`
+      and `teacher` name, the packages of `writers`.
   """
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
@@ -58,6 +60,7 @@ def validate(
     table = EXPERIMENT | dict.fromkeys(config.phases, PHASE) | section
     check.fields(table)
     check.batches(devices)
+    check_writers(check, sources)
     specs: dict[str, NetSpec | None] = {}
     for name in config.phases:
       check.training(name)
@@ -146,13 +149,14 @@ class Problems:
         self.add("phases", f"has {name!r}, which must be {must}", "rename it")
       elif name in (
         *EXPERIMENT,
+        *WRITERS,
         "phases",
         "search",
         *dir(ml_collections.ConfigDict),
       ):
         self.add(
           "phases",
-          f"has {name!r}, which must not be a field or a method already",
+          f"has {name!r}, which must not be a field, a method or a writer",
           "rename the phase",
         )
       elif self.get(name) is _MISSING:

@@ -22,6 +22,21 @@ runpy.run_module("jaxr18.main", run_name="__main__")
 
 def start(workdir, *flags, epochs=3, cache=None, **environment):
   """A running command; its output is in one pipe."""
+  return _start(
+    [sys.executable, "-c", _CODE], workdir, flags, epochs, cache, environment
+  )
+
+
+def start_local(workdir, *flags, epochs=3, cache=None, **environment):
+  """The same in two processes, through launch/local.sh."""
+  environment["PYTHON"] = sys.executable
+  script = ["bash", str(CONFIG.parents[1] / "launch" / "local.sh")]
+  return _start(
+    [*script, "--processes=2"], workdir, flags, epochs, cache, environment
+  )
+
+
+def _start(command, workdir, flags, epochs, cache, environment):
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   env |= {"PYTHONWARNINGS": "ignore"} | environment
   if cache is not None:
@@ -31,7 +46,7 @@ def start(workdir, *flags, epochs=3, cache=None, **environment):
     }
   config = f"--config={CONFIG}:{epochs}"
   return subprocess.Popen(
-    [sys.executable, "-c", _CODE, config, f"--workdir={workdir}", *flags],
+    [*command, config, f"--workdir={workdir}", *flags],
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,

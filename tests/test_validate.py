@@ -110,6 +110,7 @@ BAD = [
   ("data.name", "cifar100", "write 'cifar10'"),
   ("data.name", "mnist", "choose one"),
   ("progress", "", "choose one"),
+  ("writers", "tensorbord", "write 'tensorboard'"),
   ("student.optimizer", "adam", "write 'adamw'"),
   ("student.dtype", "float16", "write 'bfloat16'|write 'float32'"),
   ("student.augment.flip", "always", "choose one|alternating"),

@@ -1,6 +1,7 @@
 """What a worker does: finds a candidate, trains it, tells how it ended."""
 
 import contextlib
+import json
 import pathlib
 import time
 import uuid
@@ -11,12 +12,14 @@ import ml_collections
 
 from jaxr18 import experiment, sources
 from jaxr18.cost.score import score
+from jaxr18.distillconfig import names
 from jaxr18.searchconfig import candidate_config, dimensions, exact_score
 from jaxr18.study import halving, storage
 from jaxr18.study.storage import Study, StudyError
 from jaxr18.train.files import OccupiedError, alone_in, in_turn
 from jaxr18.train.loop import TrainingError
 from jaxr18.train.stop import Stopped, StopSignal
+from jaxr18.train.writers import Writer
 
 # So many candidates in a row that are not to be trained, or that fail, end the
 # search.
@@ -177,9 +180,11 @@ def train(
   candidate = candidate_config(config, work.params)
   experiment.prepare_workdir(candidate, work.folder)
   try:
-    with may_leave(stop):
+    to = names(candidate.writers)
+    writer = Writer(work.folder, to, json.loads(candidate.to_json()))
+    with contextlib.closing(writer), may_leave(stop):
       phases = experiment.train_phases(
-        candidate, work.folder, dataset, mesh, stop, watch
+        candidate, work.folder, dataset, mesh, stop, writer, watch
       )
   except Stopped:
     if goes_on:

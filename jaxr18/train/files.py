@@ -128,6 +128,11 @@ class MetricsFile:
     self.validation: dict[int, float] = {}
     self._set(_read_rows(path))
 
+  @property
+  def rows(self) -> list[dict[str, Any]]:
+    """All lines so far."""
+    return list(self._rows)
+
   def row(self, step: int) -> dict[str, Any]:
     """The line of a step; empty where there is none."""
     return next((row for row in self._rows if row["step"] == step), {})

@@ -30,6 +30,7 @@ from jaxr18.train.state import TrainState
 from jaxr18.train.step import Batch, Teachers, replicate, shard
 from jaxr18.train.stop import Stopped, StopSignal
 from jaxr18.train.stop import on_stop_signals as on_stop_signals
+from jaxr18.train.writers import Writer
 
 # Steps between two looks at what other processes want: each look waits for all.
 _AGREE_EVERY = 10
@@ -61,6 +62,7 @@ def train(
   update_due: Callable[[int], bool] = lambda step: False,
   select_from: int = 0,
   cached: Callable | None = None,
+  writer: Writer | None = None,
   watch: Callable[[dict[str, Any]], bool] | None = None,
 ) -> tuple[Network, dict[str, Any]]:
   """Trains one phase to its end.
@@ -81,6 +83,7 @@ def train(
       them; each line of metrics.jsonl then also has every member's validation
       accuracy, and `validation_accuracy` is their mean.
     cached: a `CachedTeacher`, in place of a teacher.
+    writer: gets each line of metrics.jsonl.
     watch: called after each epoch, its state saved, with its line of
       metrics.jsonl, and again with that of the last one if a finished epoch
       is gone on from; training stops where it returns False.
@@ -112,6 +115,8 @@ def train(
   if latest is not None:
     state, spent = _restore(folder / str(done), state, dataset.fingerprint)
   metrics.go_on_from(done)
+  if writer is not None:
+    writer.begin(phase, metrics.rows)
   state, teacher, key = replicate((state, teacher, key), mesh)
   reporter = Reporter(
     phase, epochs, steps_per_epoch, progress if writes else "none"
@@ -178,6 +183,8 @@ def train(
           row["validation_accuracy"] = found.accuracy
     row |= reporter.timing()
     metrics.write(row)
+    if writer is not None:
+      writer.row(phase, row)
     reporter.epoch(row)
 
   def leave() -> None:

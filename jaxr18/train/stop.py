@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT end a run with its state saved and status 0."""
+"""SIGTERM and SIGINT end a run with its state saved.
+
+Its exit status is then 0, or JAXR18_STOPPED_STATUS where that is set: so a
+scheduler's script learns that there is more to do.
+"""
 
 import os
 import signal
@@ -18,11 +22,13 @@ class StopSignal:
     received: the training loop looks at it after every step.
     leave: what is left to do before the process may end at once; None while
       work would be lost, and then the loop saves it and stops.
+    status: the process's exit status, if it stops and all is saved.
   """
 
-  def __init__(self, leave: Callable[[], None] | None = None):
+  def __init__(self, leave: Callable[[], None] | None = None, status: int = 0):
     self.received = False
     self.leave = leave
+    self.status = status
 
 
 def on_stop_signals() -> StopSignal:
@@ -31,7 +37,8 @@ def on_stop_signals() -> StopSignal:
   A thread waits for them: the main one may be in XLA's compiler for a minute,
   where no handler written in Python runs.
   """
-  stop = StopSignal(leave=lambda: None)
+  status = os.environ.get("JAXR18_STOPPED_STATUS", "")
+  stop = StopSignal(lambda: None, int(status) if status.isdecimal() else 0)
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer)
@@ -53,7 +60,7 @@ def _wait(stop: StopSignal, reader: int) -> None:
       print("Stopped; all is saved, and the same command goes on from there.")
       sys.stdout.flush()
       sys.stderr.flush()
-      os._exit(0)
+      os._exit(stop.status)
   os._exit(128 + _next(reader))
 
 

@@ -1,0 +1,198 @@
+"""Each epoch's numbers beside metrics.jsonl: in TensorBoard, Weights & Biases.
+
+metrics.jsonl is what counts: what is here is made of its lines, for looking at.
+After a kill or a resume every line is there once. A writer that fails (a full
+disk, no network) says so once and is left out; the training goes on.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from jaxr18.train.files import write_atomically
+
+Row = dict[str, Any]  # a line of metrics.jsonl
+
+
+class _Sink(NamedTuple):
+  """One place to write to; any of these may raise."""
+
+  begin: Callable[[str, Sequence[Row]], None]
+  row: Callable[[str, Row], None]
+  result: Callable[[dict[str, float]], None]
+  close: Callable[[], None]
+
+
+class Writer:
+  """Writes to all that are asked for; without names to none."""
+
+  def __init__(
+    self, workdir: pathlib.Path, names: Sequence[str], config: dict[str, Any]
+  ):
+    """Opens each.
+
+    Args:
+      workdir: of the run; TensorBoard's files are in tensorboard/PHASE, and
+        those of Weights & Biases in wandb/.
+      names: of 'tensorboard' and 'wandb'.
+      config: for Weights & Biases.
+    """
+    self._sinks: dict[str, _Sink] = {}
+    opens = {"tensorboard": _tensorboard, "wandb": _wandb}
+    for name in names:
+      with self._guarded(name):
+        self._sinks[name] = opens[name](workdir, config)
+
+  def begin(self, phase: str, rows: Sequence[Row]) -> None:
+    """A phase starts or goes on, with these lines so far."""
+    self._each(lambda sink: sink.begin(phase, rows))
+
+  def row(self, phase: str, row: Row) -> None:
+    """A line is added."""
+    self._each(lambda sink: sink.row(phase, row))
+
+  def result(self, result: dict[str, Any]) -> None:
+    """The run is finished, with what result.json holds."""
+    score = {k: result["score"][k]["total"] for k in _FIGURES}
+    keys = ("test_accuracy", "test_loss", "validation_accuracy")
+    numbers = {k: result[k] for k in keys if result[k] is not None}
+    numbers |= {f"score/{k}": v for k, v in score.items()}
+    self._each(lambda sink: sink.result(numbers))
+
+  def close(self) -> None:
+    self._each(lambda sink: sink.close())
+
+  def _each(self, call: Callable[[_Sink], None]) -> None:
+    for name, sink in list(self._sinks.items()):
+      with self._guarded(name):
+        call(sink)
+
+  @contextlib.contextmanager
+  def _guarded(self, name: str) -> Iterator[None]:
+    try:
+      yield
+    except Exception as e:  # whatever a library, a disk or a network may raise
+      self._sinks.pop(name, None)
+      text = " ".join(str(e).split()) or type(e).__name__
+      logging.warning(
+        "%s is not written to any more, and the training goes on: %s",
+        name, text,
+      )  # fmt: skip
+
+
+_FIGURES = ("course", "exact", "stored")
+
+
+def scalars(row: Row) -> dict[str, float]:
+  """The numbers of a line; those of members by name and index."""
+  out = {}
+  for k, v in row.items():
+    if isinstance(v, list):
+      out |= {f"{k}/{i}": x for i, x in enumerate(v)}
+    elif isinstance(v, int | float) and k != "step":
+      out[k] = v
+  return out
+
+
+def _tensorboard(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
+  """Event files; a phase that goes on gets a new one of all its lines.
+
+  tensorboardX's own SummaryWriter writes in a thread, where a full disk ends
+  the thread and then, its queue being full, the training waits for ever. Its
+  record writer is called here in its place.
+  """
+  from tensorboardX import summary
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto import event_pb2
+
+  root, files, last = workdir / "tensorboard", {}, {}
+
+  def open_file(folder: pathlib.Path) -> None:
+    if folder in files:
+      files.pop(folder).close()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("events.out.tfevents.*"):
+      old.unlink()
+    files[folder] = EventsWriter(str(folder / "events"))
+    # A TensorBoard that is open forgets what it read of the old file.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    files[folder].write_event(event_pb2.Event(session_log=start, step=0))
+
+  def add(folder: pathlib.Path, step: int, numbers: dict[str, float]) -> None:
+    for tag, value in numbers.items():
+      files[folder].write_event(
+        event_pb2.Event(
+          wall_time=time.time(), step=step, summary=summary.scalar(tag, value)
+        )
+      )
+    files[folder].flush()
+
+  def begin(phase: str, rows: Sequence[Row]) -> None:
+    open_file(root / phase)
+    for row in rows:
+      write(phase, row)
+
+  def write(phase: str, row: Row) -> None:
+    last["step"] = row["step"]
+    add(root / phase, row["step"], scalars(row))
+
+  def result(numbers: dict[str, float]) -> None:
+    open_file(root)
+    add(root, last.get("step", 0), numbers)
+
+  def close() -> None:
+    for file in files.values():
+      file.close()
+
+  return _Sink(begin, write, result, close)
+
+
+def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
+  """A run of Weights & Biases, the same after a resume.
+
+  Lines cannot be taken back there, so the last step of each phase is noted
+  before it is logged: a kill in between loses a line and doubles none.
+  """
+  import wandb
+
+  folder = workdir / "wandb"
+  folder.mkdir(exist_ok=True)
+  path = folder / "jaxr18.json"
+  state = {"id": secrets.token_hex(4), "steps": {}}
+  if path.exists():
+    state = json.loads(path.read_text())
+  write_atomically(path, json.dumps(state))
+  run = wandb.init(
+    project=os.environ.get("WANDB_PROJECT", "jaxr18"),
+    name=workdir.name,
+    id=state["id"],
+    resume="allow",
+    dir=str(workdir),
+    config=config,
+    # Nobody may be there to answer, and the run's own output is ours.
+    settings=wandb.Settings(
+      console="off", silent=True, login_timeout=30, init_timeout=60
+    ),
+  )
+
+  def begin(phase: str, rows: Sequence[Row]) -> None:
+    run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+    for row in rows:
+      write(phase, row)
+
+  def write(phase: str, row: Row) -> None:
+    if row["step"] <= state["steps"].get(phase, -1):
+      return
+    state["steps"][phase] = row["step"]
+    write_atomically(path, json.dumps(state))
+    numbers = {"step": row["step"]} | scalars(row)
+    run.log({f"{phase}/{k}": v for k, v in numbers.items()})
+
+  return _Sink(begin, write, run.summary.update, run.finish)
