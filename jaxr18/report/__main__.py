@@ -37,18 +37,18 @@ def main(argv: list[str]) -> None:
   found, remarks = runs.find(argv[1:])
   # Imported late: --help and a wrong argument need no JAX.
   from jaxr18 import experiment
-  from jaxr18.report import markdown, points, sections
+  from jaxr18.report import entry, markdown, points, sections
   from jaxr18.train.files import write_atomically
 
   for remark in remarks:
-    print(f"left out: {remark}")
+    print(f"left out, {remark}")
   entries = []
   for group in points.group(found, experiment.FREE):
     evidence, why = None, "the command was given --quick."
     if not _QUICK.value:
       print(group.name, flush=True)
       evidence, why = look_at(group.runs[0])
-    entries.append(sections.Entry(group, evidence, why))
+    entries.append(entry.Entry(group, evidence, why))
   out = pathlib.Path(_OUT.value).expanduser()
   out.mkdir(parents=True, exist_ok=True)
   page = sections.report(entries, remarks, _FIGURE.value)

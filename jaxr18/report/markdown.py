@@ -3,8 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from jaxr18.report import curves, layers, points, sections
-from jaxr18.report.sections import Entry
+from jaxr18.report import curves, entry, layers, points
+from jaxr18.report.entry import Entry
 
 # By the entry's name ('' for all together) and the picture's: its files.
 Drawn = Mapping[tuple[str, str], str]
@@ -22,16 +22,16 @@ def report(
     drawn: as `pictures.draw` returns it; None where there are no pictures.
   """
   drawn = drawn or {}
-  every = sections.all_points(entries, figure)
+  every = entry.all_points(entries, figure)
   best = points.front(every)
   lines = ["# jaxr18: accuracy and score", ""]
   about = (
     f"{len(every)} networks by test accuracy and {figure} score;"
     f" on the Pareto front are {', '.join(p.label for p in best)}"
   )
-  lines += [sections.NOTES[figure], ""]
+  lines += [entry.NOTES[figure], ""]
   lines += _picture(drawn, "", "pareto", about)
-  lines += table(sections.OVERVIEW, sections.overview_texts(entries))
+  lines += table(entry.OVERVIEW, entry.overview_texts(entries))
   lines += ["Published points, by the course's formula:", ""]
   head = ("network", "accuracy, %", "score", "from")
   sources = {
@@ -44,25 +44,25 @@ def report(
       for p in points.reference_points()
     ],
   )
-  lines += [*(f"Left out: {remark}." for remark in remarks), ""]
-  for entry in entries:
-    lines += section(entry, drawn)
+  lines += [*(f"Left out, {remark}." for remark in remarks), ""]
+  for e in entries:
+    lines += section(e, drawn)
   return "\n".join(lines).rstrip() + "\n"
 
 
 def section(e: Entry, drawn: Drawn) -> list[str]:
   run, name = e.group.runs[0], e.group.name
-  lines = [f"## {name}", "", sections.sentence(e), ""]
-  lines += table(("", "", ""), [list(number) for number in sections.numbers(e)])
+  lines = [f"## {name}", "", entry.sentence(e), ""]
+  lines += table(("", "", ""), [list(number) for number in entry.numbers(e)])
   lines += ["### Curves", ""]
   if run.metrics:
     lines += [curves.summary(run.metrics), ""]
     lines += _picture(drawn, name, "curves", f"curves of {name}")
   else:
     lines += ["Left out: no metrics.jsonl is there.", ""]
-  head, rows = sections.member_texts(e.result)
+  head, rows = entry.member_texts(e.result)
   if rows:
-    lines += ["### Members", "", sections.disagreement(e.result), ""]
+    lines += ["### Members", "", entry.disagreement(e.result), ""]
     lines += table(head, rows)
   lines += ["### Layer by layer", ""]
   lines += _picture(drawn, name, "layers", f"{name} by layer, as below")
@@ -73,7 +73,7 @@ def section(e: Entry, drawn: Drawn) -> list[str]:
   else:
     lines += _evidence(e, drawn)
   lines += ["### Make it again", "", "```bash", e.result["command"], "```", ""]
-  lines += [sections.versions(e.result), ""]
+  lines += [entry.versions(e.result), ""]
   config = json.dumps(e.result["config"], indent=1)
   lines += ["<details><summary>The whole resolved config</summary>", ""]
   lines += ["```json", config, "```", "", "</details>", ""]

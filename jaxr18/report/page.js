@@ -99,12 +99,14 @@
       else hide();
       event.stopPropagation();
     });
-    svg.addEventListener("focusin", (event) => {
+    // Not at the SVG: Chromium would let Tab stop at that itself.
+    const box = svg.parentElement;
+    box.addEventListener("focusin", (event) => {
       const point = event.target.closest(".point");
       if (point && point.matches(":focus-visible")) show(point, false);
     });
-    svg.addEventListener("focusout", () => { if (!pinned) hide(); });
-    svg.addEventListener("keydown", (event) => {
+    box.addEventListener("focusout", () => { if (!pinned) hide(); });
+    box.addEventListener("keydown", (event) => {
       const point = event.target.closest(".point");
       if (!point || (event.key !== "Enter" && event.key !== " ")) return;
       event.preventDefault();
@@ -123,7 +125,13 @@
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#tip") || event.target.closest("a")) hide();
   });
-  addEventListener("scroll", () => { if (shown && !pinned) hide(); });
+  addEventListener("scroll", () => {
+    if (shown && (pinned || document.activeElement === shown)) {
+      show(shown, pinned);
+    } else {
+      hide();
+    }
+  });
 
   // What a link leads to may lie in a closed part.
   function reveal() {

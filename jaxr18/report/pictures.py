@@ -9,11 +9,12 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from jaxr18.report import curves as curves_lib  # noqa: E402
+from jaxr18.report import entry, scatter  # noqa: E402
 from jaxr18.report import evidence as evidence_lib  # noqa: E402
 from jaxr18.report import layers as layers_lib  # noqa: E402
-from jaxr18.report import scatter, sections  # noqa: E402
 from jaxr18.report.points import GOAL, Point  # noqa: E402
 
 plt.rcParams["svg.hashsalt"] = "jaxr18"  # the same file for the same numbers
@@ -23,7 +24,7 @@ DPI = 150
 
 
 def draw(
-  entries: Sequence[sections.Entry], folder: pathlib.Path, figure: str
+  entries: Sequence[entry.Entry], folder: pathlib.Path, figure: str
 ) -> dict[tuple[str, str], str]:
   """Writes every picture of a report as .svg and .png.
 
@@ -44,7 +45,7 @@ def draw(
       out[name, what] = path.relative_to(folder.parent).as_posix()
     plt.close(fig)
 
-  every = sections.all_points(entries, figure)
+  every = entry.all_points(entries, figure)
   save("", "pareto", pareto(every, f"{figure} score"))
   for e in entries:
     name, metrics = e.group.name, e.group.runs[0].metrics
@@ -129,9 +130,10 @@ def curves(metrics: curves_lib.Metrics):
     for phase, start in begins.items():
       if start:
         ax.axvline(start, color="#535b67", ls=":", lw=0.8)
-      if len(begins) > 1:
+      if len(begins) > 1 and max(r["epoch"] for r in metrics[phase]):
         ax.text(start, 1.01, f" {phase}", fontsize=8, color="#535b67",
                 transform=ax.get_xaxis_transform())  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel(label)
     ax.grid(alpha=0.3)
@@ -169,7 +171,8 @@ def layers(bars: Sequence[layers_lib.LayerBar]):
     ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     ax.grid(axis="x", alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
-      ax.legend(fontsize=7)
+      ax.legend(fontsize=7, ncols=2, loc="upper center",
+                bbox_to_anchor=(0.5, -0.06), frameon=False)  # fmt: skip
   axes[0].set_yticks(rows, [x.path for x in bars])
   axes[0].invert_yaxis()
   return fig

@@ -151,7 +151,8 @@ def _name(names: list[str]) -> str:
   if len(names) == 1:
     return names[0]
   shared = os.path.commonprefix(names)
-  return re.sub(r"[-_./]*(seed|s)?[-_./=]*\d*$", "", shared) or names[0]
+  name = re.sub(r"[-_./]+(seed|s)?[-_./=]*\d*$", "", shared)
+  return name if re.search("[a-zA-Z]", name) else names[0]
 
 
 def is_population(result: dict[str, Any]) -> bool:

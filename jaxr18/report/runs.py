@@ -30,8 +30,8 @@ def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
   """The finished runs of workdirs, and of folders that hold workdirs.
 
   Returns:
-    The runs in the order of the arguments, each once, and a line for each
-    folder that was left out.
+    The runs in the order of the arguments, each once, and lines that name the
+    folders that were left out.
 
   Raises:
     WorkdirError: an argument is no finished run and holds none.
@@ -50,7 +50,7 @@ def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
       remarks += left_out
       if not results:
         raise WorkdirError(
-          f"{root} holds no finished run: {'; '.join(left_out)}; run one to"
+          f"{root} holds no finished run ({'; '.join(left_out)}): run one to"
           " its end, or give another WORKDIR"
         )
     for folder, result in results.items():
@@ -79,18 +79,15 @@ def _workdirs(folder: pathlib.Path, depth: int) -> list[pathlib.Path]:
 
 
 def _read_all(folders, root):
-  results, left_out = {}, []
+  results, left_out = {}, {}
   for folder in folders:
-    name = folder.relative_to(root)
     try:
       results[folder] = read_result(folder)
     except WorkdirError:
-      path = folder / "result.json"
-      why = "is not finished"
-      if path.is_file():
-        why = f"has no result of a run in {path.name}"
-      left_out.append(f"{name} {why}")
-  return results, left_out
+      there = (folder / "result.json").is_file()
+      why = "no result of a run" if there else "not finished"
+      left_out.setdefault(why, []).append(str(folder.relative_to(root)))
+  return results, [f"{why}: {', '.join(x)}" for why, x in left_out.items()]
 
 
 def read_metrics(

@@ -52,7 +52,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [low]
   raw = (high - low) / about
   unit = 10.0 ** math.floor(math.log10(raw))
-  step = unit * next(m for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
+  step = unit * next(m for m in (1, 2, 5, 10) if m * unit >= 0.8 * raw)
   first = math.ceil(low / step - 1e-9)
   last = math.floor(high / step + 1e-9)
   return [round(i * step, 12) for i in range(first, last + 1)]
