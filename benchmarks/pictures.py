@@ -7,12 +7,15 @@ Each into docs/results/NAME/NAME.svg and NAME.png.
 """
 
 import argparse
+import json
 import pathlib
 from collections.abc import Callable
 
 from benchmarks.results import RESULTS, load
 from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
 from jaxr18.report import bits, tradeoff
+from jaxr18.report import pictures as report_pictures
+from jaxr18.study import table
 
 
 def pruned(path: pathlib.Path) -> None:
@@ -48,9 +51,20 @@ def quantized(path: pathlib.Path) -> None:
   bits.draw(curves, accuracy("dense_narrow"), path)
 
 
+def search(path: pathlib.Path) -> None:
+  """A study's candidates: accuracy on validation images against the score."""
+  found = json.loads((RESULTS / "search" / "search.json").read_text())
+  figure = report_pictures.pareto(
+    table.points(found["trials"]), "exact score", "validation"
+  )
+  metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+  figure.savefig(path, metadata=metadata, dpi=report_pictures.DPI)
+
+
 PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
   "pruned": pruned,
   "quantized": quantized,
+  "search": search,
 }
 
 

@@ -1,6 +1,8 @@
 """Tables of trained networks: accuracy, score, what they cost."""
 
-from benchmarks.results import load, table
+import json
+
+from benchmarks.results import RESULTS, load, table
 
 # Runs of configs/quant.py, each with the bits behind its name.
 QUANT_BITS = (8, 4, 3, 2)
@@ -168,3 +170,34 @@ def ensemble(name: str) -> str:
   header = ["member", "test accuracy", "score: course", "exact", "stored",
             "MACs", "two disagree on"]  # fmt: skip
   return table(header, rows)
+
+
+def search(name: str) -> str:
+  """A study's candidates, those on the front first, then the more accurate."""
+  found = json.loads((RESULTS / name / "search.json").read_text())
+  trained = [t for t in found["trials"] if t["state"] in ("complete", "halved")]
+  best = set(found["front"])
+  trained.sort(key=lambda t: (t["number"] not in best, -t["accuracy"]))
+  rows = [
+    [
+      f"{t['number']}: {t['candidate']}",
+      "yes" if t["number"] in best else "",
+      f"{t['score']:.5f}",
+      ", ".join(f"{100 * r['accuracy']:.1f}" for r in t["rungs"]),
+      f"{100 * t['accuracy']:.2f}%" if t["state"] == "complete" else "halved",
+      f"{t['seconds'] / 60:.1f}",
+    ]
+    for t in trained
+  ]
+  epochs = " and ".join(map(str, found["config"]["search"]["rungs"]))
+  header = ["trial", "on the front", "exact score",
+            f"validation accuracy after {epochs}, %", "trained to the end",
+            "minutes"]  # fmt: skip
+  over = sum(t["state"] == "over budget" for t in found["trials"])
+  budget = found["config"]["search"]["score_budget"]
+  kept = f"[search.json](docs/results/{name}/search.json)"
+  return (
+    table(header, rows)
+    + f"\n{found['finished']} candidates were trained; {over} others were over"
+    + f" the score budget of {budget:g} ({kept}).\n"
+  )

@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "population_plain", "population_kd"
   ),
   "ensemble": lambda: run_tables.ensemble("ensemble"),
+  "search": lambda: run_tables.search("search"),
   "exports": lambda: run_tables.exports("quant_4"),
   "kills": lambda: bench_tables.kills_table(load("kill_resume")),
   "speed": lambda: bench_tables.speed_table(load("train_step")),

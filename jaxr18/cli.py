@@ -216,6 +216,7 @@ def _expected() -> tuple[type[Exception], ...]:
   """Errors whose text is all that a person needs; imported after one only."""
   from jaxr18 import cifar10, cluster, packed, torch_weights, workdir
   from jaxr18.compress import teacher_table
+  from jaxr18.study import storage
   from jaxr18.train import checkpoint, loop
 
   return (
@@ -227,6 +228,7 @@ def _expected() -> tuple[type[Exception], ...]:
     workdir.WorkdirError,
     checkpoint.CheckpointError,
     loop.TrainingError,
+    storage.StudyError,
   )
 
 

@@ -37,6 +37,8 @@ class Knob:
     form_rules: a tuple of (regex, form), may be empty.
     density_rules: a tuple of (regex, density), may be empty.
     regex: a string that is a regex, may be empty.
+    options: a tuple, one entry a stage, of the tuples to choose from.
+    bits_options: a tuple of (regex, the bits to choose from).
   """
 
   default: Any
@@ -49,6 +51,8 @@ class Knob:
   form_rules: bool = False
   density_rules: bool = False
   regex: bool = False
+  options: bool = False
+  bits_options: bool = False
 
   @property
   def kind(self) -> type:
@@ -74,6 +78,8 @@ class Knob:
       yield from rule_faults(value)
     elif self.density_rules:
       yield from _density_faults(value)
+    elif self.options or self.bits_options:
+      yield from _options_faults(value, self)
     elif not isinstance(self.default, tuple):
       hint = f"such as {self.default!r}"
       if self.default == "":
@@ -141,6 +147,44 @@ def _density_faults(rules: Any) -> Faults:
       )
     elif fault := _regex_fault(rule[0]):
       yield f"has {rule[0]!r}, which must be a regex ({fault})", "mend it"
+
+
+def _options_faults(value: Any, knob: Knob) -> Faults:
+  """Of `options` or `bits_options`: the form, then each choice by itself."""
+  form = "(regex, bits)" if knob.bits_options else "choices, one a stage"
+  must = f"must be a tuple, not empty, of tuples: {form}"
+  hint = f"such as {knob.default!r}"
+  if (
+    not isinstance(value, tuple)
+    or not value
+    or not all(isinstance(entry, tuple) and entry for entry in value)
+  ):
+    yield must, hint
+    return
+  for entry in value:
+    choices = entry
+    if knob.bits_options:
+      if len(entry) != 2 or not isinstance(entry[0], str):
+        yield f"has {entry!r}, which must be {form}", hint
+        continue
+      if fault := _regex_fault(entry[0]):
+        yield f"has {entry[0]!r}, which must be a regex ({fault})", "mend it"
+      choices = entry[1]
+      if not isinstance(choices, tuple) or not choices:
+        yield f"has {entry!r}, whose bits must be a tuple", "such as (4, 8)"
+        continue
+    if len(set(choices)) < len(choices):
+      yield f"has {choices!r}, which must name each once", "remove one"
+    for choice in choices:
+      if type(choice) is not int or (
+        choice not in W_BITS
+        if knob.bits_options
+        else not knob.low <= choice <= knob.high
+      ):
+        allowed = f"an int from {knob.low} to {knob.high}"
+        if knob.bits_options:
+          allowed = f"one of {W_BITS}"
+        yield f"has {choice!r} in {entry!r}, which must be {allowed}", hint
 
 
 def _as_tuple(value: Any) -> str:
@@ -357,22 +401,55 @@ PHASE = {
   },
 }  # fmt: skip
 
+# What `python -m jaxr18.search` may choose in the config's one phase.
+SEARCH = {
+  "score_budget": Knob(0.02, "largest exact score of a candidate that is "
+                       "trained", 1e-9, 1e6),
+  "rungs": Knob((2, 4), "epochs after which only the best go on",
+                1, 100_000),
+  "eta": Knob(2, "of so many that came to a rung one goes on", 2, 100),
+  "widths": Knob(((32, 64), (64, 128), (128, 256), (256, 512)),
+                 "channels to choose from, by stage", 1, 8192, options=True),
+  "blocks": Knob(((1, 2),) * 4, "blocks to choose from, by stage", 1, 100,
+                 options=True),
+  "groups": Knob(((1, 2, 4),) * 4, "groups to choose from, by stage", 1, 8192,
+                 options=True),
+  "bits": Knob((("stem|head", (8,)), (".*", (4, 8))),
+               "(regex on layer paths, bits of weights and, at least 2, "
+               "activations to choose from), first match wins",
+               bits_options=True),
+  "density": Knob((1.0,), "shares of the weights that are kept", 1e-6, 1),
+  "resolution": Knob((32,), "sides of the input in pixels", 4, 512),
+}  # fmt: skip
 
-def base(phases: Sequence[str] = ("train",)) -> ml_collections.ConfigDict:
+
+def base(
+  phases: Sequence[str] = ("train",), search: bool = False
+) -> ml_collections.ConfigDict:
   """The default config with a section for each phase, in their order.
 
   The last phase's network is the one that is tested and scored.
+
+  Args:
+    phases: their names.
+    search: adds the section of a search.
   """
   config = ml_collections.ConfigDict(_defaults(EXPERIMENT))
+  if search:
+    config.search = ml_collections.ConfigDict(_defaults(SEARCH))
   config.phases = tuple(phases)
   for name in phases:
     config[name] = ml_collections.ConfigDict(_defaults(PHASE))
   return config.lock()
 
 
-def knobs(phases: Sequence[str]) -> Iterator[tuple[str, Knob]]:
+def knobs(
+  phases: Sequence[str], search: bool = False
+) -> Iterator[tuple[str, Knob]]:
   """Every field's dotted name and knob, those of the phases included."""
   yield from _flat("", EXPERIMENT)
+  if search:
+    yield from _flat("search.", SEARCH)
   for name in phases:
     yield from _flat(f"{name}.", PHASE)
 
@@ -399,6 +476,16 @@ def describe(full: bool = False) -> str:
       for name, table in sections.items()
     ]  # fmt: skip
     lines += ["", "--helpfull tells what each means, and what is allowed."]
+  return "\n".join(lines)
+
+
+def describe_search(full: bool = False) -> str:
+  """The knobs of a search, for its --help; `full` tells each whole."""
+  line = _line if full else _short_line
+  lines = ["Fields of a search (--config.search.score_budget=0.01):"]
+  lines += [line(name, knob) for name, knob in _flat("", SEARCH)]
+  if not full:
+    lines += ["", "--helpfull tells what each means."]
   return "\n".join(lines)
 
 

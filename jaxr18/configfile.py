@@ -139,7 +139,7 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
   """
   try:
     values = json.loads(path.read_text())
-    config = base(tuple(values["phases"]))
+    config = base(tuple(values["phases"]), search="search" in values)
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise ConfigError(
       f"{path} is not a config that a run has saved ({type(e).__name__}:"
@@ -186,7 +186,8 @@ def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
 
 def _knob(config: ml_collections.ConfigDict, name: str) -> Knob | None:
   phases = config.get("phases")
-  known = dict(knobs(phases if isinstance(phases, tuple) else ()))
+  phases = phases if isinstance(phases, tuple) else ()
+  known = dict(knobs(phases, search="search" in config))
   return known.get(name)
 
 

@@ -70,19 +70,38 @@ def run(
     to = names(config.writers) if first else ()
     writer = Writer(workdir, to, json.loads(config.to_json()))
     stack.callback(writer.close)
-    dataset = load_data(config)
-    mesh = make_mesh()
-    phases = {}
-    for name in config.phases:
-      phases[name] = run_phase(
-        config, name, workdir, dataset, mesh, stop, writer
-      )
+    dataset, mesh = load_data(config), make_mesh()
+    phases = train_phases(config, workdir, dataset, mesh, stop, writer)
     nets = sources.load_networks(workdir, config.phases[-1])
     test, more = test_last(config, nets, phases, dataset, mesh)
     result = make_result(config, nets[0], test, phases) | more
     writer.result(result)
     write_together(workdir / "result.json", result)
   return result
+
+
+def train_phases(
+  config,
+  workdir: pathlib.Path,
+  dataset,
+  mesh,
+  stop: StopSignal,
+  writer: Writer | None = None,
+  watch: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Trains what of the phases is not finished; looks at no test image.
+
+  Args:
+    config: validated, and the workdir's.
+    writer, watch: of `loop.train`.
+
+  Returns:
+    What each phase's phase.json holds, by name.
+  """
+  return {
+    name: run_phase(config, name, workdir, dataset, mesh, stop, writer, watch)
+    for name in config.phases
+  }
 
 
 def write_together(path: pathlib.Path, value: Any, over: bool = True) -> None:
@@ -113,18 +132,25 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
     raise checkpoint.CheckpointError(
       f"cannot use {workdir} as a workdir: {e}; give another --workdir"
     ) from e
-  after = _flatten(new)
-  changed = [
+  if changed := changes(before, _flatten(new)):
+    raise checkpoint.CheckpointError(
+      f"{workdir} was begun with another config: {changed}; set it back, or"
+      " give another --workdir"
+    )
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+  """What differs between two configs of one run and is not FREE; '' if nothing.
+
+  Both are as `json.loads(config.to_json())` gives them, flat or not.
+  """
+  before, after = _flatten(before), _flatten(after)
+  return "; ".join(
     f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
     for k in sorted(before.keys() | after.keys())
     if before.get(k) != after.get(k)
     and not any(k == f or k.startswith(f + ".") for f in FREE)
-  ]
-  if changed:
-    raise checkpoint.CheckpointError(
-      f"{workdir} was begun with another config: {'; '.join(changed)}; set it"
-      " back, or give another --workdir"
-    )
+  )
 
 
 def load_data(config) -> data.Dataset:
@@ -153,7 +179,14 @@ def test_last(
 
 
 def run_phase(
-  config, name: str, workdir: pathlib.Path, dataset, mesh, stop, writer=None
+  config,
+  name: str,
+  workdir: pathlib.Path,
+  dataset,
+  mesh,
+  stop,
+  writer=None,
+  watch=None,
 ) -> dict[str, Any]:
   """Trains one phase, or reads what it left when it was finished.
 
@@ -246,6 +279,7 @@ def run_phase(
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
     writer=writer,
+    watch=watch,
   )
   write_together(done, info)
   return info

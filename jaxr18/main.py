@@ -35,6 +35,11 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(
       f"give --config=FILE, one of\n{configfile.catalog()}\nor your own"
     )
+  if "search" in config:
+    raise app.UsageError(
+      f"--config={_CONFIG.file} describes a search; give it to"
+      " python -m jaxr18.search, with --trials=16"
+    )
   workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
   workdir = workdir.expanduser()
   # Imported late: --help and a wrong flag need no JAX. Memory is arranged

@@ -13,13 +13,20 @@ from typing import Any
 import ml_collections
 
 from jaxr18 import torch_weights
-from jaxr18.config import EXPERIMENT, PHASE, TRAINING_IMAGES, knobs
+from jaxr18.config import (
+  EXPERIMENT,
+  PHASE,
+  SEARCH,
+  TRAINING_IMAGES,
+  knobs,
+)
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.distillconfig import check_members, check_teaching, names
 from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.pruneconfig import check_prune
 from jaxr18.quantconfig import check_calibration, check_quantize
+from jaxr18.searchconfig import check_search, exact_score, extremes
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
 from jaxr18.writerconfig import WRITERS, check_writers
@@ -49,7 +56,9 @@ def validate(
   check = Problems(config)
   check.phases()
   if not check.problems:
-    check.fields(EXPERIMENT | dict.fromkeys(config.phases, PHASE))
+    section = {"search": SEARCH} if "search" in config else {}
+    table = EXPERIMENT | dict.fromkeys(config.phases, PHASE) | section
+    check.fields(table)
     check.batches(devices)
     check_writers(check, sources)
     specs: dict[str, NetSpec | None] = {}
@@ -67,8 +76,25 @@ def validate(
       follows = [f"{name}.shrink", f"{name}.ensemble.members"]
       follows = check.good(*follows) and any(map(check.get, follows))
       specs[name] = None if follows else spec
+    if section and not check.problems:
+      check_search(check)
+    if section and not check.problems:
+      _check_candidates(check, devices)
   if check.problems:
     raise ConfigError("\n".join(check.problems))
+
+
+def _check_candidates(check, devices: int) -> None:
+  """Notes what is wrong with the first candidate that cannot be run."""
+  for params, candidate in extremes(check.config):
+    try:
+      validate(candidate, devices, sources=False)
+      exact_score(candidate)
+    except ValueError as e:
+      check.problems.append(
+        f"config.search allows the candidate {params}, which cannot be run: {e}"
+      )
+      return
 
 
 class Problems:
@@ -125,6 +151,7 @@ class Problems:
         *EXPERIMENT,
         *WRITERS,
         "phases",
+        "search",
         *dir(ml_collections.ConfigDict),
       ):
         self.add(
@@ -169,7 +196,8 @@ class Problems:
   def nearest(self, name: str, siblings: list[str]) -> str:
     """What may have been meant: the same name elsewhere, or one like it."""
     prefix, _, last = name.rpartition(".")
-    known = [n for n, _ in knobs(self.config.phases)]
+    search = "search" in self.config
+    known = [n for n, _ in knobs(self.config.phases, search)]
     near = [n for n in known if n.rpartition(".")[2] == last]
     if not near:
       near = difflib.get_close_matches(last, siblings, 1)

@@ -35,6 +35,7 @@ ORDER = (
   "compress",
   "pruneconfig",
   "quantconfig",
+  "searchconfig",
   "writerconfig",
   "train",
   "report",
@@ -45,6 +46,7 @@ ORDER = (
   "experiment",
   "finished",
   "exporting",
+  "study",
   "cli",
 )
 COMMAND = len(ORDER)
@@ -196,6 +198,7 @@ class TestPackage:
     assert importers("torch") == {"torch_weights"}
     assert importers("orbax") == {"train.checkpoint"}
     assert importers("onnx") == {"compress.to_onnx"}
+    assert importers("optuna") == {"study.storage"}
     assert importers("tensorboardX") == importers("wandb") == {"train.writers"}
 
   def test_torch_is_imported_late(self):

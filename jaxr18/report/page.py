@@ -53,6 +53,7 @@ def pareto(
   *,
   key: str = "pareto",
   score_label: str = "score",
+  split: str = "test",
   links: Mapping[str, str] | None = None,
   table: bool = True,
 ) -> str:
@@ -66,6 +67,7 @@ def pareto(
     points: the first one's series gets the strongest color and labels first.
     key: an id, unique in the page.
     score_label: which score it is.
+    split: whose images the accuracy is of.
     links: where more is to be found, by a point's label, such as '#run-3'.
     table: whether to add the table.
   """
@@ -104,7 +106,12 @@ def pareto(
   # A text in a script element ends at the first "</", wherever that stands.
   data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
   draw = lambda part, **size: scatter.draw(
-    points, key=f"{key}-{part}", score_label=score_label, links=links, **size
+    points,
+    key=f"{key}-{part}",
+    score_label=score_label,
+    split=split,
+    links=links,
+    **size,
   )
   return svg.tag(
     "figure",

@@ -62,7 +62,7 @@ def draw(
   return out
 
 
-def pareto(points: Sequence[Point], score_label: str):
+def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
   """As `scatter.draw`, with its axes and its places of labels."""
   width, height = 920, 470
   f = scatter.frame(points, width, height)
@@ -83,7 +83,7 @@ def pareto(points: Sequence[Point], score_label: str):
             **text | ({"color": RED} if goal else {}))  # fmt: skip
   ax.text((left + right) / 2, height - 8, f"{score_label}, lower is better",
           ha="center", **text)  # fmt: skip
-  ax.text(12, (top + bottom) / 2, "test accuracy, %", rotation=90,
+  ax.text(12, (top + bottom) / 2, f"{split} accuracy, %", rotation=90,
           ha="center", va="center", **text)  # fmt: skip
   line = scatter.steps(points, f)
   ax.plot(*zip(*line, strict=True), color="#777777", lw=1, label="Pareto front")

@@ -141,6 +141,7 @@ def draw(
   width: float = 920,
   height: float = 470,
   score_label: str = "score",
+  split: str = "test",
   letters: int = 26,
   links: Mapping[str, str] | None = None,
 ) -> str:
@@ -151,6 +152,7 @@ def draw(
     key: makes its ids unique in the page.
     width, height: in pixels, where it is not scaled.
     score_label: says which score it is.
+    split: whose images the accuracy is of.
     letters: the longest label.
     links: by label, where more is to be found.
   """
@@ -188,7 +190,7 @@ def draw(
   parts.append(
     svg.tag(
       "text",
-      "test accuracy, %",
+      f"{split} accuracy, %",
       class_="axis",
       text_anchor="middle",
       transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)",
@@ -202,13 +204,15 @@ def draw(
     parts.append(_mark(i, p, f, order.index(p.series), p in best, links))
   names = [p.label for p in front(points)]
   about = (
-    f"{len(points)} networks by test accuracy, upwards, and {score_label}, to"
-    " the right, both on logarithmic axes; the line joins the best at each"
+    f"{len(points)} networks by {split} accuracy, upwards, and {score_label},"
+    " to the right, both on logarithmic axes; the line joins the best at each"
     f" score: {', '.join(names)}. The table below has the numbers."
   )
   return svg.tag(
     "svg",
-    svg.tag("title", "Test accuracy against score", id=f"{key}-title"),
+    svg.tag(
+      "title", f"{split.title()} accuracy against score", id=f"{key}-title"
+    ),
     svg.tag("desc", html.escape(about), id=f"{key}-desc"),
     *parts,
     viewBox=f"0 0 {width:g} {height:g}",

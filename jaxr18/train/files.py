@@ -13,6 +13,10 @@ class CheckpointError(Exception):
   """A file of a run that cannot be written, read or trusted."""
 
 
+class OccupiedError(CheckpointError):
+  """Another process runs in the folder."""
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
   """Turns a failed write into a CheckpointError that says how to mend it.
@@ -73,7 +77,8 @@ def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
     first: whether this is the first of the run's processes, which holds it.
 
   Raises:
-    CheckpointError: another process runs there, or it cannot be written.
+    OccupiedError: another process runs there.
+    CheckpointError: it cannot be written.
   """
   if not first:
     yield
@@ -85,12 +90,24 @@ def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-      raise CheckpointError(
+      raise OccupiedError(
         f"another process is running in {workdir}; wait for its end or stop it,"
         " or give another --workdir"
       ) from e
     except OSError:
       pass
+    yield
+
+
+@contextlib.contextmanager
+def in_turn(folder: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process is in its turn; as `alone_in` otherwise."""
+  path = folder / ".turn"
+  with writing(path):
+    file = path.open("a")
+  with file:
+    with contextlib.suppress(OSError):
+      fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
 

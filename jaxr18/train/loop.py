@@ -63,6 +63,7 @@ def train(
   select_from: int = 0,
   cached: Callable | None = None,
   writer: Writer | None = None,
+  watch: Callable[[dict[str, Any]], bool] | None = None,
 ) -> tuple[Network, dict[str, Any]]:
   """Trains one phase to its end.
 
@@ -83,6 +84,9 @@ def train(
       accuracy, and `validation_accuracy` is their mean.
     cached: a `CachedTeacher`, in place of a teacher.
     writer: gets each line of metrics.jsonl.
+    watch: called after each epoch, its state saved, with its line of
+      metrics.jsonl, and again with that of the last one if a finished epoch
+      is gone on from; training stops where it returns False.
 
   Returns:
     The network of the best validation accuracy (the last one if there is no
@@ -90,7 +94,7 @@ def train(
 
   Raises:
     TrainingError: the loss is not finite.
-    Stopped: a stop signal came; the state is saved.
+    Stopped: a stop signal came, or `watch` said so; the state is saved.
     CheckpointError: what cannot be read or written.
   """
   began = time.monotonic()
@@ -214,6 +218,11 @@ def train(
         let_leave(step)
         if metrics.last_step < step:
           validate(step)
+        if watch is not None:
+          stop.leave = None
+          if not watch(metrics.row(step)):
+            checkpoint.finish(manager)
+            raise Stopped(f"{phase} stopped at step {step} of {total}")
         zeros = jax.tree.map(jnp.zeros_like, state.totals)
         state = state.replace(totals=replicate(zeros, mesh))
       if (

@@ -1,0 +1,196 @@
+"""A search's section: what of it does not fit together, and its candidates.
+
+A candidate is plain numbers by name, `{'width1': 16, 'bits:head': 8, ...}`; its
+config is that of an ordinary run, without the section.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from jaxr18.compress import density
+from jaxr18.cost.figures import Figure
+from jaxr18.cost.score import score
+from jaxr18.netconfig import network_spec
+from jaxr18.pruneconfig import make_plan
+from jaxr18.spec import NetSpec
+
+# What each layer keeps is then known before it is trained, and so the score.
+DISTRIBUTIONS = ("uniform", "erk")
+
+Params = Mapping[str, int | float]
+
+
+def dimensions(search: ml_collections.ConfigDict) -> dict[str, tuple]:
+  """The choices by name, in the order in which they are made."""
+  out = {}
+  for name in ("widths", "blocks", "groups"):
+    for i, choices in enumerate(search[name]):
+      out[f"{name}{i + 1}"] = choices
+  out |= {f"bits:{pattern}": choices for pattern, choices in search.bits}
+  return out | {"density": search.density, "resolution": search.resolution}
+
+
+def candidate_config(
+  config: ml_collections.ConfigDict, params: Params
+) -> ml_collections.ConfigDict:
+  """The config of one candidate, which `jaxr18.main` runs as any other."""
+  search = config.search
+  out = ml_collections.ConfigDict(config).unlock()
+  del out["search"]
+  phase = out[config.phases[0]]
+  for name in ("widths", "blocks", "groups"):
+    stages = range(1, len(search[name]) + 1)
+    phase.network[name] = tuple(params[f"{name}{i}"] for i in stages)
+  phase.network.bits = tuple(
+    (pattern, b, max(2, b))  # activations have no 1 bit
+    for pattern, _ in search.bits
+    for b in [params[f"bits:{pattern}"]]
+  )
+  phase.network.resolution = params["resolution"]
+  phase.prune.density = float(params["density"])
+  return out.lock()
+
+
+def describe_candidate(params: Params) -> str:
+  """Such as 'widths 16-32 blocks 1-1 groups 1-4 bits 8/4 density 0.5 ...'."""
+  many: dict[str, list[str]] = {}
+  for name, value in params.items():
+    what = re.match("[a-z]*", name)[0]
+    many.setdefault(what, []).append(f"{value:g}")
+  return " ".join(f"{what} {'-'.join(values)}" for what, values in many.items())
+
+
+def exact_score(config: ml_collections.ConfigDict) -> float:
+  """The exact score that a candidate's network will have when it is trained."""
+  c = config[config.phases[0]]
+  spec = network_spec(c.network)
+  kept = planned_weights(spec, c)
+  rows = [
+    dataclasses.replace(row, kept=kept.get(row.path, row.kept))
+    for row in score(spec).rows
+  ]
+  return Figure(
+    sum(row.exact.params_term for row in rows),
+    sum(row.exact.ops_term for row in rows),
+  ).total
+
+
+def planned_weights(
+  spec: NetSpec, c: ml_collections.ConfigDict
+) -> dict[str, int]:
+  """Weights that a phase's pruning leaves, by path of the layers it prunes.
+
+  Raises:
+    ValueError: as `density.counts`.
+  """
+  plan = make_plan(c, 1)
+  if plan is None:
+    return {}
+  scores = {  # of a distribution that looks at shapes alone
+    layer.path: np.zeros(layer.kernel_shape, np.float32)
+    for layer in spec.layers()
+    if re.fullmatch(plan.layers, layer.path)
+  }
+  floor = min(plan.floor, plan.density)
+  return density.counts(plan.distribution, scores, plan.density, floor=floor)
+
+
+def extremes(
+  config: ml_collections.ConfigDict,
+) -> Iterator[tuple[dict[str, Any], ml_collections.ConfigDict]]:
+  """Candidates that stand for all: the smallest of each choice, the largest."""
+  choices = dimensions(config.search)
+  for pick in (min, max):
+    params = {name: pick(values) for name, values in choices.items()}
+    yield params, candidate_config(config, params)
+
+
+def check_search(problems) -> None:
+  """Notes what a study cannot be made of; the phase is in order by itself."""
+  config = problems.config
+  if len(config.phases) > 1:
+    problems.add("phases", "must be one, of which candidates are trained",
+                 "name a finished run in its init or teacher")  # fmt: skip
+    return
+  name = config.phases[0]
+  if not config.data.validation:
+    problems.add("data.validation", "must be above 0: candidates are compared"
+                 " on held-out images", "such as 5000")  # fmt: skip
+  c, search = config[name], config.search
+  for field, off in (("shrink", False), ("population.members", 1),
+                     ("ensemble.members", ""), ("network.stem_features", 0),
+                     ("network.scale", 0.0)):  # fmt: skip
+    if problems.get(f"{name}.{field}") != off:
+      problems.add(f"{name}.{field}", "has no place in a search",
+                   f"write {off!r}")  # fmt: skip
+  _check_rungs(problems, search, c)
+  _check_stages(problems, search, len(c.network.strides))
+  _check_pruning(problems, search, c, name)
+
+
+def _check_rungs(problems, search, c) -> None:
+  rungs = (0, *search.rungs, c.epochs)
+  if any(a >= b for a, b in zip(rungs[:-1], rungs[1:], strict=True)):
+    problems.add(
+      "search.rungs",
+      f"must grow, and stay below the {c.epochs} epochs of the phase",
+      "mend them, or train longer",
+    )
+
+
+def _check_stages(problems, search, stages: int) -> None:
+  for field in ("widths", "blocks", "groups"):
+    if len(search[field]) != stages:
+      problems.add(
+        f"search.{field}",
+        f"must have {stages} entries, one a stage, as the phase's strides have",
+        "mend it",
+      )
+  if not problems.good("search.widths", "search.groups"):
+    return
+  inputs = (search.widths[0], *search.widths[:-1])
+  for i, groups in enumerate(search.groups):
+    for g in groups:
+      if odd := [w for w in (*inputs[i], *search.widths[i]) if w % g]:
+        problems.add(
+          "search.groups",
+          f"has {g} at index {i}, which must divide every width of that stage"
+          f" and of the one before; it does not divide {odd[0]}",
+          f"remove it, or choose widths that are multiples of {g}",
+        )
+
+
+def _check_pruning(problems, search, c, name: str) -> None:
+  p = c.prune
+  if p.pattern:
+    problems.add(f"{name}.prune.pattern", "has no place in a search: it is a"
+                 " density of its own", "write ''")  # fmt: skip
+  if min(search.density) == 1:
+    return
+  if p.structured:
+    problems.add(
+      f"{name}.prune.structured",
+      "must be False: widths are searched themselves",
+      "leave it out",
+    )
+  if p.distribution not in DISTRIBUTIONS:
+    problems.add(
+      f"{name}.prune.distribution",
+      f"must be one of {DISTRIBUTIONS}, so that the score is known before"
+      " training",
+      "choose one",
+    )
+  moves = p.schedule != "one_shot" or p.regrow != "none"
+  last = (p.end if moves else p.begin) * c.epochs
+  if last > search.rungs[0]:
+    problems.add(
+      "search.rungs",
+      f"must begin at or after {last:g} epochs, when the last weights are"
+      " pruned: accuracy and score are then of one network",
+      f"raise the first, or lower config.{name}.prune.end",
+    )
