@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from benchmarks.results import RESULTS, load
 from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
-from jaxr18.report import bits, tradeoff
+from jaxr18.report import bits, entry, points, runs, tradeoff
 from jaxr18.report import pictures as report_pictures
 from jaxr18.study import table
 
@@ -61,9 +61,21 @@ def search(path: pathlib.Path) -> None:
   figure.savefig(path, metadata=metadata, dpi=report_pictures.DPI)
 
 
+def results(path: pathlib.Path) -> None:
+  """All runs among the published results: test accuracy against the score."""
+  found, _ = runs.find([str(RESULTS)])
+  entries = [entry.Entry(g, None, "") for g in points.group(found)]
+  figure = report_pictures.pareto(
+    entry.all_points(entries, "exact"), "exact score"
+  )
+  metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+  figure.savefig(path, metadata=metadata, dpi=report_pictures.DPI)
+
+
 PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
   "pruned": pruned,
   "quantized": quantized,
+  "results": results,
   "search": search,
 }
 

@@ -264,6 +264,8 @@ class TestDrawing:
     assert svg.ticks(0.2, 10.3) == [2, 4, 6, 8, 10]
     assert svg.ticks(81.1, 82.2) == [81.2, 81.4, 81.6, 81.8, 82, 82.2]
     assert list(svg.log_ticks(0.02, 1)) == [0.02, 0.05, 0.1, 0.2, 0.5, 1]
+    assert list(svg.log_ticks(0.0012, 0.0035)) == [0.002, 0.003]
+    assert list(svg.log_ticks(0.08, 0.25)) == [0.08, 0.09, 0.1, 0.2]
 
   def test_names_are_text_and_no_markup(self):
     bad = "</script><b>&'\""

@@ -66,9 +66,10 @@ def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
   """As `scatter.draw`, with its axes and its places of labels."""
   width, height = 920, 470
   f = scatter.frame(points, width, height)
-  fig = plt.figure(figsize=(width / 100, height / 100))
+  above = 34  # for the legend
+  fig = plt.figure(figsize=(width / 100, (height + above) / 100))
   # The axes' unit is a pixel of the page's picture.
-  ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+  ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, -above))
   ax.axis("off")
   left, top, right, bottom = f.box
   text = dict(fontsize=8.5, color="#535b67")
@@ -103,7 +104,8 @@ def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
   for i, (words, x, y) in placed.items():
     color = COLORS[order.index(points[i].series) % 6]
     ax.text(x, y, words, fontsize=8, color=color, va="baseline")
-  ax.legend(loc="lower right", bbox_to_anchor=(0.98, 0.13), fontsize=8.5)
+  ax.legend(loc="upper left", bbox_to_anchor=(left / width, 1), ncols=5,
+            frameon=False, fontsize=8.5)  # fmt: skip
   return fig
 
 

@@ -36,9 +36,13 @@ def path(points: Sequence[tuple[float, float]], **attributes) -> str:
 
 
 def log_ticks(low: float, high: float) -> Iterator[float]:
-  """1, 2, 5 times powers of ten within [low, high], both above 0."""
+  """1, 2, 5 times powers of ten within [low, high], both above 0.
+
+  Every digit where it is less than a decade, which has one or two of those.
+  """
+  digits = (1, 2, 5) if high / low >= 10 else range(1, 10)
   for exponent in range(math.floor(math.log10(low)) - 1, 99):
-    for digit in (1, 2, 5):
+    for digit in digits:
       value = float(f"{digit}e{exponent}")
       if value > high * (1 + 1e-9):
         return
