@@ -1,13 +1,11 @@
 """Runs an experiment: trains, tests and scores what a config describes.
 
   python -m jaxr18.main --config=configs/kd_quant.py:digits
-  python -m jaxr18.main --config=configs/kd_quant.py --workdir=runs/mine \\
-      --config.student.epochs=10 --config.data.dir=~/tensorflow_datasets
-  python -m jaxr18.main --config=runs/mine/config.json --workdir=runs/again
+  python -m jaxr18.main --config=configs/kd_quant.py --config.student.epochs=10
+  python -m jaxr18.main --config=runs/kd_quant/config.json --workdir=runs/again
 
 The same command resumes a run that was stopped or killed, and prints the
-result of one that is finished. Ctrl-C or SIGTERM saves before it stops. Every
-field of a config can be set by --config.FIELD=VALUE.
+result of a finished one. Ctrl-C or SIGTERM saves before it stops.
 
 Exit status: 0 when finished, or stopped and saved; 1 when the run failed; 2
 when the command or the config cannot be run, and then nothing was touched. A

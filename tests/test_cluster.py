@@ -14,16 +14,14 @@ from test_writers import events
 from jaxr18 import cluster, configfile, experiment
 
 FLAGS = ("--config.train.learning_rate=0.002",)
-# Programs run here for less time than it takes to optimize them.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, quick_compilation):
+def runs(tmp_path_factory):
   """Workdirs of one process, by its number of devices; one device is here."""
   folder = tmp_path_factory.mktemp("runs")
   xla = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-  two = command.start(folder / "2", *FLAGS, **QUICK, **xla)
+  two = command.start(folder / "2", *FLAGS, **xla)
   config = configfile.load(f"{command.CONFIG}:3")
   configfile.override(config, [f.removeprefix("--config.") for f in FLAGS])
   experiment.run(config, folder / "1")
@@ -77,7 +75,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   checkpoints = workdir / "train" / "checkpoints"
   flags = (*FLAGS, "--config.writers=tensorboard")
 
-  script = command.start_local(workdir, *flags, PATIENCE="5", **QUICK)
+  script = command.start_local(workdir, *flags, PATIENCE="5")
   command.wait_for(checkpoints, script)
   began = time.monotonic()
   os.kill(second_of(script), signal.SIGKILL)
@@ -95,7 +93,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   pair = [
     command.start(
       workdir, *flags, "--config.checkpoint.every_seconds=0.01",
-      JAXR18_STOPPED_STATUS="75", **QUICK, **explicit(i, port),
+      JAXR18_STOPPED_STATUS="75", **explicit(i, port),
     )
     for i in range(2)
   ]  # fmt: skip
@@ -109,7 +107,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   assert "train stopped at step" in stopped[0] and "of 18" in stopped[0]
   assert not (workdir / "result.json").exists()
 
-  text = command.finish(command.start_local(workdir, *flags, **QUICK))
+  text = command.finish(command.start_local(workdir, *flags))
   assert "Process 1 of 2, joined at Slurm's job" in text
   assert text.count("train: goes on at step") == 1
   assert_close(workdir, runs[1])

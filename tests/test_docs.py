@@ -169,7 +169,6 @@ def test_extras_are_there(called):
 @pytest.mark.parametrize(
   "page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name
 )
-@pytest.mark.usefixtures("quick_compilation")
 def test_code_runs(page):
   small = spec.resnet((8, 16), (1, 1), (1, 2), (1, 1), (False, False),
                       classes=10, resolution=8)  # fmt: skip

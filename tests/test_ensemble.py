@@ -30,9 +30,6 @@ P = np.array([
 LOGITS = np.log(P) + np.arange(9).reshape(3, 3, 1)  # a constant changes nothing
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 class TestStack:
   def test_and_back(self):
     for net, again in zip(

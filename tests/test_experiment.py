@@ -25,9 +25,6 @@ from jaxr18.workdir import WorkdirError
 CONFIGS = sorted(configfile.ROOT.glob("configs/*.py"))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def shrink(config):
   """The same experiment in seconds: 64 digits, narrow, one epoch a phase."""
   config.data.name = "digits"

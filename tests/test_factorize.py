@@ -44,9 +44,6 @@ FORMS = ("groups=4", "depthwise", "ranks=3,5", "ranks=0,5", "ranks=3,0")
 forward = jax.jit(network.forward)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @functools.cache
 def made(bits=32):
   """A network with batch norm that does something; compiled once."""

@@ -17,8 +17,6 @@ from jaxr18.nn.quantize import quantize_kernel
 from jaxr18.train import checkpoint
 from jaxr18.train.stop import Stopped
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _config(**changes):
   """One phase of 3 epochs of 6 steps; `a__b=value` sets config.train.a.b."""

@@ -52,6 +52,8 @@ class TestLocal:
     script = str(LAUNCH / "local.sh")
     return subprocess.Popen(
       ["bash", script, *flags],
+      # Where the tests run behind nohup it is ignored, and bash leaves it so.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
       env=CLEAN | {"PYTHON": str(python)} | environment,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
     )  # fmt: skip

@@ -22,9 +22,6 @@ SEEDS, RATES, HEATS = (5, 6, 7), (1.0, 0.5, 2.0), (1.0, 2.0, 0.5)
 KEYS = jnp.stack([jax.random.key(s) for s in SEEDS])
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def member(i):
   """The last has a mask that the others have not."""
   net = tiny_run.tiny_network(seed=i)

@@ -68,7 +68,7 @@ LOW_CONTRAST = """() => {
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, quick_compilation):
+def site(tmp_path_factory):
   """(folder, what was said) of a report on a run and results without one."""
   root = tmp_path_factory.mktemp("report")
   config = tiny_run.phases("train")

@@ -20,8 +20,6 @@ from jaxr18.train.stop import StopSignal
 from jaxr18.validate import ConfigError, validate
 
 pytest.importorskip("optuna")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "search_config.py"
 

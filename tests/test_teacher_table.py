@@ -22,9 +22,6 @@ KEY = jax.random.key(3)
 SIZE = tiny_run.BATCH_SIZE
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def open_teacher(folder, nets=TEACHERS[:1], pad=1, flip="alternating"):
   return CachedTeacher(nets, DIGITS, folder, pad=pad, flip=flip)
 

@@ -20,9 +20,6 @@ TEACHERS = tuple(tiny_run.tiny_network(seed=i) for i in (1, 2))
 PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def first_step(teacher, projections=None, **how):
   """The state after the first step, and its loss."""
   how = dict(label_smoothing=0.0, flip="random") | how
