@@ -174,7 +174,8 @@ def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):
 def test_sigterm_and_the_same_command(tmp_path):
   """While it compiles, then in training; what is compiled is kept or not."""
   run, other, cache = (tmp_path / name for name in ("run", "other", "cache"))
-  process = command.start(run, epochs=20)
+  # Nothing that another test has compiled may shorten this.
+  process = command.start(run, epochs=20, JAX_ENABLE_COMPILATION_CACHE="false")
   command.wait_for(run / "train" / "checkpoints", process)
   process.send_signal(signal.SIGTERM)
   assert "Stopped; all is saved" in command.finish(process)
