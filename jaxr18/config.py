@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -452,6 +452,22 @@ def knobs(
     yield from _flat("search.", SEARCH)
   for name in phases:
     yield from _flat(f"{name}.", PHASE)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A saved config's fields by their dotted names."""
+  out = {}
+  for k, v in tree.items():
+    if isinstance(v, dict):
+      out |= flatten(v, f"{prefix}{k}.")
+    else:
+      out[prefix + k] = v
+  return out
+
+
+def within(name: str, sections: Iterable[str]) -> bool:
+  """Whether a dotted name is one of these fields, or in one of the sections."""
+  return any(name == s or name.startswith(f"{s}.") for s in sections)
 
 
 def describe(full: bool = False) -> str:

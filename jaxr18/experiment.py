@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from jaxr18 import data, members, network, sources, teaching
 from jaxr18.compress import ensemble, factorize, gradual, prune
+from jaxr18.config import flatten, within
 from jaxr18.cost import score as score_lib
 from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
@@ -127,12 +128,12 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     write_together(path, new, over=False)
-    before = _flatten(json.loads(path.read_text()))
+    changed = changes(json.loads(path.read_text()), new)
   except (OSError, ValueError, AttributeError) as e:
     raise checkpoint.CheckpointError(
       f"cannot use {workdir} as a workdir: {e}; give another --workdir"
     ) from e
-  if changed := changes(before, _flatten(new)):
+  if changed:
     raise checkpoint.CheckpointError(
       f"{workdir} was begun with another config: {changed}; set it back, or"
       " give another --workdir"
@@ -142,14 +143,13 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
 def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
   """What differs between two configs of one run and is not FREE; '' if nothing.
 
-  Both are as `json.loads(config.to_json())` gives them, flat or not.
+  Both are as `json.loads(config.to_json())` gives them.
   """
-  before, after = _flatten(before), _flatten(after)
+  before, after = flatten(before), flatten(after)
   return "; ".join(
     f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
     for k in sorted(before.keys() | after.keys())
-    if before.get(k) != after.get(k)
-    and not any(k == f or k.startswith(f + ".") for f in FREE)
+    if before.get(k) != after.get(k) and not within(k, FREE)
   )
 
 
@@ -431,13 +431,3 @@ def make_result(
     "python": platform.python_version(),
     "versions": {v: importlib.metadata.version(v) for v in versions},
   }
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-  out = {}
-  for k, v in tree.items():
-    if isinstance(v, dict):
-      out |= _flatten(v, f"{prefix}{k}.")
-    else:
-      out[prefix + k] = v
-  return out

@@ -13,8 +13,7 @@ import ml_collections
 import numpy as np
 
 from jaxr18.compress import density
-from jaxr18.cost.figures import Figure
-from jaxr18.cost.score import score
+from jaxr18.cost.score import exact_figure, score
 from jaxr18.netconfig import network_spec
 from jaxr18.pruneconfig import make_plan
 from jaxr18.spec import NetSpec
@@ -74,10 +73,7 @@ def exact_score(config: ml_collections.ConfigDict) -> float:
     dataclasses.replace(row, kept=kept.get(row.path, row.kept))
     for row in score(spec).rows
   ]
-  return Figure(
-    sum(row.exact.params_term for row in rows),
-    sum(row.exact.ops_term for row in rows),
-  ).total
+  return exact_figure(rows).total
 
 
 def planned_weights(

@@ -19,6 +19,7 @@ from jaxr18.config import (
   SEARCH,
   TRAINING_IMAGES,
   knobs,
+  within,
 )
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.distillconfig import check_members, check_teaching, names
@@ -130,9 +131,7 @@ class Problems:
 
   def good(self, *fields: str) -> bool:
     """Whether the fields exist and nothing is wrong with them so far."""
-    return not any(
-      f == b or f.startswith(f"{b}.") for f in fields for b in self.bad
-    )
+    return not any(within(f, self.bad) for f in fields)
 
   def phases(self) -> None:
     names = self.get("phases")

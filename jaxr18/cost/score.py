@@ -50,6 +50,7 @@ plus the biases at 32 bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from jaxr18.cost.counted import MacReport
@@ -178,14 +179,19 @@ def score(
   )
   if counted is not None:
     _check_counted(rows, counted)
-  exact = Figure(
-    sum(row.exact.params_term for row in rows),
-    sum(row.exact.ops_term for row in rows),
-  )
+  exact = exact_figure(rows)
   stored_bits = sum(row.stored_bits for row in rows)
   stored = Figure(stored_bits / 32 / PARAMS_REFERENCE, exact.ops_term)
   course = _course(rows, counts, p_s, _is_shrunk(spec, shrunk_from))
   return Score(course, exact, stored, rows, members, views)
+
+
+def exact_figure(rows: Sequence[LayerScore]) -> Figure:
+  """The sum over layers, each by its own bits."""
+  return Figure(
+    sum(row.exact.params_term for row in rows),
+    sum(row.exact.ops_term for row in rows),
+  )
 
 
 def _check_bits(name: str, bits: int) -> None:

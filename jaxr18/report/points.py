@@ -114,8 +114,8 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
   for run in runs:
     rest = {
       k: v
-      for k, v in flatten(run.result["config"]).items()
-      if k != "seed" and not any(k == f or k.startswith(f"{f}.") for f in free)
+      for k, v in config_lib.flatten(run.result["config"]).items()
+      if k != "seed" and not config_lib.within(k, free)
     }
     key = json.dumps(rest, sort_keys=True)
     found.setdefault(key, {}).setdefault(run.result["seed"], run)
@@ -206,24 +206,13 @@ def changes(config: dict[str, Any]) -> list[str]:
   The seed is left out, for which there are the groups.
   """
   defaults = json.loads(config_lib.base(tuple(config["phases"])).to_json())
-  before = flatten(defaults)
+  before = config_lib.flatten(defaults)
   return [
     f"{name}={_short(value)}"
-    for name, value in sorted(flatten(config).items())
+    for name, value in sorted(config_lib.flatten(config).items())
     if before.get(name) != value and name != "seed"
   ]
 
 
 def _short(value: Any) -> str:
   return json.dumps(value, separators=(", ", ": ")).replace('"', "")
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A config's fields by their dotted names."""
-  out = {}
-  for k, v in tree.items():
-    if isinstance(v, dict):
-      out |= flatten(v, f"{prefix}{k}.")
-    else:
-      out[prefix + k] = v
-  return out
