@@ -59,6 +59,7 @@ trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP
 
 status=0
 deadline=
+forced=
 running=("${children[@]}")
 while ((${#running[@]})); do
   sleep 0.2 & # not `wait -n`: a signal's trap has to run between two looks
@@ -71,7 +72,9 @@ while ((${#running[@]})); do
     fi
     code=0
     wait "$child" || code=$?
-    if ((code && !status)); then
+    # The first to fail is the reason, or the one that was killed (9): the
+    # others fail of that, and may be seen to end in the same look.
+    if ((code && !status)) || [[ $code == 137 && ! $forced ]]; then
       status=$code
       for i in "${!children[@]}"; do
         if [[ ${children[i]} == "$child" ]]; then failed=$i; fi
@@ -83,6 +86,7 @@ while ((${#running[@]})); do
   done
   running=(${left[@]+"${left[@]}"})
   if [[ $deadline ]] && ((${#running[@]} && SECONDS > deadline)); then
+    forced=yes
     kill -KILL "${running[@]}" 2>/dev/null || true
   fi
 done

@@ -112,6 +112,16 @@ for _ in {1..300}; do sleep 0.1; done"""
     assert process.returncode == 3
     assert "process 1 of 2 ended with status 3, and the others with it" in text
 
+  def test_a_kill_is_the_reason_of_the_others_failures(self, tmp_path):
+    # Both have ended by the time the script looks, the first of the second.
+    code = """
+if ((SLURM_PROCID == 1)); then kill -KILL $$; fi
+exit 1"""
+    process = self.local(tmp_path, code, "--processes=2")
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "process 1 of 2 ended with signal 9, and the others with" in text
+
   @pytest.mark.parametrize("flag", ["--processes=0", "--processes=two"])
   def test_what_is_no_number(self, tmp_path, flag):
     process = self.local(tmp_path, "exit 0", flag)
