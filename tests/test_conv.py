@@ -302,6 +302,42 @@ def test_no_convolution_of_the_networks_takes_the_reference():
   assert not slow, slow
 
 
+@pytest.mark.skipif(not onednn.ready(), reason=f"{onednn.reason()}")
+@pytest.mark.parametrize(
+  "avx512, groups, name",
+  [
+    (False, 1, "conv"),
+    (False, 2, "conv_grad_input"),
+    (False, 8, "conv_grad_input"),  # as 2 groups
+    (True, 1, "conv_grad_input"),
+    (True, 2, "conv"),
+    (True, 8, "conv_grad_input"),  # as 1 group
+  ],
+)
+def test_the_forward_of_either_instruction_set(
+  monkeypatch, avx512, groups, name
+):
+  monkeypatch.setattr(onednn, "_avx512", lambda: avx512)
+  (x, kernel, dy), how = operands((16, 16, groups, 3, 1, 1, 6))
+  names = []
+  call = onednn.call
+  monkeypatch.setattr(
+    onednn,
+    "call",
+    lambda name, *a, **b: names.append(name) or call(name, *a, **b),
+  )
+  forward = lambda x, kernel: onednn.run("conv", dy.shape, x, kernel, **how)
+  expected = reference(x, kernel, **how)
+  assert_close([jax.jit(forward)(x, kernel)], [expected])
+  assert names == [name]
+
+  members = jnp.stack([kernel, 2 * kernel])
+  shape = (2, *dy.shape)
+  forward = lambda x, kernel: onednn.run("conv", shape, x, kernel, **how)
+  got = jax.jit(forward)(jnp.stack([x, x]), members)
+  assert_close(got, [expected, 2 * expected])
+
+
 def test_narrow_strided_projections_are_right_every_time():
   # oneDNN's own kernel gradient is wrong in 1 of 3 calls with AVX2.
   (x, kernel, dy), how = operands((4, 12, 1, 1, 2, 0, 8), batch=16)
