@@ -143,10 +143,11 @@ Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
     plan.blocked = forward.weights_desc();
     plan.convolve.Set(forward);
   } else if (kind == kGradInput) {
+    // The hint outlives Choose: next_impl reads it again through a pointer.
+    const auto hint = make_forward();
     const auto make = [&] {
       return dnnl::convolution_backward_data::primitive_desc(
-          engine, direct, plan.x, any, plan.y, strides, pads, pads,
-          make_forward(), attr);
+          engine, direct, plan.x, any, plan.y, strides, pads, pads, hint, attr);
     };
     const auto backward = Choose(make, kind, k, stride, groups);
     plan.blocked = backward.weights_desc();
