@@ -8,17 +8,18 @@ Each into docs/results/NAME/NAME.svg and NAME.png.
 
 import argparse
 import json
-import pathlib
 from collections.abc import Callable
+
+from matplotlib.figure import Figure
 
 from benchmarks.results import RESULTS, load
 from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
-from jaxr18.report import bits, entry, points, runs, tradeoff
+from jaxr18.report import bits, entry, figure, points, runs, tradeoff
 from jaxr18.report import pictures as report_pictures
 from jaxr18.study import table
 
 
-def pruned(path: pathlib.Path) -> None:
+def pruned() -> Figure:
   """Accuracy of pruned networks against what is left of them."""
   series = {
     name: [(run.rpartition("_")[2], load(run)) for run in runs]
@@ -28,16 +29,15 @@ def pruned(path: pathlib.Path) -> None:
       ("whole channels", (PRUNED_WEIGHTS[0], *PRUNED_STRUCTURED)),
     )
   }
-  tradeoff.draw(
+  return tradeoff.draw(
     series,
     {"parameters kept": tradeoff.parameters_kept,
      "exact score (lower is better)": tradeoff.exact_score},
-    path,
     "Pruned and trained on for 4 epochs, by the share kept",
   )  # fmt: skip
 
 
-def quantized(path: pathlib.Path) -> None:
+def quantized() -> Figure:
   """Accuracy in fewer bits, calibrated alone and trained on."""
   accuracy = lambda name: load(name)["test_accuracy"]
   epochs = load(f"quant_{QUANT_BITS[0]}")["config"]["quant"]["epochs"]
@@ -48,31 +48,27 @@ def quantized(path: pathlib.Path) -> None:
       ("ptq", "calibrated only"),
     )
   }
-  bits.draw(curves, accuracy("dense_narrow"), path)
+  return bits.draw(curves, accuracy("dense_narrow"))
 
 
-def search(path: pathlib.Path) -> None:
+def search() -> Figure:
   """A study's candidates: accuracy on validation images against the score."""
   found = json.loads((RESULTS / "search" / "search.json").read_text())
-  figure = report_pictures.pareto(
+  return report_pictures.pareto(
     table.points(found["trials"]), "exact score", "validation"
   )
-  metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-  figure.savefig(path, metadata=metadata, dpi=report_pictures.DPI)
 
 
-def results(path: pathlib.Path) -> None:
+def results() -> Figure:
   """All runs among the published results: test accuracy against the score."""
   found, _ = runs.find([str(RESULTS)])
   entries = [entry.Entry(g, None, "") for g in points.group(found)]
-  figure = report_pictures.pareto(
+  return report_pictures.pareto(
     entry.all_points(entries, "exact"), "exact score"
   )
-  metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-  figure.savefig(path, metadata=metadata, dpi=report_pictures.DPI)
 
 
-PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
+PICTURES: dict[str, Callable[[], Figure]] = {
   "pruned": pruned,
   "quantized": quantized,
   "results": results,
@@ -91,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
   for name in args.names or PICTURES:
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix in (".svg", ".png"):
-      PICTURES[name](folder / f"{name}{suffix}")
+    paths = [folder / f"{name}{suffix}" for suffix in (".svg", ".png")]
+    figure.save(PICTURES[name](), *paths)
     print(f"{folder}/{name}.svg, {name}.png")
 
 

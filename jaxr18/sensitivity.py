@@ -116,11 +116,11 @@ def main(argv: list[str]) -> None:
   write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
   print(_table(result))
   try:
-    from jaxr18.report import heatmap
+    from jaxr18.report import figure, heatmap
   except ImportError as e:
     print(f"No picture: {e}; pip install 'jaxr18[report]'")
     return
-  heatmap.draw(result, folder / f"{name}.svg")
+  figure.save(heatmap.draw(result), folder / f"{name}.svg")
   print(f"{folder}/{name}.json, {folder}/{name}.svg")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from jaxr18.report import heatmap, tradeoff  # noqa: E402
+from jaxr18.report import figure, heatmap, tradeoff  # noqa: E402
 
 
 def _result(accuracy, w, p_u=0.0, p_s=0.0, exact=0.02):
@@ -35,20 +35,19 @@ class TestTradeoff:
       "channels": [("half", _result(0.78, 60_000, exact=0.01))],
     }  # fmt: skip
     costs = {"kept": tradeoff.parameters_kept, "score": tradeoff.exact_score}
-    texts = []
-    for name in ("a.svg", "b.svg"):
-      tradeoff.draw(series, costs, tmp_path / name, "Runs")
-      texts.append((tmp_path / name).read_text())
-    assert texts[0] == texts[1]
+    paths = [tmp_path / name for name in ("a.svg", "b.svg", "a.png", "b.png")]
+    for two in (paths[::2], paths[1::2]):
+      figure.save(tradeoff.draw(series, costs, "Runs"), *two)
+    files = [path.read_bytes() for path in paths]
+    assert files[0] == files[1] and files[2] == files[3]
+    assert files[2].startswith(b"\x89PNG")
     # matplotlib draws letters as shapes, and says what they are in comments.
-    said = re.findall(r"<!-- (.*?) -->", texts[0])
+    said = re.findall(r"<!-- (.*?) -->", files[0].decode())
     for words in ("weights", "channels", "Runs", "score", "test accuracy, %"):
       assert words in said
     # A label in each of two panels; the costs' own numbers on the axes.
     assert said.count("a tenth") == said.count("half") == 2
     assert "50 k" in said and "0.02" in said
-    tradeoff.draw(series, costs, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("whole", [0.9, 0.06])
@@ -59,7 +58,7 @@ def test_a_heat_map_of_good_and_bad_networks(whole, tmp_path):
     "sparsities": (0.5, 0.9),
     "accuracies": {"stem": [whole, 0.1], "head": [0.05, 0.02]},
   }
-  heatmap.draw(result, tmp_path / "a.svg")
+  figure.save(heatmap.draw(result), tmp_path / "a.svg")
   said = re.findall(r"<!-- (.*?) -->", (tmp_path / "a.svg").read_text())
   for words in ("stem", "head", "removed, by l2", "90%", "5.0", "2.0"):
     assert words in said

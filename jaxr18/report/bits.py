@@ -1,29 +1,19 @@
 """A picture of accuracy against bits."""
 
-import pathlib
 from collections.abc import Mapping
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-plt.rcParams["svg.hashsalt"] = "bits"  # ids that do not change
+from matplotlib.figure import Figure
 
 
-def draw(
-  curves: Mapping[str, Mapping[int, float]],
-  whole: float,
-  path: pathlib.Path,
-) -> None:
-  """Writes one line for each way to quantize, and the unquantized one.
+def draw(curves: Mapping[str, Mapping[int, float]], whole: float) -> Figure:
+  """One line for each way to quantize, and the unquantized one.
 
   Args:
     curves: accuracies, 0 to 1, by name and by bits.
     whole: accuracy in 32 bits.
-    path: an .svg or .png file.
   """
-  fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+  fig = Figure(figsize=(5.5, 3.6), layout="constrained")
+  ax = fig.subplots()
   every = sorted({b for curve in curves.values() for b in curve})
   place = {b: i for i, b in enumerate(every)}
   ax.axhline(100 * whole, color="gray", linestyle="--", linewidth=1)
@@ -45,6 +35,4 @@ def draw(
   ax.set_ylabel("test accuracy in %")
   ax.grid(axis="y", alpha=0.3)
   ax.legend(loc="lower right")
-  metadata = {"Date": None} if path.suffix == ".svg" else None
-  fig.savefig(path, metadata=metadata, dpi=150)
-  plt.close(fig)
+  return fig

@@ -1,28 +1,22 @@
 """A heat map of accuracy by layer and sparsity."""
 
-import pathlib
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import numpy as np
+from matplotlib.figure import Figure
 
 
-def draw(result: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes the picture of what `jaxr18.sensitivity` found.
+def draw(result: dict[str, Any]) -> Figure:
+  """The picture of what `jaxr18.sensitivity` found.
 
   Args:
     result: its JSON: accuracies by layer, sparsities, the whole's accuracy.
-    path: an .svg file.
   """
   names = list(result["accuracies"])
   values = np.array([result["accuracies"][n] for n in names]) * 100
-  fig, ax = plt.subplots(
-    figsize=(2.5 + 0.75 * values.shape[1], 1.2 + 0.3 * len(names)),
-    layout="constrained",
-  )
+  size = (2.5 + 0.75 * values.shape[1], 1.2 + 0.3 * len(names))
+  fig = Figure(figsize=size, layout="constrained")
+  ax = fig.subplots()
   whole = 100 * result["accuracy"]
   # From chance to the whole network, unless something is beyond.
   low, high = min(10, values.min()), max(whole, values.max(), 11)
@@ -40,5 +34,4 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     ax.text(j, i, f"{value:.1f}", ha="center", va="center", color=color,
             fontsize=8)  # fmt: skip
   fig.colorbar(image, ax=ax)
-  fig.savefig(path, metadata={"Date": None})
-  plt.close(fig)
+  return fig

@@ -4,29 +4,27 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from jaxr18.report import curves as curves_lib
+from jaxr18.report import entry, figure, scatter
+from jaxr18.report import evidence as evidence_lib
+from jaxr18.report import layers as layers_lib
+from jaxr18.report.points import GOAL, Point
 
-from jaxr18.report import curves as curves_lib  # noqa: E402
-from jaxr18.report import entry, scatter  # noqa: E402
-from jaxr18.report import evidence as evidence_lib  # noqa: E402
-from jaxr18.report import layers as layers_lib  # noqa: E402
-from jaxr18.report.points import GOAL, Point  # noqa: E402
-
-plt.rcParams["svg.hashsalt"] = "jaxr18"  # the same file for the same numbers
 BLUE, TEAL, GRAY, RED = "#1b59c4", "#0b7069", "#d8dce2", "#a83218"
 COLORS = (BLUE, "#5c6672", "#a04f00", TEAL, "#8d2b93", "#5d6b00")
-DPI = 150
 
 
 def draw(
-  entries: Sequence[entry.Entry], folder: pathlib.Path, figure: str
+  entries: Sequence[entry.Entry], folder: pathlib.Path, score: str
 ) -> dict[tuple[str, str], str]:
   """Writes every picture of a report as .svg and .png.
+
+  Args:
+    score: 'course', 'exact' or 'stored'.
 
   Returns:
     The .svg's path from the folder above, by the entry's name ('' for all
@@ -38,15 +36,13 @@ def draw(
   def save(name: str, what: str, fig, only_png: bool = False):
     below = folder / re.sub(r"[^\w.=-]", "-", name)
     below.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png",) if only_png else (".png", ".svg"):
-      path = below / f"{what}{suffix}"
-      metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
-      fig.savefig(path, metadata=metadata, dpi=DPI)
-      out[name, what] = path.relative_to(folder.parent).as_posix()
-    plt.close(fig)
+    suffixes = (".png",) if only_png else (".png", ".svg")
+    paths = [below / f"{what}{suffix}" for suffix in suffixes]
+    figure.save(fig, *paths)
+    out[name, what] = paths[-1].relative_to(folder.parent).as_posix()
 
-  every = entry.all_points(entries, figure)
-  save("", "pareto", pareto(every, f"{figure} score"))
+  every = entry.all_points(entries, score)
+  save("", "pareto", pareto(every, f"{score} score"))
   for e in entries:
     name, metrics = e.group.name, e.group.runs[0].metrics
     if any(len(rows) > 1 for rows in metrics.values()):
@@ -67,7 +63,7 @@ def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
   width, height = 920, 470
   f = scatter.frame(points, width, height)
   above = 34  # for the legend
-  fig = plt.figure(figsize=(width / 100, (height + above) / 100))
+  fig = Figure(figsize=(width / 100, (height + above) / 100))
   # The axes' unit is a pixel of the page's picture.
   ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, -above))
   ax.axis("off")
@@ -111,7 +107,8 @@ def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
 
 def curves(metrics: curves_lib.Metrics):
   """Accuracy and loss by epoch, beside each other."""
-  fig, axes = plt.subplots(1, 2, figsize=(9.2, 3), layout="constrained")
+  fig = Figure(figsize=(9.2, 3), layout="constrained")
+  axes = fig.subplots(1, 2)
   panels = (
     (curves_lib.ACCURACIES, "accuracy, %", 100),
     (curves_lib.LOSSES, "training loss", 1),
@@ -146,10 +143,8 @@ def curves(metrics: curves_lib.Metrics):
 
 def layers(bars: Sequence[layers_lib.LayerBar]):
   """Five panels whose rows are the same layers."""
-  fig, axes = plt.subplots(
-    1, 5, figsize=(11.5, 1 + 0.24 * len(bars)), sharey=True,
-    layout="constrained",
-  )  # fmt: skip
+  fig = Figure(figsize=(11.5, 1 + 0.24 * len(bars)), layout="constrained")
+  axes = fig.subplots(1, 5, sharey=True)
   rows = np.arange(len(bars))
   each = lambda get: np.array([get(x) for x in bars], float)
   kept = each(lambda x: x.kept)
@@ -184,7 +179,8 @@ def confusion(found: evidence_lib.Evidence):
   """Counts, the wrong ones colored by how many they are."""
   counts = found.confusion
   apart = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-  fig, ax = plt.subplots(figsize=(5.6, 4.8), layout="constrained")
+  fig = Figure(figsize=(5.6, 4.8), layout="constrained")
+  ax = fig.subplots()
   ax.imshow(apart, cmap="Oranges", vmax=1.6 * max(1, apart.max()))
   for (i, j), n in np.ndenumerate(counts):
     weight = "bold" if i == j else "normal"
@@ -218,10 +214,8 @@ def wrong(found: evidence_lib.Evidence):
 def _grid(items: Sequence, names: Sequence[str], draw_one: Callable):
   columns = min(8, len(items))
   lines = -(-len(items) // columns)
-  fig, axes = plt.subplots(
-    lines, columns, figsize=(1.3 * columns, 1.6 * lines), squeeze=False,
-    layout="constrained",
-  )  # fmt: skip
+  fig = Figure(figsize=(1.3 * columns, 1.6 * lines), layout="constrained")
+  axes = fig.subplots(lines, columns, squeeze=False)
   for ax in axes.flat:
     ax.axis("off")
   for ax, item, name in zip(axes.flat, items, names, strict=False):

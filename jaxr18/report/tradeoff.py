@@ -1,15 +1,11 @@
 """Accuracy against what a network costs, for runs beside each other."""
 
 import math
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 Result = dict[str, Any]  # what a run's result.json holds
 
@@ -32,10 +28,9 @@ def exact_score(result: Result) -> float:
 def draw(
   series: Mapping[str, Sequence[tuple[str, Result]]],
   costs: Mapping[str, Callable[[Result], float]],
-  path: pathlib.Path,
   title: str = "",
-) -> None:
-  """Writes a picture with a panel for each cost.
+) -> Figure:
+  """A figure with a panel for each cost.
 
   A bar at each point is one standard error of the test accuracy, which says
   how much the choice of test images matters, not that of the seed.
@@ -43,14 +38,10 @@ def draw(
   Args:
     series: a line for each, of (label, result); the runs in their order.
     costs: by the axis' label, a number of a result, above 0.
-    path: a .svg or .png file.
     title: above all.
   """
-  plt.rcParams["svg.hashsalt"] = "jaxr18"  # the same file for the same numbers
-  fig, axes = plt.subplots(
-    1, len(costs), figsize=(4.6 * len(costs), 3.8), sharey=True,
-    squeeze=False, layout="constrained",
-  )  # fmt: skip
+  fig = Figure(figsize=(4.6 * len(costs), 3.8), layout="constrained")
+  axes = fig.subplots(1, len(costs), sharey=True, squeeze=False)
   for ax, (label, cost) in zip(axes[0], costs.items(), strict=True):
     for i, (name, points) in enumerate(series.items()):
       x = [cost(r) for _, r in points]
@@ -77,9 +68,7 @@ def draw(
   axes[0][0].legend(loc="lower right")
   if title:
     fig.suptitle(title, fontsize=10)
-  metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-  fig.savefig(path, metadata=metadata, dpi=150)
-  plt.close(fig)
+  return fig
 
 
 def _standard_error(result: Result) -> float:
