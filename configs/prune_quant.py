@@ -1,0 +1,29 @@
+"""A narrow ResNet-18 that loses most weights as it learns, then 4 bits.
+
+python -m jaxr18.main --config=configs/prune_quant.py
+
+Three fifths of the weights go while the first phase trains, by magnitude over
+all layers (Zhu and Gupta, 2017). The second quantizes what is left, stem and
+head to 5 bits, taught by what it was.
+"""
+
+from jaxr18.config import base
+
+
+def get_config(arg=""):
+  if arg:
+    raise ValueError(f"prune_quant.py takes no argument, got {arg!r}")
+  config = base(phases=("pruned", "quant"))
+  pruned, quant = config.pruned, config.quant
+  for phase in (pruned, quant):
+    phase.network.widths = (16, 32, 64, 128)
+    phase.augment.flip, phase.ema_decay = "alternating", 0.998
+  pruned.epochs = 42
+  prune = pruned.prune
+  prune.density, prune.schedule, prune.begin, prune.end = 0.4, "cubic", 0.2, 0.6
+  quant.init = quant.teacher = "pruned"
+  quant.network.bits = (("stem|head", 5, 5), (".*", 4, 4))
+  quant.epochs, quant.kd_weight = 12, 0.7
+  quant.learning_rate, quant.warmup_epochs = 0.02, 0.5
+  quant.weight_decay = 1e-4
+  return config
