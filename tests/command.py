@@ -37,8 +37,7 @@ def start_local(workdir, *flags, epochs=3, cache=None, **environment):
 
 
 def _start(command, workdir, flags, epochs, cache, environment):
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  env |= {"PYTHONWARNINGS": "ignore"} | environment
+  env = os.environ | {"PYTHONWARNINGS": "ignore"} | environment
   if cache is not None:
     env |= {
       "JAX_COMPILATION_CACHE_DIR": str(cache),

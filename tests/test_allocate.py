@@ -16,6 +16,7 @@ from jaxr18 import experiment, network
 from jaxr18.compress import allocate
 from jaxr18.cost.score import score
 from jaxr18.report import bits as picture
+from jaxr18.report import figure
 from jaxr18.spec import resnet, with_bits
 from jaxr18.validate import network_spec
 
@@ -209,7 +210,7 @@ def test_a_wrong_command_line(flags, told):
 def test_the_picture_is_the_same_each_time(tmp_path):
   curves = {"a": {8: 0.9, 4: 0.8, 2: 0.5}, "b": {8: 0.9, 4: 0.88, 2: 0.8}}
   for name in ("x.svg", "y.svg", "x.png"):
-    picture.draw(curves, 0.91, tmp_path / name)
+    figure.save(picture.draw(curves, 0.91), tmp_path / name)
   svg = (tmp_path / "x.svg").read_text()
   assert svg == (tmp_path / "y.svg").read_text()
   assert "32 bits, 91.00" in svg

@@ -50,10 +50,9 @@ def search(config, workdir, trials, stop=None):
 
 
 def command(*flags, **environment):
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.Popen(
     [sys.executable, "-m", "jaxr18.search", *map(str, flags)],
-    env=env | environment,
+    env=os.environ | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
