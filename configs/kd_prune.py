@@ -1,4 +1,4 @@
-"""Distil, prune filters, remove them, fine-tune: each with the same teacher.
+"""Distil, prune filters, remove them, fine-tune, under one teacher.
 
 python -m jaxr18.main --config=configs/kd_prune.py
 

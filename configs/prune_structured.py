@@ -1,4 +1,4 @@
-"""The narrow ResNet-18, whole channels masked, trained on, removed, trained on.
+"""The narrow ResNet-18, whole channels masked, then removed, trained on.
 
 python -m jaxr18.main --config=configs/prune_structured.py:0.5 \
     --workdir=runs/prune_structured_0.5
