@@ -20,6 +20,12 @@ def kills_table(r: dict[str, Any]) -> str:
   return table(header, [row])
 
 
+def ratio(row: dict[str, Any], what: str) -> str:
+  """The median of the rounds, and the lowest and highest."""
+  low, high = row[f"{what}_ratios"]
+  return f"{row[f'{what}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def speed_table(r: dict[str, Any]) -> str:
   """Ours beside PyTorch, from what `benchmarks.train_step` measured."""
   rows = []
@@ -31,7 +37,7 @@ def speed_table(r: dict[str, Any]) -> str:
       best = max(eager[what], theirs[what])
       cells += [
         f"{ours[what]:,.0f} / {best:,.0f}",
-        f"{row[f'{what}_ratio']:.2f}",
+        ratio(row, what),
       ]
     # A training step is the forward and two gradients, a MAC two operations.
     rate = 6 * row["macs"] * ours["train"] / 1e9
@@ -65,9 +71,8 @@ def pruning_tables(r: dict[str, Any]) -> str:
   for name, row in r["rows"].items():
     cells = [name, f"{row['macs'] / 1e6:.1f} M"]
     for what in ("train", "forward"):
-      low, high = row[f"{what}_ratios"]
-      ratio = f"{row[f'{what}_ratio']:.2f} ({low:.2f} to {high:.2f})"
-      cells += [f"{row[what]:,.0f}", "" if name == "dense" else ratio]
+      beside = "" if name == "dense" else ratio(row, what)
+      cells += [f"{row[what]:,.0f}", beside]
     rows.append([*cells, "" if name == "dense" else row["beside"]])
   steps = table(
     ["network", "MACs", "training, images/s", "ratio", "evaluation, images/s",

@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "exports": lambda: run_tables.exports("quant_4"),
   "kills": lambda: bench_tables.kills_table(load("kill_resume")),
   "speed": lambda: bench_tables.speed_table(load("train_step")),
+  "speed_avx2": lambda: bench_tables.speed_table(load("train_step_avx2")),
   "pruning": lambda: bench_tables.pruning_tables(load("pruning")),
   "distill": lambda: bench_tables.distill_table(load("distill")),
   "members": lambda: bench_tables.members_table(load("members")),
