@@ -12,8 +12,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # They run for less time here than it takes to optimize them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older way to compile loops takes half the time: with the emitters of
-# jaxlib 0.10 a test of four phases 30 s, without 20. XLA ends a process whose
+# XLA's older way to compile loops takes two thirds of the time: a test of four
+# phases 20 s, with the emitters of jaxlib 0.10 30 s. XLA ends a process whose
 # flags it does not know, so other releases get none.
 os.environ["XLA_FLAGS"] = (
   "--xla_cpu_use_fusion_emitters=false"
