@@ -20,10 +20,10 @@ def kills_table(r: dict[str, Any]) -> str:
   return table(header, [row])
 
 
-def ratio(row: dict[str, Any], what: str) -> str:
-  """The median of the rounds, and the lowest and highest."""
-  low, high = row[f"{what}_ratios"]
-  return f"{row[f'{what}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+def ranged(row: dict[str, Any], name: str, digits: int = 2) -> str:
+  """The median of the rounds, and the lowest and highest: NAME and NAMEs."""
+  median, low, high = (f"{x:.{digits}f}" for x in (row[name], *row[name + "s"]))
+  return f"{median} ({low} to {high})"
 
 
 def speed_table(r: dict[str, Any]) -> str:
@@ -37,7 +37,7 @@ def speed_table(r: dict[str, Any]) -> str:
       best = max(eager[what], theirs[what])
       cells += [
         f"{ours[what]:,.0f} / {best:,.0f}",
-        ratio(row, what),
+        ranged(row, f"{what}_ratio"),
       ]
     # A training step is the forward and two gradients, a MAC two operations.
     rate = 6 * row["macs"] * ours["train"] / 1e9
@@ -71,7 +71,7 @@ def pruning_tables(r: dict[str, Any]) -> str:
   for name, row in r["rows"].items():
     cells = [name, f"{row['macs'] / 1e6:.1f} M"]
     for what in ("train", "forward"):
-      beside = "" if name == "dense" else ratio(row, what)
+      beside = "" if name == "dense" else ranged(row, f"{what}_ratio")
       cells += [f"{row[what]:,.0f}", beside]
     rows.append([*cells, "" if name == "dense" else row["beside"]])
   steps = table(
@@ -91,11 +91,7 @@ def distill_table(r: dict[str, Any]) -> str:
       f"{row['teacher_macs'] / 1e6:.1f} M MACs",
     ]
     cells += [f"{row[what]:,.0f}" for what in ("plain", "cached", "uncached")]
-    cells += [
-      f"{row[f'{what}_cost']:.3f} ({low:.3f} to {high:.3f})"
-      for what in ("cached", "uncached")
-      for low, high in [row[f"{what}_costs"]]
-    ]
+    cells += [ranged(row, f"{what}_cost", 3) for what in ("cached", "uncached")]
     rows.append(cells)
   header = ["student", "teacher", "no teacher, images/s", "kept logits",
             "teacher in the step", "epoch with kept logits, of a plain one",
