@@ -289,7 +289,7 @@ PHASE = {
                        "which have 8; 0 is off", 0, 16),
     "scales": Knob("lsq", "of quantized inputs: learned as LSQ's, with the "
                    "paper's gradient factor, or as PACT's; fixed as "
-                   "calibrated; or dynamic, each batch's largest",
+                   "calibrated; or dynamic, each image's largest",
                    choices=SCALES),
   },
   "init": Knob("", "start from this earlier phase, workdir, .pt or .pth; of "

@@ -143,7 +143,9 @@ def layer_output(layer, kernel, arrays, x):
   path, bits = layer["path"], layer["a_bits"]
   factor = arrays.get(f"{path}.scale", np.ones(1, np.float32))
   if bits < HALF_BITS:
-    bound = arrays.get(f"{path}.input_bound", max(np.abs(x).max(), 1e-5))
+    # Without a bound each image has its own, whatever it is beside.
+    largest = np.maximum(np.abs(x).max((1, 2, 3), keepdims=True), 1e-5)
+    bound = arrays.get(f"{path}.input_bound", largest)
     x, step = quantize(x, bound, bits, layer["signed_input"])
     factor = factor * step
   elif bits == HALF_BITS:

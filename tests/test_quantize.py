@@ -320,13 +320,17 @@ class TestInput:
 
   @pytest.mark.parametrize("signed", [False, True])
   def test_dynamic_ends_at_the_largest(self, signed):
-    x = jnp.abs(self.V) if not signed else jnp.asarray(self.V)
+    v = jnp.abs(self.V) if not signed else jnp.asarray(self.V)
+    x = jnp.stack([v, v / 8])  # of each image, whatever the other one has
     f = lambda x: quantize_input(x, None, 4, signed, "dynamic")
     q = f(x)
-    assert q.max() == pytest.approx(40)
-    np.testing.assert_array_equal(q, quantize_input(x, 40.0, 4, signed))
-    np.testing.assert_array_equal(jax.vjp(f, x)[1](self.C)[0], self.C)
-    assert not np.any(f(jnp.zeros(3)))
+    for one, bound, image in zip(q, (40.0, 5.0), x, strict=True):
+      assert one.max() == pytest.approx(bound)
+      expected = quantize_input(image, bound, 4, signed)
+      np.testing.assert_array_equal(one, expected)
+    c = np.stack([self.C, -self.C])
+    np.testing.assert_array_equal(jax.vjp(f, x)[1](c)[0], c)
+    assert not np.any(f(jnp.zeros((2, 3))))
 
 
 class TestStraightThrough:

@@ -14,7 +14,7 @@ import optax
 import pytest
 import tiny_run
 
-from jaxr18 import data
+from jaxr18 import data, spec
 from jaxr18.train import evaluate, progress, state
 from jaxr18.train.step import Batch, make_mesh, replicate, shard
 
@@ -212,6 +212,23 @@ def test_all_images_count_whatever_the_batch_size():
   p = np.exp(logits[50].astype(np.float64))
   p = p[np.arange(360), split.labels] / p.sum(-1)
   np.testing.assert_allclose(found.loss, -np.log(p).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("w_bits", [32, 8])  # as floats and as integers
+def test_what_fills_the_last_batch_moves_no_bound(w_bits):
+  # Grey images, beside which a black one is the largest, 4 times theirs.
+  shape = (7, 32, 32, 3)
+  images = np.random.default_rng(0).integers(90, 110, shape, np.uint8)
+  images[3] += 100  # nor does another image
+  net = tiny_run.tiny_network()
+  rules = [("stem", w_bits, 4), (".*", 32, 32)]
+  net = net.replace(spec=spec.with_bits(net.spec, rules, "dynamic"))
+  whole, *others = (
+    evaluate.predict(net, images, DIGITS, size, make_mesh())
+    for size in (7, 4, 1)
+  )
+  for found in others:
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

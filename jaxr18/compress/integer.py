@@ -91,7 +91,7 @@ def _run(folded, spec, images, arithmetics, path):
     factor = numbers.get("scale", 1)
     integers = layer.w_bits < HALF_BITS and layer.a_bits < HALF_BITS
     if layer.a_bits < HALF_BITS:
-      bound = numbers.get("input_bound", jnp.max(jnp.abs(x)))
+      bound = numbers.get("input_bound", quantize.dynamic_bound(x))
       how = layer.a_bits, layer.signed_input
       step = quantize.input_step(bound, *how)
       x = quantize.input_codes(x, bound, *how)

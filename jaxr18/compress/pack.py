@@ -17,7 +17,7 @@ NumPy alone. By layer path there are
   PATH.input_bound  float32: the largest input that can be represented. Levels
                     are 0 .. 2**b - 1, or -n .. n, n = 2**(b-1) - 1, of signed
                     ones; one step is bound / levels. Without it the bound is
-                    the largest of each batch.
+                    the largest of each image.
 
 Which form a kernel takes is `jaxr18.cost.kept.encodings`' choice, as the
 *stored* figure of the score charges it; a tensor ends on a whole byte.

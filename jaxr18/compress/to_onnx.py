@@ -4,7 +4,8 @@ uint8 images [n, size, size, channels] -> logits [n, classes], normalization
 included. Quantized inputs pass QuantizeLinear and DequantizeLinear; quantized
 kernels are stored as integers, int4 up to 4 bits and int8 above, with one scale
 for each output channel in a DequantizeLinear. An input of fewer levels than
-its integer type has is clipped to its bound before.
+its integer type has is clipped to its bound before. Where each image has a
+bound of its own, floats are rounded.
 """
 
 from __future__ import annotations
@@ -181,16 +182,29 @@ def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
     if signed or layer.a_bits < 8:
       x = _clipped(graph, name, x, -bound if signed else None, bound)
   else:
-    size = graph("Abs", x, name=f"{name}/abs")
-    size = graph("ReduceMax", size, name=f"{name}/largest", keepdims=0)
-    least = graph.constant(f"{name}/least", np.float32(SMALLEST_BOUND))
-    size = graph("Max", size, least, name=f"{name}/bound")
-    part = graph.constant(f"{name}/part", 1 / levels)
-    step = graph("Mul", size, part, name=f"{name}/step")
+    return _dynamic(graph, name, x, levels)
   zero = np.zeros((), np.int8 if signed else np.uint8)
   zero = graph.constant(f"{name}/zero", zero)
   x = graph("QuantizeLinear", x, step, zero, name=f"{name}/codes")
   return graph("DequantizeLinear", x, step, zero, name=f"{name}/values")
+
+
+def _dynamic(graph: _Graph, name: str, x: str, levels: np.float32) -> str:
+  """Each image on a grid of its own, which QuantizeLinear does not have.
+
+  No value is beyond the bound, so nothing is clipped.
+  """
+  size = graph("Abs", x, name=f"{name}/abs")
+  axes = graph.constant(f"{name}/axes", np.array([1, 2, 3]))
+  size = graph("ReduceMax", size, axes, name=f"{name}/largest", keepdims=1)
+  least = graph.constant(f"{name}/least", np.float32(SMALLEST_BOUND))
+  size = graph("Max", size, least, name=f"{name}/bound")
+  part = graph.constant(f"{name}/part", 1 / levels)
+  step = graph("Mul", size, part, name=f"{name}/step")
+  inverse = graph("Reciprocal", step, name=f"{name}/inverse")
+  codes = graph("Mul", x, inverse, name=f"{name}/ratio")  # as XLA divides
+  codes = graph("Round", codes, name=f"{name}/codes")  # halves to even
+  return graph("Mul", codes, step, name=f"{name}/values")
 
 
 def _clipped(graph: _Graph, name: str, x: str, low, high) -> str:

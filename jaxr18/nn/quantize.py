@@ -205,6 +205,16 @@ def input_codes(
   return _rounded(v, bits, signed).astype(jnp.int8 if signed else jnp.uint8)
 
 
+def dynamic_bound(x: jax.Array) -> jax.Array:
+  """The largest abs(x) of each image, float32 [batch, 1, ...].
+
+  Of each by itself, so that its logits do not depend on what else is in the
+  batch, be it other images, the filling of a last batch or none.
+  """
+  axes = tuple(range(1, x.ndim))
+  return jnp.max(jnp.abs(x), axes, keepdims=True).astype(jnp.float32)
+
+
 def to_levels(x, bound, n: int | jax.Array, signed: bool) -> jax.Array:
   """As `quantize_input`, on so many levels, which may be a traced number."""
   step = jnp.maximum(bound, SMALLEST_BOUND) / n
@@ -219,7 +229,7 @@ def quantize_input(
   signed: bool,
   scales: str = "lsq",
 ) -> jax.Array:
-  """Quantization per tensor to a grid from 0 or -bound to a bound.
+  """Quantization to a grid from 0 or -bound to a bound, one for all of x.
 
   The gradient in x is the identity inside the bound and zero outside. That in
   the bound B, with n levels, step s = B / n and y what is returned, is one of
@@ -232,7 +242,7 @@ def quantize_input(
     head of 16 features at 8 bits, so clip the gradient's norm or use AdamW.
   - 'pact' (Choi et al., 2018): 1 beyond, -1 below, 0 inside.
   - 'fixed': 0; the bound stays as it was calibrated.
-  - 'dynamic': there is no bound to learn; it is the largest abs(x) at hand.
+  - 'dynamic': there is no bound to learn; it is `dynamic_bound`.
 
   Args:
     x: [batch, ...], a layer's input; it is quantized in float32 whatever its
@@ -249,7 +259,7 @@ def quantize_input(
   if bits == HALF_BITS:
     return straight_through(x, _half(x))
   if scales == "dynamic":
-    bound = jnp.max(jnp.abs(jax.lax.stop_gradient(x))).astype(jnp.float32)
+    bound = dynamic_bound(jax.lax.stop_gradient(x))
   return _quantize_input(x, jnp.asarray(bound), bits, signed, scales)
 
 
