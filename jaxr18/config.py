@@ -375,6 +375,9 @@ PHASE = {
                     "evaluated; 0 is off", 0, 0.99999),
   "swa_from": Knob(1.0, "share of the phase from which the averaged weights "
                    "are the plain mean of all since; 1 is off", 0, 1),
+  "estimate": Knob(50, "batches that batch norm's statistics are estimated "
+                   "from before each checkpoint, where weights are averaged or "
+                   "values quantized; 0 keeps the running ones", 0, 10_000),
   "dtype": Knob("float32", "of convolutions in training",
                 choices=("float32", "bfloat16")),
   "augment": {

@@ -30,13 +30,13 @@ from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
 from jaxr18.network import Network
 from jaxr18.pruneconfig import make_plan
-from jaxr18.spec import NetSpec
+from jaxr18.spec import HALF_BITS, NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
 from jaxr18.train.files import alone_in, read_json, write_atomically
 from jaxr18.train.loop import StopSignal, train
-from jaxr18.train.step import make_mesh, make_train_step
+from jaxr18.train.step import make_mesh, make_train_step, shard
 from jaxr18.train.writers import Writer
 from jaxr18.validate import ConfigError, network_spec, validate
 from jaxr18.workdir import read_result
@@ -257,8 +257,13 @@ def run_phase(
     teachers = teachers._replace(nets=())
   averages = c.ema_decay > 0 or c.swa_from < 1
   net, projections, key = stacked(begun) if population else begun[0][:3]
+  estimate = None
+  if c.estimate and (averages or _shifts(c, net.spec)):
+    estimate = estimator(c, net.spec, key, dataset, mesh)
   _, info = train(
-    state_lib.create(net, optimizer, averages, projections),
+    state_lib.create(
+      net, optimizer, averages, projections, estimate is not None
+    ),
     train_step,
     dataset,
     phase=name,
@@ -276,6 +281,7 @@ def run_phase(
     stop=stop,
     update=_update_each(begun) if plan else None,
     update_due=plan.due if plan else lambda step: False,
+    estimate=estimate,
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
     writer=writer,
@@ -283,6 +289,52 @@ def run_phase(
   )
   write_together(done, info)
   return info
+
+
+def _shifts(c, spec: NetSpec) -> bool:
+  """Whether the running statistics are those of other weights or inputs.
+
+  They are where values are rounded, since a small step of a weight moves them
+  by a whole level, and where several networks' weights are averaged.
+  """
+  soup = len(names(c.init)) not in (0, 1, c.population.members)
+  return soup or any(min(x.w_bits, x.a_bits) < HALF_BITS for x in spec.layers())
+
+
+def estimator(
+  c, spec: NetSpec, key: jax.Array, dataset, mesh
+) -> Callable[[Network], Network]:
+  """A function that estimates batch norm's statistics for a network.
+
+  It looks at the same training images each time, as they are, in batches of
+  the phase's size.
+
+  Args:
+    c: the phase's section.
+    spec: of the network, or of each of the stacked ones.
+    key: decides the images; of a population one for each member.
+    mesh: over which each batch is split.
+  """
+  n, size = len(dataset.train), c.batch_size
+  count = min(c.estimate, n // size)
+  keys = key if key.ndim else key[None]
+  order = [np.asarray(jax.random.permutation(k, n)) for k in keys]
+  rows = np.stack([o[: count * size].reshape(count, size) for o in order], 1)
+  normalize = functools.partial(_normalized, dataset=dataset, spec=spec)
+  if key.ndim:
+    normalize = jax.vmap(normalize)
+  else:
+    rows = rows[:, 0]
+
+  def batches():
+    for part in rows:
+      images = dataset.train.images[part]
+      yield normalize(shard(images, mesh, part.ndim - 1))
+
+  # A sum over images that are split may come out on a part of the devices.
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  everywhere = jax.jit(lambda net: net, out_shardings=whole)
+  return lambda net: everywhere(network.recalibrate(net, batches()))
 
 
 class Beginning(NamedTuple):

@@ -231,32 +231,44 @@ def input_norms(net: Network, images: jax.Array) -> dict[str, jax.Array]:
 
 
 def recalibrate(net: Network, batches: Iterable[jax.Array]) -> Network:
-  """Batch norm's running statistics, computed anew.
+  """Estimates batch norm's statistics anew.
 
-  After surgery the old ones are those of another network. The mean over
-  batches of each batch's mean and variance takes their place.
+  After surgery the old ones are those of another network; those of a network
+  of few bits or of averaged weights belong to other grids, which costs points
+  of accuracy. The mean over batches of each batch's mean and variance takes
+  their place (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021).
 
   Args:
-    net: the network; nothing else of it changes.
-    batches: each [batch, resolution, resolution, channels], normalized.
+    net: the network, or stacked ones; nothing else of it changes.
+    batches: each [batch, resolution, resolution, channels], normalized; of
+      stacked networks [members, batch, ...].
 
   Raises:
     ValueError: there is no batch.
   """
-  found = [_statistics(net, images) for images in batches]
-  if not found:
+  count, total = 0, jax.tree.map(jnp.zeros_like, net.batch_stats)
+  for images in batches:
+    count, total = count + 1, _add_statistics(net, images, total)
+  if not count:
     raise ValueError("no batch to take batch norm's statistics from")
-  mean = lambda *x: sum(x) / len(x)
-  return net.replace(batch_stats=jax.tree.map(mean, *found))
+  return net.replace(batch_stats=_divide(total, count))
 
 
 @jax.jit
-def _statistics(net: Network, images: jax.Array) -> Any:
-  """One batch's, in the tree of `batch_stats`."""
+def _add_statistics(net: Network, images: jax.Array, total: Any) -> Any:
+  """The total, and one batch's mean and variance, in `batch_stats`' tree."""
+  if net.params["head"]["bias"].ndim == 2:  # stacked
+    return jax.vmap(_add_statistics)(net, images, total)
   zeros = jax.tree.map(jnp.zeros_like, net.batch_stats)
   # From 0, a step of the moving average is a share of the batch's.
   _, moved = forward_train(net.replace(batch_stats=zeros), images)
-  return jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), moved)
+  share = 1 - BATCH_NORM_MOMENTUM
+  return jax.tree.map(lambda t, x: t + x / share, total, moved)
+
+
+@jax.jit
+def _divide(total: Any, count: int) -> Any:
+  return jax.tree.map(lambda x: x / count, total)
 
 
 def _variables(net: Network) -> dict[str, Any]:

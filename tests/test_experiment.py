@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 from jax.extend import core as jax_core
 
 from jaxr18 import configfile, experiment, network, sources
@@ -317,6 +318,87 @@ class TestSources:
       sources.load_network(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
       sources.load_network(tmp_path, "train")
+
+
+class TestStatistics:
+  """Batch norm's, of the networks that are evaluated and kept."""
+
+  def config(self, **changes):
+    config = tiny_run.phases("train")
+    c = config.train
+    # An epoch has a single batch, so which images it is does not matter.
+    config.data.limit = c.batch_size = 32
+    c.epochs, c.estimate = 2, 3
+    for name, value in changes.items():
+      setattr(c, name, value)
+    return config
+
+  def running(self, workdir):
+    step = json.loads((workdir / "train/phase.json").read_text())["step"]
+    found, meta = checkpoint.read(workdir / f"train/checkpoints/{step}")
+    prefix = f"{meta['network']}.batch_stats."
+    return found, {
+      k.removeprefix(prefix): v
+      for k, v in found.items()
+      if k.startswith(prefix)
+    }
+
+  @pytest.mark.parametrize(
+    "changes", [dict(ema_decay=0.9), dict(swa_from=0.5), dict(bits=3)]
+  )
+  def test_are_estimated_for_weights_of_other_grids(self, tmp_path, changes):
+    config = self.config()
+    bits = changes.pop("bits", 32)
+    config.train.network.bits = ((".*", bits, bits),)
+    for name, value in changes.items():
+      setattr(config.train, name, value)
+    experiment.run(config, tmp_path)
+    net = sources.load_network(tmp_path)
+    dataset = experiment.load_data(config)
+    assert len(dataset.train) == 32
+    images = experiment._normalized(dataset.train.images, dataset, net.spec)
+    again = network.recalibrate(net, [images])
+    kept = checkpoint.flatten(net.batch_stats)
+    for name, value in checkpoint.flatten(again.batch_stats).items():
+      np.testing.assert_allclose(kept[name], value, rtol=1e-4, atol=1e-6)
+    _, running = self.running(tmp_path)
+    assert kept.keys() == running.keys()
+    assert any(np.abs(kept[k] - running[k]).max() > 0.01 for k in kept)
+
+  @pytest.mark.parametrize("changes", [dict(), dict(ema_decay=0.9, estimate=0)])
+  def test_are_the_running_ones_elsewhere(self, tmp_path, changes):
+    experiment.run(self.config(**changes), tmp_path)
+    found, running = self.running(tmp_path)
+    assert not [name for name in found if name.startswith("statistics")]
+    kept = checkpoint.flatten(sources.load_network(tmp_path).batch_stats)
+    for name, value in running.items():
+      np.testing.assert_array_equal(kept[name], value)
+
+  def test_of_a_population_are_each_members_own(self, tmp_path):
+    config = self.config(ema_decay=0.9)
+    config.train.population.members = 2
+    experiment.run(config, tmp_path / "both")
+    pair = sources.load_networks(tmp_path / "both")
+    dataset = experiment.load_data(config)
+    for net in pair:
+      images = experiment._normalized(dataset.train.images, dataset, net.spec)
+      again = network.recalibrate(net, [images])
+      kept = checkpoint.flatten(net.batch_stats)
+      for name, value in checkpoint.flatten(again.batch_stats).items():
+        np.testing.assert_allclose(kept[name], value, rtol=1e-4, atol=1e-6)
+
+  def test_of_a_soup_are_those_of_its_weights(self, tmp_path):
+    config = tiny_run.phases("one", "two", "soup")
+    config.soup.init, config.soup.epochs = "one,two", 0
+    config.data.limit = config.soup.batch_size
+    experiment.run(config, tmp_path)
+    net = sources.load_network(tmp_path)
+    dataset = experiment.load_data(config)
+    images = experiment._normalized(dataset.train.images, dataset, net.spec)
+    again = network.recalibrate(net, [images])
+    kept = checkpoint.flatten(net.batch_stats)
+    for name, value in checkpoint.flatten(again.batch_stats).items():
+      np.testing.assert_allclose(kept[name], value, rtol=1e-4, atol=1e-6)
 
 
 def _constants(jaxpr):

@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
     loop.TrainingError,
     match=r"tiny: .* at step (\d+); the last good checkpoint",
   ) as e:
-    tiny_run.run_phase(tmp_path, learning_rate=1e18, every_seconds=0)
+    tiny_run.run_phase(tmp_path, learning_rate=1e9, every_seconds=0)
   good = max(steps(tmp_path))
   assert f"checkpoint is step {good} in " in str(e.value)
   assert f"at step {good + 1};" in str(e.value)

@@ -86,7 +86,7 @@ def run_phase(
   """Trains or goes on in a directory: a pruned net with a teacher and EMA."""
   tx, step = _default(learning_rate)
   return loop.train(
-    state.create(half_pruned(tiny_network()), tx, average=True),
+    state.create(half_pruned(tiny_network()), tx, average=True, estimated=True),
     step,
     dataset(),
     phase="tiny",
@@ -99,10 +99,18 @@ def run_phase(
     batch_size=BATCH_SIZE,
     eval_batch_size=20,
     every_seconds=every_seconds,
+    estimate=_estimate,
     progress="none",
     mesh=make_mesh(),
     stop=stop or StopSignal(),
   )
+
+
+def _estimate(net: network.Network) -> network.Network:
+  digits = dataset()
+  images = digits.train.images[:BATCH_SIZE]
+  x = data.normalize(images, digits.mean, digits.std, net.spec.resolution)
+  return network.recalibrate(net, [x])
 
 
 def phases(*names: str):

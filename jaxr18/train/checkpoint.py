@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
 from jaxr18.network import Network
@@ -230,7 +231,9 @@ def unflatten(
 
 def network_from(arrays: dict[str, np.ndarray], meta: dict) -> Network:
   """The network that a training checkpoint would evaluate."""
-  return _network(arrays, meta["network"], meta["spec"])
+  net = _network(arrays, meta["network"], meta["spec"])
+  estimated = _tree(arrays, "statistics")
+  return net.replace(batch_stats=estimated) if estimated else net
 
 
 def networks_from(arrays: dict[str, np.ndarray], meta: dict) -> list[Network]:
@@ -244,16 +247,19 @@ def networks_from(arrays: dict[str, np.ndarray], meta: dict) -> list[Network]:
 
 
 def _network(arrays: dict[str, np.ndarray], name: str, spec: str) -> Network:
-  prefix = name + "."
-  trees: dict[str, dict] = {"params": {}, "batch_stats": {}, "masks": {}}
-  for path, array in arrays.items():
-    if path.startswith(prefix):
-      *folders, leaf = path.removeprefix(prefix).split(".")
-      node = trees
-      for folder in folders:
-        node = node.setdefault(folder, {})
-      node[leaf] = jnp.asarray(array)
+  trees = {"params": {}, "batch_stats": {}, "masks": {}} | _tree(arrays, name)
   return Network(**trees, spec=NetSpec.from_json(spec))
+
+
+def _tree(arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:
+  """What of the arrays lies below a name, as nested dictionaries."""
+  prefix = f"{name}."
+  below = {
+    path.removeprefix(prefix): jnp.asarray(array)
+    for path, array in arrays.items()
+    if path.startswith(prefix)
+  }
+  return traverse_util.unflatten_dict(below, sep=".")
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:

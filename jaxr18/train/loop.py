@@ -60,6 +60,7 @@ def train(
   stop: StopSignal,
   update: Callable[[Network, int], Network] | None = None,
   update_due: Callable[[int], bool] = lambda step: False,
+  estimate: Callable[[Network], Network] | None = None,
   select_from: int = 0,
   cached: Callable | None = None,
   writer: Writer | None = None,
@@ -78,6 +79,9 @@ def train(
     update: (network, step) -> network, of the same shapes, such as with other
       masks; called before each step that is `update_due`, and with no epochs
       once.
+    estimate: network -> network with other statistics of batch norm; called
+      before each checkpoint with the network that is evaluated, and the state
+      has been created as `estimated`.
     select_from: the best network is one of this step or later.
     key, seed: of a population one for each member, whose batches follow from
       them; each line of metrics.jsonl then also has every member's validation
@@ -150,8 +154,12 @@ def train(
     return shard(whole, mesh, rows.ndim - 1)
 
   def save(step: int) -> None:
+    nonlocal state
     if cached is not None:  # what the state was taught is there after a kill
       cached.flush()
+    if estimate is not None:
+      found = estimate(state.evaluated).batch_stats
+      state = state.replace(statistics=replicate(found, mesh))
     arrays = checkpoint.flatten(state)
     for name, array in arrays.items():
       if not np.isfinite(array).all():

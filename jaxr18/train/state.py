@@ -21,6 +21,8 @@ class TrainState:
     average: `net`'s moving average, or None.
     totals: sums over the epoch so far: loss, correct, count.
     projections: of the student's stage outputs to the teacher's, or None.
+    statistics: batch norm's, estimated for the network that is evaluated when
+      the state was last saved; None where the running ones serve.
 
   A population's has a leading member axis on every array.
   """
@@ -31,11 +33,15 @@ class TrainState:
   average: Network | None
   totals: dict[str, jax.Array]
   projections: Any = None
+  statistics: Any = None
 
   @property
   def evaluated(self) -> Network:
     """The network that is validated and kept: the average if there is one."""
-    return self.net if self.average is None else self.average
+    net = self.net if self.average is None else self.average
+    if self.statistics is None:
+      return net
+    return net.replace(batch_stats=self.statistics)
 
 
 def zero_totals() -> dict[str, jax.Array]:
@@ -51,15 +57,18 @@ def create(
   optimizer: optax.GradientTransformation,
   average: bool,
   projections: Any = None,
+  estimated: bool = False,
 ) -> TrainState:
   """The state before the first step; what `net` masks is 0 in it.
 
   Args:
     net: of a population, stacked.
+    average: whether there is a moving average.
     projections: of `distill.init_projections`, trained with the network.
+    estimated: whether batch norm's statistics are estimated for evaluation.
   """
   if net.params["head"]["bias"].ndim == 2:
-    one = lambda n, p: create(n, optimizer, average, p)
+    one = lambda n, p: create(n, optimizer, average, p, estimated)
     return jax.vmap(one)(net, projections)
   net = net.replace(params=apply_masks(net.params, net.masks))
   # A copy, since the step donates its input and no buffer twice.
@@ -75,6 +84,7 @@ def create(
     average=copied,
     totals=zero_totals(),
     projections=projections,
+    statistics=jax.tree.map(jnp.copy, net.batch_stats) if estimated else None,
   )
 
 
