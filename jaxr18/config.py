@@ -378,7 +378,8 @@ PHASE = {
   "estimate": Knob(50, "batches that batch norm's statistics are estimated "
                    "from before each checkpoint, where weights are averaged or "
                    "values quantized; 0 keeps the running ones", 0, 10_000),
-  "dtype": Knob("float32", "of convolutions in training",
+  "dtype": Knob("float32", "of convolutions and activations in training; "
+                "weights, statistics and sums are float32",
                 choices=("float32", "bfloat16")),
   "augment": {
     "pad": Knob(4, "random crops of images padded by so many pixels", 0, 16),

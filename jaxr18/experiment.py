@@ -29,6 +29,7 @@ from jaxr18.cost import score as score_lib
 from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
 from jaxr18.network import Network
+from jaxr18.nn import conv
 from jaxr18.pruneconfig import make_plan
 from jaxr18.spec import HALF_BITS, NetSpec
 from jaxr18.train import checkpoint
@@ -153,6 +154,19 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
   )
 
 
+def training_type(phase, name: str, mesh) -> jnp.dtype:
+  """The type of a phase's convolutions; says so if it is not the config's."""
+  dtype, why = conv.training_type(phase.dtype, mesh.devices.size)
+  if why and jax.process_index() == 0:
+    print(
+      f"config.{name}.dtype (={phase.dtype!r}): this phase trains in {dtype},"
+      f" since {why}.",
+      file=sys.stderr,
+      flush=True,
+    )
+  return dtype
+
+
 def load_data(config) -> data.Dataset:
   d = config.data
   return data.load(
@@ -236,7 +250,7 @@ def run_phase(
     kd_weight=c.kd_weight,
     label_smoothing=c.label_smoothing,
     ema_decay=c.ema_decay,
-    dtype=jnp.dtype(c.dtype),
+    dtype=training_type(c, name, mesh),
     group_lasso=c.group_lasso,
     loss=c.kd_loss,
     dkd_beta=c.dkd_beta,

@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from jax.test_util import check_grads
 
 from jaxr18.nn import conv_forms, onednn
-from jaxr18.nn.conv import PATHS, conv, conv_p
+from jaxr18.nn.conv import PATHS, conv, conv_p, training_type
 
 # in_features, features, groups, kernel, stride, padding, size
 CASES = [
@@ -140,7 +140,8 @@ def test_any_shape(
     got = with_gradients(functools.partial(conv, **how), *arrays)
     want = with_gradients(functools.partial(reference, **how), *arrays)
     if batch:
-      assert_close(got, want)
+      # Sums are rounded to bfloat16's 8 bits, by either path.
+      assert_close(got, want, 2**-7 if dtype == "bfloat16" else 1e-5)
     else:
       jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -326,14 +327,14 @@ def test_the_forward_of_either_instruction_set(
     "call",
     lambda name, *a, **b: names.append(name) or call(name, *a, **b),
   )
-  forward = lambda x, kernel: onednn.run("conv", dy.shape, x, kernel, **how)
+  forward = lambda x, kernel: onednn.run("conv", dy, x, kernel, **how)
   expected = reference(x, kernel, **how)
   assert_close([jax.jit(forward)(x, kernel)], [expected])
   assert names == [name]
 
   members = jnp.stack([kernel, 2 * kernel])
-  shape = (2, *dy.shape)
-  forward = lambda x, kernel: onednn.run("conv", shape, x, kernel, **how)
+  result = jax.ShapeDtypeStruct((2, *dy.shape), dy.dtype)
+  forward = lambda x, kernel: onednn.run("conv", result, x, kernel, **how)
   got = jax.jit(forward)(jnp.stack([x, x]), members)
   assert_close(got, [expected, 2 * expected])
 
@@ -441,10 +442,94 @@ def test_wrong_operands_are_named():
     conv(x[0], kernel, groups=3)
   with pytest.raises(ValueError, match="does not fit"):
     conv(x[:, :2, :2], kernel, groups=3, padding=0)
-  with pytest.raises(TypeError, match="bfloat16 and float32"):
-    conv(x.astype(jnp.bfloat16), kernel, groups=3)
+  with pytest.raises(TypeError, match="got float32 and bfloat16"):
+    conv(x, kernel.astype(jnp.bfloat16), groups=3)
   with pytest.raises(ValueError, match="'shifted' is for depthwise"):
     conv(x, kernel, groups=3, path="shifted")
-  half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+  half = x.astype(jnp.float16), kernel.astype(jnp.float16)
   with pytest.raises(ValueError, match="'onednn' cannot be had: it computes"):
     conv(*half, groups=3, path="onednn")
+
+
+# In bfloat16 with a kernel in float32. Sums of exact products are rounded once.
+
+
+def bfloat16_gradients(case, batch, path):
+  arrays, how = operands(case, batch, jnp.bfloat16)
+  x, kernel, dy = arrays[0], arrays[1].astype(np.float32), arrays[2]
+  got = with_gradients(functools.partial(conv, path=path, **how), x, kernel, dy)
+  exact = [x.astype(np.float32) for x in arrays]
+  want = with_gradients(functools.partial(reference, **how), *exact)
+  return got, want
+
+
+@pytest.mark.skipif(
+  bool(onednn.bfloat16_reason()), reason=f"{onednn.bfloat16_reason()}"
+)
+@pytest.mark.parametrize("batch", [3, 32])  # 32: images side by side
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bfloat16_with_a_kernel_in_float32(case, batch):
+  got, want = bfloat16_gradients(case, batch, "onednn")
+  assert [x.dtype for x in got] == ["bfloat16", "bfloat16", "float32"]
+  rounded = [x.astype(np.float32) for x in got]
+  assert_close(rounded[:2], want[:2], 2**-8)
+  assert_close(rounded[2:], want[2:], 1e-5)
+
+
+def test_bfloat16_by_xla_has_a_gradient_in_float32():
+  got, want = bfloat16_gradients(CASES[1], 3, "xla")
+  assert [x.dtype for x in got] == ["bfloat16", "bfloat16", "float32"]
+  assert_close([x.astype(np.float32) for x in got], want, 2**-7)
+
+
+@pytest.mark.skipif(
+  bool(onednn.bfloat16_reason()), reason=f"{onednn.bfloat16_reason()}"
+)
+@pytest.mark.parametrize("members", [2, 3])
+def test_bfloat16_members_and_second_gradients(members):
+  (x, kernel, dy), how = operands(CASES[1], 16, jnp.bfloat16)
+  kernel = kernel.astype(np.float32)
+  kernels = jnp.stack([kernel * i for i in range(1, members + 1)])
+
+  def loss(x, kernel):
+    gradient = jax.vjp(lambda k: conv(x, k, **how), kernel)[1](dy)[0]
+    return (gradient**2).sum()
+
+  of_both = jax.jit(jax.grad(loss, (0, 1)))
+  dx, dk = jax.vmap(of_both, (None, 0))(x, kernels)
+  assert (dx.dtype, dk.dtype) == ("bfloat16", "float32")
+  for i in range(members):
+    assert_close([dx[i], dk[i]], of_both(x, kernels[i]), 2**-7)
+
+
+def test_without_the_instructions_bfloat16_says_so():
+  out = run_python(
+    """
+    import jax
+    from jax import numpy as jnp
+    from jaxr18.nn import conv, onednn
+    half = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
+    y = conv.conv(half, jnp.ones((3, 3, 2, 2)))  # by XLA
+    print(y.dtype, float(y[0, 1, 1, 0]), onednn.reason())
+    print(onednn.bfloat16_reason())
+    """,
+    ONEDNN_MAX_CPU_ISA="AVX2",
+  )
+  first, reason = out.splitlines()
+  assert first.startswith("bfloat16 18.0")
+  if not onednn.reason():
+    assert first.endswith("None")
+    assert reason == "the processor has neither AMX nor AVX512_BF16"
+
+
+def test_training_in_bfloat16_where_it_is_fast():
+  half, whole = jnp.dtype("bfloat16"), jnp.dtype("float32")
+  reason = onednn.bfloat16_reason()
+  assert training_type("bfloat16", 1) == (
+    (half, None) if reason is None else (whole, reason)
+  )
+  assert training_type("bfloat16", 2) == (
+    whole,
+    "a batch is split over 2 devices, where XLA computes",
+  )
+  assert training_type("float32", 2) == (whole, None)

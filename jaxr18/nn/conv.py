@@ -35,15 +35,18 @@ def conv(
 
   Args:
     x: images, [batch, height, width, in_features].
-    kernel: [kernel, kernel, in_features / groups, features].
+    kernel: [kernel, kernel, in_features / groups, features], of the images'
+      type, or float32 beside bfloat16: it is rounded as it is used, and its
+      gradient is a sum in float32.
     stride: pixels between two outputs, the same along height and width.
     padding: zeros added on each of the four sides, in pixels.
     groups: how many blocks the channels are split into; `in_features` of them
       with one input channel each is a depthwise convolution.
     path: how to compute it and its gradients: 'xla' (XLA's own convolution),
       'blocks' (XLA's, dense, with a block-diagonal kernel), 'shifted' (a sum of
-      shifted products; depthwise only), 'onednn' (float32 on one CPU device)
-      or 'auto', the fastest that can be had. By default the environment
+      shifted products; depthwise only), 'onednn' (on one CPU device; bfloat16
+      where the processor has AMX or AVX512_BF16) or 'auto', the fastest that
+      can be had. By default the environment
       variable JAXR18_CONV, otherwise 'auto'.
 
   Returns:
@@ -52,7 +55,7 @@ def conv(
 
   Raises:
     ValueError: if the shapes or the path do not fit.
-    TypeError: if the two types differ.
+    TypeError: if the two types do not go together.
   """
   path = path or os.environ.get("JAXR18_CONV") or "auto"
   if path not in PATHS:
@@ -80,7 +83,8 @@ def _varying(x) -> frozenset:
   return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
 
 
-# The operations in JAX, each by a way to write the convolution.
+# The operations in JAX, each by a way to write the convolution. A kernel may be
+# of a wider type than the images.
 
 _FORMS = {
   "xla": conv_forms.xla,
@@ -90,23 +94,25 @@ _FORMS = {
 
 
 def _conv(form, x, kernel, **how):
-  return form(x, kernel, **how)
+  return form(x, kernel.astype(x.dtype), **how)
 
 
 def _conv_grad_input(form, dy, kernel, *, size, **how):
   shape = _conv_grad_input_shape(dy, kernel, size=size, **how)
   x = jax.ShapeDtypeStruct(shape, dy.dtype)
+  kernel = kernel.astype(dy.dtype)
   return jax.linear_transpose(lambda x: form(x, kernel, **how), x)(dy)[0]
 
 
-def _conv_grad_kernel(form, x, dy, *, size, **how):
+def _conv_grad_kernel(form, x, dy, *, size, dtype, **how):
   shape = _conv_grad_kernel_shape(x, dy, size=size, **how)
   kernel = jax.ShapeDtypeStruct(shape, x.dtype)
-  return jax.linear_transpose(lambda k: form(x, k, **how), kernel)(dy)[0]
+  transposed = jax.linear_transpose(lambda k: form(x, k, **how), kernel)
+  return transposed(dy)[0].astype(dtype)
 
 
-# Abstract evaluation: the result's shape. `size` is its height and width where
-# the operands do not tell them.
+# Abstract evaluation: the result's shape. `size` is its height and width, and
+# `dtype` its type, where the operands do not tell them.
 
 
 def _conv_shape(x, kernel, *, stride, padding, groups):
@@ -144,9 +150,7 @@ def _choose(name, cpu, devices, path, a, b, out, groups) -> str:
   The rules for the CPU are measured with jax 0.10.2 on two cores, batch 64.
   """
   if path == "onednn":
-    reason = onednn.reason() if cpu else "it runs on CPUs only"
-    if a.dtype != jnp.float32:
-      reason = f"it computes float32 and this is {a.dtype}"
+    reason = _why_not_onednn(a.dtype) if cpu else "it runs on CPUs only"
     if reason:
       raise ValueError(f"The path 'onednn' cannot be had: {reason}.")
   kernel = out if name == "conv_grad_kernel" else b
@@ -159,17 +163,47 @@ def _choose(name, cpu, devices, path, a, b, out, groups) -> str:
     )
   if path != "auto":
     return path
-  if not cpu or a.dtype != jnp.float32 or 0 in (a.size, b.size, out.size):
+  if not cpu or 0 in (a.size, b.size, out.size):
     return "xla"
-  if devices == 1 and onednn.ready():  # XLA cannot partition a custom call
-    return "onednn"
-  if groups == 1:
+  if devices == 1 and _why_not_onednn(a.dtype) is None:
+    return "onednn"  # XLA cannot partition a custom call
+  if groups == 1 or a.dtype != jnp.float32:
     return "xla"
   if depthwise:  # 16 channels, 32x32: forward 0.4 ms, XLA's 38
     return "xla" if name == "conv_grad_kernel" else "shifted"
   if name != "conv_grad_kernel" and groups >= 8 and inputs >= 16:
     return "xla"  # 512 channels in 32 groups, 4x4: 3 ms, in blocks 13
   return "blocks"  # 16 channels in 8 groups, 32x32: 3 ms, XLA's 36 and 858
+
+
+def _why_not_onednn(dtype) -> str | None:
+  """Why oneDNN does not serve for images of a type, or None where it does."""
+  if dtype == jnp.float32:
+    return onednn.reason()
+  if dtype == jnp.bfloat16:
+    return onednn.bfloat16_reason()
+  return f"it computes float32 and bfloat16, and this is {dtype}"
+
+
+def training_type(dtype, devices: int) -> tuple[jnp.dtype, str | None]:
+  """The type in which training computes where `dtype` was asked for.
+
+  XLA widens bfloat16 on a CPU, which takes several times as long as float32. So
+  bfloat16 is computed as float32 on a CPU where oneDNN does not serve for it.
+
+  Args:
+    dtype: float32 or bfloat16.
+    devices: over how many a batch is split.
+
+  Returns:
+    The type, and why it is not `dtype`, or None.
+  """
+  dtype, why = jnp.dtype(dtype), None
+  if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    why = onednn.bfloat16_reason()
+    if devices > 1:
+      why = f"a batch is split over {devices} devices, where XLA computes"
+  return (dtype, None) if why is None else (jnp.dtype(jnp.float32), why)
 
 
 def _devices(context) -> int:
@@ -187,8 +221,8 @@ def _lower(name, cpu, run, ctx, a, b, *, path, **params):
   one = map(_of_one, (*ctx.avals_in, out))
   path = _choose(name, cpu, devices, path, *one, groups)
   if path == "onednn":
-    params.pop("size", None)
-    rule = functools.partial(onednn.run, name, out.shape, **params)
+    how = {k: params[k] for k in ("stride", "padding", "groups")}
+    rule = functools.partial(onednn.run, name, out, **how)
   else:
     rule = functools.partial(run, _FORMS[path], **params)
     if out.ndim == 5:
@@ -242,16 +276,18 @@ def _define(name, shape, run, fold) -> Primitive:
   primitive = Primitive(name)
 
   @primitive.def_abstract_eval
-  def _(a, b, *, path, **params):
-    if a.dtype != b.dtype:
+  def _(a, b, *, path, dtype=None, **params):
+    master = a.dtype == jnp.bfloat16 and b.dtype == jnp.float32
+    if a.dtype != b.dtype and (dtype or not master):
       raise TypeError(
-        f"{name} needs operands of one type, got {a.dtype} and {b.dtype}."
+        f"{name} needs operands of one type, or a kernel in float32 beside "
+        f"bfloat16; got {a.dtype} and {b.dtype}."
       )
     out = shape(_of_one(a), _of_one(b), **params)
     many = a if a.ndim == 5 else b
     if many.ndim == 5:
-      return many.update(shape=(many.shape[0], *out), weak_type=False)
-    return a.update(shape=out, weak_type=False)
+      out = (many.shape[0], *out)
+    return many.update(shape=out, dtype=dtype or a.dtype, weak_type=False)
 
   @primitive.def_impl
   def _(a, b, **params):
@@ -286,18 +322,18 @@ conv_grad_kernel_p = _define(
 # it in one of them is one of the other two operations.
 
 
-def _bind_conv(x, kernel, like, *, size=None, **params):
+def _bind_conv(x, kernel, like, *, size=None, dtype=None, **params):
   return _summed(conv_p.bind(x, kernel, **params), like)
 
 
-def _bind_grad_input(dy, kernel, x, *, size=None, **params):
+def _bind_grad_input(dy, kernel, x, *, size=None, dtype=None, **params):
   size = x.aval.shape[-3:-1]
   return _summed(conv_grad_input_p.bind(dy, kernel, size=size, **params), x)
 
 
-def _bind_grad_kernel(x, dy, kernel, *, size=None, **params):
-  size = kernel.aval.shape[-4:-2]
-  return _summed(conv_grad_kernel_p.bind(x, dy, size=size, **params), kernel)
+def _bind_grad_kernel(x, dy, kernel, *, size=None, dtype=None, **params):
+  params |= dict(size=kernel.aval.shape[-4:-2], dtype=kernel.aval.dtype)
+  return _summed(conv_grad_kernel_p.bind(x, dy, **params), kernel)
 
 
 def _summed(gradient, operand):

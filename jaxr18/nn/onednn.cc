@@ -1,13 +1,17 @@
 // oneDNN's convolution and its two gradients as XLA custom calls.
 //
 // Images are NHWC and kernels HWIO, straight from XLA's buffers; the kernel,
-// which is small, is reordered into whatever layout oneDNN runs fastest.
+// which is small, is reordered into whatever layout oneDNN runs fastest. Images
+// are float32 or bfloat16, and a kernel is of their type or float32: rounded
+// as it is reordered, and its gradient is summed and returned in float32.
 // Members of a batch run one after the other in one call, with no copies: sliced
 // apart and stacked by XLA each would be copied twice.
 // XLA runs independent calls side by side, so calls take turns and the scratch
 // memory is ours: the library's own, shared, would be overwritten.
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,8 +26,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 using dnnl::memory;
-using Buffer = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
+using Type = memory::data_type;
 using Shape = ffi::Span<const int64_t>;
 
 enum Kind { kForward, kGradInput, kGradKernel };
@@ -62,10 +65,17 @@ struct Step {
   }
 };
 
+// How a kernel gradient lays images side by side: `images` of them in one row,
+// each followed by columns of zeros up to the pitch.
+struct Rows {
+  int64_t images = 1, x_pitch = 0, y_pitch = 0;
+};
+
 // A convolution of one shape, ready to run.
 struct Plan {
   memory::desc x, y, kernel, blocked;
   Step convolve, reorder;
+  Rows rows;
 };
 
 struct Library {
@@ -73,7 +83,7 @@ struct Library {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   std::map<std::vector<int64_t>, Plan> plans;
-  Arena scratch, weights;
+  Arena scratch, weights, x_rows, y_rows;
 
   memory Wrap(const memory::desc& desc, const void* data) {
     return memory(desc, engine, const_cast<void*>(data));
@@ -91,9 +101,12 @@ Library& Lib() {
   return *library;
 }
 
-bool HasAvx512() {
-  return static_cast<int>(dnnl::get_effective_cpu_isa()) & 0x20;
+bool Has(dnnl::cpu_isa isa) {  // its bits hold those of what it builds on
+  const int bits = static_cast<int>(isa);
+  return (static_cast<int>(dnnl::get_effective_cpu_isa()) & bits) == bits;
 }
+
+bool HasAvx512() { return Has(dnnl::cpu_isa::avx512_core); }
 
 // The plain implementation where it beats oneDNN's first choice, by a fixed rule
 // and not by timing, so that every run computes the same bits. Measured for
@@ -101,8 +114,10 @@ bool HasAvx512() {
 // 16 -> 16 channels 1.4 for 1.9, with stride 2 to 32 channels 0.8 for 1.9, of a
 // 1x1 kernel 0.1 for 1.0; from 128 channels the first choice wins.
 template <typename Make>
-auto Choose(Make make, Kind kind, Shape k, int64_t stride, int64_t groups) {
+auto Choose(Make make, Kind kind, Type type, Shape k, int64_t stride,
+            int64_t groups) {
   auto desc = make();
+  if (type != Type::f32) return desc;
   const bool depthwise = groups > 1 && k[2] == 1, narrow = k[2] <= 32;
   const bool plain = stride > 1 ? kind == kGradInput || k[0] == 1 || narrow
                                 : kind == kGradInput && narrow;
@@ -115,31 +130,80 @@ auto Choose(Make make, Kind kind, Shape k, int64_t stride, int64_t groups) {
   return make();
 }
 
-Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
-              int64_t padding, int64_t groups) {
+// The kernel gradient in bfloat16 is one matrix product a row of the output,
+// whose inner length is the row, and a tile of AMX wants 32 pixels: 16 images
+// side by side give the same sum 2 to 6 times faster where rows are of 8 pixels
+// or fewer. Milliseconds on one thread, batch 128: 64 channels at 8x8 1.2 and
+// 0.7, 128 at 4x4 2.8 and 0.5, 512 at 4x4 77 and 14, the copies included.
+Rows MakeRows(Type type, Shape x, Shape k, Shape y, int64_t stride,
+              int64_t padding) {
+  Rows rows;
+  const bool square = k[0] == k[1] && k[0] >= stride + padding;
+  if (type != Type::bf16 || !Has(dnnl::cpu_isa::avx512_core_amx) || !square ||
+      y[2] > 8) {
+    return rows;
+  }
+  while (rows.images < 16 && x[0] % (2 * rows.images) == 0) rows.images *= 2;
+  if (rows.images == 1) return rows;
+  const int64_t last = (y[2] - 1) * stride - padding + k[1];  // column read
+  rows.y_pitch = y[2];
+  while (rows.y_pitch * stride < std::max(x[2] + padding, last)) ++rows.y_pitch;
+  rows.x_pitch = rows.y_pitch * stride;
+  return rows;
+}
+
+// [images, height, width] of pixels to [images / side, height, side, pitch].
+const void* SideBySide(const void* from, Arena& arena, Shape shape,
+                       int64_t side, int64_t pitch) {
+  const int64_t height = shape[1], rows = shape[0] * height;
+  const int64_t pixel = shape[3] * 2, row = shape[2] * pixel;
+  char* to = static_cast<char*>(arena.Get(rows * pitch * pixel));
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t y = i / side % height;
+    const int64_t n = i / side / height * side + i % side;
+    char* out = to + i * pitch * pixel;
+    std::memcpy(out, static_cast<const char*>(from) + (n * height + y) * row,
+                row);
+    std::memset(out + row, 0, pitch * pixel - row);
+  }
+  return to;
+}
+
+Plan MakePlan(Kind kind, Type type, Type kernel_type, Shape x, Shape k, Shape y,
+              int64_t stride, int64_t padding, int64_t groups) {
   using Tag = memory::format_tag;
-  const auto f32 = memory::data_type::f32;
   const auto direct = dnnl::algorithm::convolution_direct;
   const memory::dims strides{stride, stride}, pads{padding, padding};
   const memory::dims dims =
       groups == 1 ? memory::dims{k[3], k[2], k[0], k[1]}
                   : memory::dims{groups, k[3] / groups, k[2], k[0], k[1]};
-  const memory::desc any(dims, f32, Tag::any);
+  const bool of_kernel = kind == kGradKernel;
+  const memory::desc any(dims, of_kernel ? Type::f32 : type, Tag::any);
+  const memory::desc any_forward(dims, type, Tag::any);
   const dnnl::engine& engine = Lib().engine;
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
 
   Plan plan;
-  plan.x = memory::desc({x[0], x[3], x[1], x[2]}, f32, Tag::nhwc);
-  plan.y = memory::desc({y[0], y[3], y[1], y[2]}, f32, Tag::nhwc);
-  plan.kernel = memory::desc(dims, f32, groups == 1 ? Tag::hwio : Tag::hwigo);
+  if (of_kernel) plan.rows = MakeRows(type, x, k, y, stride, padding);
+  const int64_t side = plan.rows.images;
+  const bool merged = side > 1;
+  const int64_t x_width = merged ? side * plan.rows.x_pitch : x[2];
+  const int64_t y_width = merged ? side * plan.rows.y_pitch : y[2];
+  memory::dims right = pads;
+  if (merged) right[1] = (y_width - 1) * stride + k[1] - x_width - padding;
+  plan.x = memory::desc({x[0] / side, x[3], x[1], x_width}, type, Tag::nhwc);
+  plan.y = memory::desc({y[0] / side, y[3], y[1], y_width}, type, Tag::nhwc);
+  plan.kernel =
+      memory::desc(dims, kernel_type, groups == 1 ? Tag::hwio : Tag::hwigo);
   const auto make_forward = [&] {
     return dnnl::convolution_forward::primitive_desc(
-        engine, dnnl::prop_kind::forward_training, direct, plan.x, any, plan.y,
-        strides, pads, pads, attr);
+        engine, dnnl::prop_kind::forward_training, direct, plan.x, any_forward,
+        plan.y, strides, pads, right, attr);
   };
   if (kind == kForward) {
-    const auto forward = Choose(make_forward, kind, k, stride, groups);
+    const auto forward = Choose(make_forward, kind, type, k, stride, groups);
     plan.blocked = forward.weights_desc();
     plan.convolve.Set(forward);
   } else if (kind == kGradInput) {
@@ -149,21 +213,20 @@ Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
       return dnnl::convolution_backward_data::primitive_desc(
           engine, direct, plan.x, any, plan.y, strides, pads, pads, hint, attr);
     };
-    const auto backward = Choose(make, kind, k, stride, groups);
+    const auto backward = Choose(make, kind, type, k, stride, groups);
     plan.blocked = backward.weights_desc();
     plan.convolve.Set(backward);
   } else {
     const dnnl::convolution_backward_weights::primitive_desc backward(
-        engine, direct, plan.x, any, plan.y, strides, pads, pads,
+        engine, direct, plan.x, any, plan.y, strides, pads, right,
         make_forward(), attr);
     plan.blocked = backward.diff_weights_desc();
     plan.convolve.Set(backward);
   }
   if (plan.blocked != plan.kernel) {
-    const bool back = kind == kGradKernel;
     plan.reorder.Set(dnnl::reorder::primitive_desc(
-        engine, back ? plan.blocked : plan.kernel, engine,
-        back ? plan.kernel : plan.blocked, attr));
+        engine, of_kernel ? plan.blocked : plan.kernel, engine,
+        of_kernel ? plan.kernel : plan.blocked, attr));
   }
   return plan;
 }
@@ -171,13 +234,17 @@ Plan MakePlan(Kind kind, Shape x, Shape k, Shape y, int64_t stride,
 // An array of each member of a batch, or one that all share.
 struct Operand {
   Shape shape;  // of one member
-  const float* data;
-  int64_t step;  // floats from one member to the next
+  Type type;
+  const char* data;
+  int64_t step;  // bytes from one member to the next
 
-  Operand(Shape whole, const float* data)
-      : shape(whole.begin() + (whole.size() - 4), 4), data(data), step(0) {
-    if (whole.size() == 4) return;
-    step = 1;
+  explicit Operand(const ffi::AnyBuffer& buffer)
+      : shape(buffer.dimensions().end() - 4, 4),
+        type(buffer.element_type() == ffi::BF16 ? Type::bf16 : Type::f32),
+        data(static_cast<const char*>(buffer.untyped_data())),
+        step(0) {
+    if (buffer.dimensions().size() == 4) return;
+    step = type == Type::bf16 ? 2 : 4;
     for (int64_t n : shape) step *= n;
   }
 };
@@ -187,14 +254,16 @@ void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
               int64_t groups) {
   Library& lib = Lib();
   std::lock_guard<std::mutex> lock(lib.turn);
-  std::vector<int64_t> key{kind, stride, padding, groups};
+  std::vector<int64_t> key{kind,   static_cast<int64_t>(x.type),
+                           static_cast<int64_t>(k.type),
+                           stride, padding, groups};
   for (Shape shape : {x.shape, k.shape, y.shape}) {
     key.insert(key.end(), shape.begin(), shape.end());
   }
   auto found = lib.plans.find(key);
   if (found == lib.plans.end()) {
-    Plan plan =
-        MakePlan(kind, x.shape, k.shape, y.shape, stride, padding, groups);
+    Plan plan = MakePlan(kind, x.type, k.type, x.shape, k.shape, y.shape,
+                         stride, padding, groups);
     found = lib.plans.emplace(std::move(key), std::move(plan)).first;
   }
   const Plan& plan = found->second;
@@ -206,8 +275,16 @@ void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
         reordered
             ? lib.Wrap(plan.blocked, lib.weights.Get(plan.blocked.get_size()))
             : kernel;
-    const memory in = lib.Wrap(plan.x, x.data + i * x.step);
-    const memory out = lib.Wrap(plan.y, y.data + i * y.step);
+    const void* x_data = x.data + i * x.step;
+    const void* y_data = y.data + i * y.step;
+    if (const Rows& rows = plan.rows; rows.images > 1) {
+      x_data =
+          SideBySide(x_data, lib.x_rows, x.shape, rows.images, rows.x_pitch);
+      y_data =
+          SideBySide(y_data, lib.y_rows, y.shape, rows.images, rows.y_pitch);
+    }
+    const memory in = lib.Wrap(plan.x, x_data);
+    const memory out = lib.Wrap(plan.y, y_data);
     if (reordered && kind != kGradKernel) {
       lib.Run(plan.reorder, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
     }
@@ -235,13 +312,12 @@ void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
 // gradient; the result is the third of (x, kernel, y). A leading fifth axis of
 // the result, and of one operand or both, is that of the members.
 template <Kind kind>
-ffi::Error Call(Buffer first, Buffer second, Result result, int64_t stride,
+ffi::Error Call(ffi::AnyBuffer first, ffi::AnyBuffer second,
+                ffi::Result<ffi::AnyBuffer> result, int64_t stride,
                 int64_t padding, int64_t groups) {
   const Shape shape = result->dimensions();
   const int64_t members = shape.size() == 5 ? shape[0] : 1;
-  const Operand a(first.dimensions(), first.typed_data());
-  const Operand b(second.dimensions(), second.typed_data());
-  const Operand r(shape, result->typed_data());
+  const Operand a(first), b(second), r(*result);
   try {
     if (kind == kForward) {
       Convolve(kind, members, a, b, r, stride, padding, groups);
@@ -258,9 +334,9 @@ ffi::Error Call(Buffer first, Buffer second, Result result, int64_t stride,
 
 constexpr auto kBinding = [] {
   return ffi::Ffi::Bind()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Ret<Buffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Ret<ffi::AnyBuffer>()
       .Attr<int64_t>("stride")
       .Attr<int64_t>("padding")
       .Attr<int64_t>("groups");
@@ -274,3 +350,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvGradKernel, Call<kGradKernel>, kBinding());
 
 // Whether the rules measured with AVX-512 hold here.
 extern "C" int Avx512() { return HasAvx512(); }
+
+// Whether bfloat16 is faster than float32: by AVX512_BF16 or by AMX.
+extern "C" int Bfloat16() {
+  return Has(dnnl::cpu_isa::avx512_core_bf16);
+}

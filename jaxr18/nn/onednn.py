@@ -27,7 +27,7 @@ from jaxr18.nn import conv_forms
 _LIBRARY = "onednn-cpu-gomp"
 _HEADERS = "onednn-devel-cpu-gomp"
 _SOURCE = pathlib.Path(__file__).with_name("onednn.cc")
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-w")
+_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fopenmp", "-w")
 
 # The operation's name here -> the symbol in onednn.cc.
 _SYMBOLS = {
@@ -43,7 +43,7 @@ class Unavailable(Exception):
 
 def call(
   name: str,
-  shape: tuple[int, ...],
+  result: jax.ShapeDtypeStruct,
   a: jax.Array,
   b: jax.Array,
   *,
@@ -56,9 +56,10 @@ def call(
   Args:
     name: 'conv' of images and kernel, 'conv_grad_input' of the output's
       gradient and the kernel, or 'conv_grad_kernel' of images and the output's
-      gradient; float32, images as NHWC, kernels as HWIO. An operand may have
-      a leading axis of members, and then the result has it.
-    shape: the result's shape.
+      gradient; images as NHWC, kernels as HWIO. Images are float32, or bfloat16
+      where `bfloat16_reason()` is None; a kernel is of their type or float32.
+      An operand may have a leading axis of members, and then the result has it.
+    result: the result's shape and type.
     a: the first operand.
     b: the second operand.
     stride: pixels between two outputs.
@@ -66,9 +67,9 @@ def call(
     groups: how many blocks the channels are split into.
 
   Returns:
-    The result, float32.
+    The result.
   """
-  result = jax.ShapeDtypeStruct(shape, np.float32)
+  result = jax.ShapeDtypeStruct(result.shape, result.dtype)
   run = jax.ffi.ffi_call(f"jaxr18_{name}", result, vmap_method="sequential")
   return run(
     a,
@@ -81,7 +82,7 @@ def call(
 
 def run(
   name: str,
-  shape: tuple[int, ...],
+  result: jax.ShapeDtypeStruct,
   a: jax.Array,
   b: jax.Array,
   *,
@@ -98,6 +99,7 @@ def run(
   11.7; forward 4.1 as two groups, and 3.1 as the input gradient. 64 to 64
   channels in 8 groups: forward 38.4, and 28.9 as the input gradient.
   """
+  shape = result.shape
   if name == "conv_grad_kernel" and shape[-4:-2] == (1, 1) and padding == 0:
     # Pixels between the strides do not matter, and oneDNN 3.2 with AVX2 gives
     # wrong sums now and then: 4 to 12 channels, stride 2, off by a third.
@@ -111,14 +113,13 @@ def run(
     if len(kernel_shape) == 5:
       merge, unmerge = jax.vmap(merge), jax.vmap(unmerge)
     if name == "conv_grad_kernel":
-      kernel = jax.ShapeDtypeStruct(shape, np.float32)
-      merged = call(name, jax.eval_shape(merge, kernel).shape, a, b, **how)
-      return unmerge(merged)
+      return unmerge(call(name, jax.eval_shape(merge, result), a, b, **how))
     b = merge(b)
-  if name == "conv" and _as_grad_input(b.shape[-4:], how):
+  wide = a.dtype == np.float32
+  if name == "conv" and wide and _as_grad_input(b.shape[-4:], how):
     name, how["padding"] = "conv_grad_input", b.shape[-4] - 1 - padding
     b = _flip(b, how["groups"])
-  return call(name, shape, a, b, **how)
+  return call(name, result, a, b, **how)
 
 
 def _as_grad_input(kernel_shape, how) -> bool:
@@ -174,14 +175,21 @@ def ready() -> bool:
 def reason() -> str | None:
   """Why oneDNN does not serve here, or None where it does."""
   with _LOCK:
-    return _reason()
+    return _reasons()[0]
+
+
+def bfloat16_reason() -> str | None:
+  """Why oneDNN does not serve for bfloat16 here, or None where it does."""
+  with _LOCK:
+    return _reasons()[1]
 
 
 _LOCK = threading.Lock()
 
 
 @functools.cache
-def _reason() -> str | None:
+def _reasons() -> tuple[str | None, str | None]:
+  """Why oneDNN does not serve for float32, and for bfloat16."""
   # GNU OpenMP reads it when it is loaded. Its threads spin for milliseconds
   # after a convolution, on a core that XLA's elementwise work waits for: at
   # width 64 on two cores evaluation 364 -> 395 images/s, training 113 -> 117.
@@ -194,11 +202,18 @@ def _reason() -> str | None:
         jax.ffi.pycapsule(getattr(library, symbol)),
         platform="cpu",
       )
-    _check()
+    slow = None
+    if not library.Bfloat16():
+      slow = "the processor has neither AMX nor AVX512_BF16"
+    _check(np.float32)
   except (Unavailable, OSError) as error:
     logging.info("Convolutions run on XLA and not on oneDNN: %s", error)
-    return str(error)
-  return None
+    return str(error), str(error)
+  try:
+    slow or _check(jax.numpy.bfloat16)
+  except Unavailable as error:
+    slow = str(error)
+  return None, slow
 
 
 def _file(package: str, name: str) -> pathlib.Path:
@@ -261,14 +276,14 @@ def _build() -> pathlib.Path:
   return target
 
 
-def _check():
+def _check(dtype):
   """Compares each operation with XLA's on small shapes."""
   # In a thread of its own: the caller may be in the middle of a trace.
   failed = []
 
   def target():
     try:
-      _compare()
+      _compare(dtype)
     except Exception as error:  # whatever is wrong, XLA serves
       failed.append(error)
 
@@ -279,58 +294,82 @@ def _check():
     raise Unavailable(f"its self-check failed: {failed[0]}")
 
 
-def _compare():
-  # in_features, features, groups, kernel, stride, padding
-  cases = [
-    (3, 16, 1, 3, 1, 1),
-    (16, 32, 1, 3, 2, 1),
-    (16, 32, 1, 1, 2, 0),
-    (32, 32, 2, 3, 1, 1),
-    (16, 16, 8, 3, 2, 1),
-    (16, 16, 16, 3, 1, 1),
-  ]
-  rng = np.random.default_rng(0)
+# in_features, features, groups, kernel, stride, padding
+_CASES = (
+  (3, 16, 1, 3, 1, 1),
+  (16, 32, 1, 3, 2, 1),
+  (16, 32, 1, 1, 2, 0),
+  (32, 32, 2, 3, 1, 1),
+  (16, 16, 8, 3, 2, 1),
+  (16, 16, 16, 3, 1, 1),
+)
 
-  def run(arrays):
-    results = []
-    for case, (x, kernel, dy) in zip(cases, arrays, strict=True):
-      _, _, groups, _, stride, padding = case
-      how = dict(stride=stride, padding=padding, groups=groups)
 
-      def conv(x, kernel, how=how):
-        return lax.conv_general_dilated(
-          x,
-          kernel,
-          (how["stride"],) * 2,
-          [(how["padding"],) * 2] * 2,
-          dimension_numbers=("NHWC", "HWIO", "NHWC"),
-          feature_group_count=how["groups"],
+def _compare(dtype):
+  cpu = jax.local_devices(backend="cpu")[0]
+  with jax.default_device(cpu):
+    arrays, expected = _expected()
+
+    @jax.jit
+    def run(arrays):
+      results = []
+      for case, (x, kernel, dy) in zip(_CASES, arrays, strict=True):
+        _, _, groups, _, stride, padding = case
+        how = dict(stride=stride, padding=padding, groups=groups)
+        x, dy = x.astype(dtype), dy.astype(dtype)
+        got = (
+          call("conv", dy, x, kernel, **how),
+          call("conv_grad_input", x, dy, kernel, **how),
+          call("conv_grad_kernel", kernel, x, dy, **how),
+        )
+        results.append([y.astype(np.float32) for y in got])
+      return results
+
+    results = jax.device_get(run(arrays))
+  for case, *pair in zip(_CASES, results, expected, strict=True):
+    for name, got, want in zip(_SYMBOLS, *pair, strict=True):
+      error = np.abs(got - want).max() / np.abs(want).max()
+      # bfloat16 keeps 8 bits of a result, and the products are exact.
+      if not error < (1e-5 if dtype == np.float32 else 2**-8):
+        raise Unavailable(
+          f"{name} of {case} in {np.dtype(dtype)} is off by {error:.1e}"
         )
 
-      y, grad = jax.vjp(conv, x, kernel)
-      expected = (y, *grad(dy))
-      got = (
-        call("conv", y.shape, x, kernel, **how),
-        call("conv_grad_input", x.shape, dy, kernel, **how),
-        call("conv_grad_kernel", kernel.shape, x, dy, **how),
-      )
-      results.append((got, expected))
-    return results
 
+@functools.cache
+def _expected():
+  """Arrays that bfloat16 holds, and XLA's results in float32."""
+  rng = np.random.default_rng(0)
   arrays = []
-  for in_features, features, groups, kernel, stride, padding in cases:
+  for in_features, features, groups, kernel, stride, padding in _CASES:
     size = (8 + 2 * padding - kernel) // stride + 1
     shapes = (
       (2, 8, 8, in_features),
       (kernel, kernel, in_features // groups, features),
       (2, size, size, features),
     )
-    arrays.append([rng.standard_normal(s).astype(np.float32) for s in shapes])
-  cpu = jax.local_devices(backend="cpu")[0]
-  with jax.default_device(cpu):
-    results = jax.device_get(jax.jit(run)(arrays))
-  for case, pairs in zip(cases, results, strict=True):
-    for name, got, expected in zip(_SYMBOLS, *pairs, strict=True):
-      error = np.abs(got - expected).max() / np.abs(expected).max()
-      if not error < 1e-5:
-        raise Unavailable(f"{name} of {case} is off by {error:.1e}")
+    half = [rng.standard_normal(s).astype(jax.numpy.bfloat16) for s in shapes]
+    arrays.append([x.astype(np.float32) for x in half])
+
+  @jax.jit
+  def run(arrays):
+    results = []
+    for case, (x, kernel, dy) in zip(_CASES, arrays, strict=True):
+      _, _, groups, _, stride, padding = case
+
+      def conv(x, kernel, how=(groups, stride, padding)):
+        groups, stride, padding = how
+        return lax.conv_general_dilated(
+          x,
+          kernel,
+          (stride,) * 2,
+          [(padding,) * 2] * 2,
+          dimension_numbers=("NHWC", "HWIO", "NHWC"),
+          feature_group_count=groups,
+        )
+
+      y, grad = jax.vjp(conv, x, kernel)
+      results.append((y, *grad(dy)))
+    return results
+
+  return arrays, jax.device_get(run(arrays))

@@ -43,7 +43,7 @@ class _Quantized(nn.Module):
       x = quantize.to_levels(x, bound, n, signed)
     else:
       x = quantize.quantize_input(x, bound, spec.a_bits, signed, spec.scales)
-    return x, quantize.quantize_kernel(kernel, spec.w_bits).astype(x.dtype)
+    return x, quantize.quantize_kernel(kernel, spec.w_bits)
 
 
 class Conv(_Quantized):
@@ -92,7 +92,7 @@ class Head(_Quantized):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros, (s.classes,))
     x, kernel = self.quantized(x, kernel, s, signed=False)
-    return x @ kernel + bias.astype(x.dtype)
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
 def _conv(spec: ConvSpec, name: str, signed: bool = False):
