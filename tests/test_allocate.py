@@ -104,6 +104,14 @@ class TestAllocate:
     with pytest.raises(ValueError, match="must be above 0"):
       allocate.allocate(SPEC, random_losses(0), 0)
 
+  @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+  def test_a_loss_that_is_not_finite(self, bad):
+    losses = random_losses(0)
+    unit = list(losses)[2]
+    losses[unit] = losses[unit] | {4: bad}
+    with pytest.raises(ValueError, match=f"{unit}: the loss by bits must be"):
+      allocate.allocate(SPEC, losses, 0.004)
+
   def test_rules_say_the_same(self):
     bits = bits_of(allocate.allocate(SPEC, random_losses(1), 0.004))
     rules = allocate.rules_for(bits)

@@ -247,6 +247,32 @@ class TestPhases:
     for path, mask in network.kernels(last.masks).items():
       assert not np.any(np.where(mask, 0, network.kernels(last.params)[path]))
 
+  @pytest.mark.parametrize(
+    "how",
+    [
+      dict(pattern="2:4", layers="stage2.*/conv2"),
+      dict(density=0.1, regrow="set", every=2),
+      dict(density=0.1, regrow="rigl", every=2),
+    ],
+    ids=lambda how: how.get("pattern", how.get("regrow")),
+  )
+  def test_a_pruned_source_is_not_unmasked(self, how, tmp_path):
+    config = _two_phases()
+    config.first.prune.density = 0.1
+    config.first.epochs = 0
+    config.second.prune.update(how)
+    experiment.run(config, tmp_path)
+    first = sources.load_network(tmp_path, "first")
+    last = sources.load_network(tmp_path)
+    assert prune.total_density(first) == pytest.approx(0.1, abs=1e-3)
+    assert prune.total_density(last) <= prune.total_density(first)
+    if "pattern" in how:
+      old, new = (network.kernels(n.masks) for n in (first, last))
+      for path, mask in new.items():
+        assert not np.any(np.asarray(mask) & ~np.asarray(old[path])), path
+    else:
+      assert prune.densities(last) == prune.densities(first)
+
   def test_a_ticket(self, tmp_path):
     config = tiny_config.base(("early", "dense", "sparse"))
     two = _two_phases()

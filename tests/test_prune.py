@@ -11,7 +11,14 @@ import optax
 import pytest
 
 from jaxr18 import config, network, spec
-from jaxr18.compress import channels, criteria, density, prune
+from jaxr18.compress import (
+  channels,
+  criteria,
+  density,
+  prune,
+  sensitivity,
+  shrink,
+)
 from jaxr18.nn.quantize import quantize_kernel
 
 NARROW = spec.resnet((8, 8), (1, 1), (2, 2), (1, 1), (False, False))
@@ -30,6 +37,19 @@ def _images(n=8, seed=1):
   keys = jax.random.split(jax.random.key(seed))
   images = jax.random.normal(keys[0], (n, 32, 32, 3))
   return images, jax.random.randint(keys[1], (n,), 0, 10)
+
+
+def _half_the_channels(net):
+  scores = channels.importance("l2", net)
+  keep = channels.kept_channels(net.spec, scores, 0.5)
+  return channels.mask_channels(net, keep)
+
+
+def _assert_subset(new, net):
+  """Nothing is kept that was masked."""
+  for path, mask in network.kernels(new.masks).items():
+    old = np.asarray(network.kernels(net.masks)[path])
+    assert not np.any(np.asarray(mask) & ~old), path
 
 
 def _kept(net):
@@ -197,11 +217,46 @@ class TestCounts:
     with pytest.raises(ValueError, match=message):
       density.counts(scores=scores, **how)
 
-  def test_a_score_that_is_not_finite(self):
-    scores = criteria.score("magnitude_l1", _net())
-    scores["stem"][0, 0, 0, 0] = np.nan
+
+class TestNotFinite:
+  """What is not finite is not ranked."""
+
+  WAYS = {
+    "counts": lambda n, s: density.counts("global", s, 0.5),
+    "lamp": lambda n, s: density.counts("lamp", s, 0.5),
+    "erk": lambda n, s: prune.prune(n, s, 0.5, distribution="erk"),
+    "one layer": lambda n, s: prune.prune(n, s, 0.5, layers="stem"),
+    "pattern": lambda n, s: prune.prune_pattern(n, s, 1, 3, "stem"),
+    "regrow": lambda n, s: prune.regrow(n, s, 0.3),
+    "top_k": lambda n, s: prune.top_k(s["stem"], 3),
+    "n_of_m": lambda n, s: prune.n_of_m(s["stem"], 1, 3, "stem"),
+    "sensitivity": lambda n, s: sensitivity.weight_ranks(s),
+  }
+
+  @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+  @pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+  def test_a_score(self, how, bad):
+    scores = criteria.score("magnitude_l1", NARROW_NET)
+    scores["stem"] = np.array(scores["stem"])
+    scores["stem"][0, 0, 1, 0] = bad
+    with pytest.raises(
+      ValueError,
+      match=r"(stem|top_k): scores must be finite, and 1 of its 216 are not"
+      rf" \(the first is {bad} at \[0, 0, 1, 0\]\)",
+    ):
+      how(NARROW_NET, scores)
+
+  def test_a_weight(self):
+    params = jax.tree.map(lambda p: p, NARROW_NET.params)
+    params["stem"]["kernel"] = params["stem"]["kernel"].at[0, 0].set(jnp.nan)
+    net = NARROW_NET.replace(params=params)
+    scores = criteria.score("magnitude_l1", net)
     with pytest.raises(ValueError, match="stem: scores must be finite"):
-      density.counts("global", scores, 0.5)
+      prune.prune_pattern(net, scores, 1, 3, "stem")
+    # A weight that is masked already does not matter.
+    masks = {"stem": np.isfinite(np.asarray(params["stem"]["kernel"]))}
+    net = net.replace(masks=network.with_kernels(net.masks, masks))
+    prune.prune(net, criteria.score("magnitude_l1", net), 0.5)
 
 
 class TestCriteria:
@@ -397,6 +452,34 @@ class TestPrune:
     with pytest.raises(ValueError, match="stem: 3 input channels"):
       prune.prune_pattern(net, scores, 2, 4)
 
+  @pytest.mark.parametrize("n, m", [(2, 4), (1, 2), (4, 4)])
+  def test_a_pattern_brings_no_weight_back(self, n, m):
+    net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.1)
+    scores = criteria.score("random", net, key=jax.random.key(1))
+    new = prune.prune_pattern(net, scores, n, m, "stage.*")
+    assert prune.total_density(net) == pytest.approx(0.1, abs=1e-4)
+    assert prune.total_density(new) <= prune.total_density(net)
+    _assert_subset(new, net)
+    again = prune.prune_pattern(new, scores, 1, 4, "stage.*")
+    _assert_subset(again, new)
+    runs = np.asarray(again.masks["stage2_block1"]["conv2"]["kernel"])
+    assert (runs.reshape(9, 2, 4, 8).sum(axis=2) <= 1).all()
+
+  def test_a_pattern_after_whole_channels(self):
+    net = _half_the_channels(_net())
+    scores = criteria.score("random", net, key=jax.random.key(1))
+    new = prune.prune_pattern(net, scores, 2, 4, "stage.*")
+    _assert_subset(new, net)
+    chex.assert_trees_all_equal(
+      shrink.dead_channels(new), shrink.dead_channels(net)
+    )
+
+  def test_masks_of_a_caller_bring_no_weight_back(self):
+    net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.1)
+    every = {p: np.ones(k.shape, bool)
+             for p, k in network.kernels(net.params).items()}  # fmt: skip
+    chex.assert_trees_all_equal(prune.with_masks(net, every), net)
+
   @pytest.mark.parametrize("bits", [4, 8])
   def test_quantized_zeros_stay_zero(self, bits):
     quantized = spec.with_bits(NARROW, ((".*", bits, bits),))
@@ -409,6 +492,7 @@ class TestPrune:
 
   @pytest.mark.parametrize("growth", ["gradient", "random"])
   def test_regrowing_moves_so_many(self, growth):
+    """The rule of google-research/rigl's sparse_optimizers_base.py."""
     images, labels = _images()
     net = prune.prune(_net(), criteria.score("magnitude_l1", _net()), 0.3,
                       distribution="uniform")  # fmt: skip
@@ -418,16 +502,54 @@ class TestPrune:
     new = prune.regrow(net, scores, 0.4)
     assert _kept(new) == _kept(net)
     before, after = (network.kernels(n.masks) for n in (net, new))
+    back = 0
     for path, kept in _kept(net).items():
-      grown = np.asarray(after[path]) & ~np.asarray(before[path])
-      assert grown.sum() == min(int(0.4 * kept), grown.size - kept)
-      w = np.asarray(network.kernels(new.params)[path])
-      assert (w[grown] == 0).all()
-      dropped = np.asarray(before[path]) & ~np.asarray(after[path])
-      stayed = np.asarray(before[path]) & np.asarray(after[path])
-      old = np.abs(network.kernels(net.params)[path])
-      if dropped.any():
-        assert old[dropped].max() <= old[stayed].min()
+      old = np.asarray(network.kernels(net.params)[path]).ravel()
+      mask = np.asarray(before[path]).ravel()
+      # Drop the smallest of the kept, then grow the best of all that are not
+      # kept now, those that were just dropped among them.
+      stay = np.argsort(-np.abs(old) * mask, kind="stable")[
+        : kept - int(0.4 * kept)
+      ]
+      lifted = scores[path].ravel().copy()
+      lifted[stay] = -1
+      grown = np.argsort(-lifted, kind="stable")[: int(0.4 * kept)]
+      expected = np.zeros(mask.shape, bool)
+      expected[stay] = expected[grown] = True
+      np.testing.assert_array_equal(np.ravel(after[path]), expected, path)
+      w = np.asarray(network.kernels(new.params)[path]).ravel()
+      np.testing.assert_array_equal(w, np.where(expected & mask, old, 0))
+      back += mask[grown].sum()
+    assert back > 0  # some of the dropped grew at once
+
+  def test_a_share_that_grows_back(self):
+    """Of those that grow, so many were just dropped: about 0.3 at 0.3."""
+    net = prune.prune(_net(), criteria.score("random", _net(),
+                      key=jax.random.key(2)), 0.5)  # fmt: skip
+    scores = criteria.score("random", net, key=jax.random.key(3))
+    new = prune.regrow(net, scores, 0.3)
+    dropped = sum(_kept(net).values()) - sum(
+      int(np.sum(np.asarray(m) & np.asarray(n)))
+      for m, n in zip(
+        jax.tree.leaves(network.kernels(net.masks)),
+        jax.tree.leaves(network.kernels(new.masks)),
+        strict=True,
+      )
+    )
+    moved = sum(int(0.3 * k) for k in _kept(net).values())
+    # Dropped 0.15 of all, free 0.65: of the grown 0.15 / 0.65 come back.
+    assert 1 - dropped / moved == pytest.approx(0.15 / 0.65, abs=0.05)
+
+  @pytest.mark.parametrize("share", [0.3, 1.0])
+  def test_dead_channels_do_not_regrow(self, share):
+    net = _half_the_channels(_net())
+    scores = criteria.score("random", net, key=jax.random.key(3))
+    new = prune.regrow(prune.full_masks(net), scores, share)
+    assert _kept(new) == _kept(prune.full_masks(net))
+    chex.assert_trees_all_equal(
+      shrink.dead_channels(new), shrink.dead_channels(net)
+    )
+    _assert_subset(new, net)  # all that is alive was kept already
 
   def test_rewinding(self):
     first = _net(seed=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxr18 import forms, network, spec
-from jaxr18.compress import channels, prune, shrink
+from jaxr18.compress import channels, prune, sensitivity, shrink
 from jaxr18.cost import score as score_lib
 
 LOW_RANK = forms.with_forms(
@@ -247,6 +247,18 @@ class TestKept:
     scores = channels.importance("l2", net)
     with pytest.raises(ValueError, match=message):
       channels.kept_channels(net.spec, scores, **how)
+
+  @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+  @pytest.mark.parametrize("distribution", channels.DISTRIBUTIONS)
+  def test_a_score_that_is_not_finite(self, distribution, bad):
+    net = _net(GRID["dense"])
+    scores = channels.importance("l2", net)
+    scores["stage1_block1/inner"][3] = bad
+    message = "stage1_block1/inner: scores must be finite, and 1 of its 8"
+    with pytest.raises(ValueError, match=message):
+      channels.kept_channels(net.spec, scores, 0.5, distribution=distribution)
+    with pytest.raises(ValueError, match=message):
+      sensitivity.channel_ranks(net, scores)
 
 
 class TestImportance:

@@ -132,10 +132,17 @@ def allocate(
     to a 20,000th of the target.
 
   Raises:
-    ValueError: no choice reaches the target, with the lowest score there is.
+    ValueError: no choice reaches the target, with the lowest score there is;
+      or a loss is not finite.
   """
   if not target > 0:
     raise ValueError(f"target (={target}) must be above 0")
+  for unit, row in losses.items():
+    if odd := {b: loss for b, loss in row.items() if not math.isfinite(loss)}:
+      raise ValueError(
+        f"{unit}: the loss by bits must be finite, got {odd}; the network's"
+        " weights or statistics are not finite: take an earlier checkpoint"
+      )
   tables = {}
   units = [unit for unit, _ in spec.units()]
   for b in sorted({8, *(b for row in losses.values() for b in row)}):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxr18.compress.criteria import check_finite
 from jaxr18.network import Network
 from jaxr18.spec import Layer, NetSpec
 
@@ -189,7 +190,8 @@ def kept_channels(
       is none: then it is as near as the blocks allow.
 
   Raises:
-    ValueError: numbers out of range, or a group that cannot keep so few.
+    ValueError: numbers out of range, a score that is not finite, or a group
+      that cannot keep so few.
   """
   if distribution not in DISTRIBUTIONS:
     raise ValueError(
@@ -200,6 +202,7 @@ def kept_channels(
       f"density (={density}) must be above 0 and at most 1, floor (={floor})"
       f" from 0 to it, multiple (={multiple}) at least 1"
     )
+  check_finite(scores)
   groups = channel_groups(spec)
   steps = {}
   for g in groups:

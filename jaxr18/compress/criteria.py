@@ -5,6 +5,8 @@ activations or gradients. Scores have their kernels' shapes, are finite, and
 compare across layers where `distribution` compares them.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,31 @@ def score(
   total = sum(np.abs(g[k] * v).sum(dtype=np.float64) for k, v in w.items())
   scale = 1 / total if total else 0.0
   return {k: np.abs(g[k] * v) * np.float32(scale) for k, v in w.items()}
+
+
+def check_finite(scores: Mapping[str, np.ndarray]) -> None:
+  """Refuses scores by which nothing can be ranked.
+
+  A NaN compares as neither above nor below any number, so a ranking with one
+  in it is arbitrary; an infinity is an overflow, not an importance.
+
+  Args:
+    scores: arrays of any shape by the name of a layer or a channel group.
+
+  Raises:
+    ValueError: NaN or infinity, with its place.
+  """
+  for name, s in scores.items():
+    bad = ~np.isfinite(s)
+    if bad.any():
+      first = tuple(map(int, np.argwhere(bad)[0]))
+      raise ValueError(
+        f"{name}: scores must be finite, and {np.count_nonzero(bad)} of its"
+        f" {bad.size} are not (the first is {np.asarray(s)[first]} at"
+        f" {list(first)}); the network's weights or its gradients are not"
+        " finite: prune from an earlier checkpoint, or train at a lower"
+        " learning_rate"
+      )
 
 
 @jax.jit

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxr18.compress.criteria import Scores
+from jaxr18.compress.criteria import Scores, check_finite
 
 NAMES = ("uniform", "global", "erk", "lamp", "explicit")
 
@@ -140,11 +140,7 @@ def _check(name, scores, density, floor):
     raise ValueError(
       f"floor (={floor}) must be from 0 to the density (={density})"
     )
-  for path, s in scores.items():
-    if not np.isfinite(s).all():
-      raise ValueError(
-        f"{path}: scores must be finite; the network or its gradients are not"
-      )
+  check_finite(scores)
 
 
 def _explicit(paths, rules) -> dict[str, float]:

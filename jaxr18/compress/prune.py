@@ -10,18 +10,26 @@ import math
 import re
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress import criteria, density
+from jaxr18.compress.channels import mask_channels
 from jaxr18.compress.criteria import Scores
+from jaxr18.compress.shrink import dead_channels
 from jaxr18.network import Network, kernels, with_kernels
 
 SCHEDULES = ("one_shot", "linear", "cubic", "iterative")
 
 
 def top_k(scores: np.ndarray, count: int) -> np.ndarray:
-  """Bool, True for the `count` highest; of equal ones the first, row-major."""
+  """Bool, True for the `count` highest; of equal ones the first, row-major.
+
+  Raises:
+    ValueError: a score is not finite.
+  """
+  criteria.check_finite({"top_k": scores})
   flat = scores.ravel()
   if count <= 0:
     return np.zeros(scores.shape, bool)
@@ -42,7 +50,11 @@ def n_of_m(scores: np.ndarray, n: int, m: int, path: str = "") -> np.ndarray:
     n: kept, 1 to m.
     m: in a row.
     path: names the layer in an error.
+
+  Raises:
+    ValueError: a pattern that does not fit, or a score that is not finite.
   """
+  criteria.check_finite({path or "n_of_m": scores})
   *taps, inputs, features = scores.shape
   if not 1 <= n <= m:
     raise ValueError(f"pattern {n}:{m} must keep from 1 to {m} of {m}")
@@ -92,7 +104,7 @@ def scored(net: Network, scores: Scores, layers: str = ".*") -> Scores:
   """The scores of the layers whose path matches; what is masked is lowest.
 
   Raises:
-    ValueError: the regex matches no layer.
+    ValueError: the regex matches no layer, or a score is not finite.
   """
   masks = kernels(net.masks)
   out = {p: s for p, s in scores.items() if re.fullmatch(layers, p)}
@@ -100,6 +112,7 @@ def scored(net: Network, scores: Scores, layers: str = ".*") -> Scores:
     raise ValueError(
       f"layers (={layers!r}) matches no layer; there are {list(scores)}"
     )
+  criteria.check_finite(out)
   # Lower than any score, however large those are, and finite.
   low = 2 * min(min(float(s.min()) for s in out.values()), 0.0) - 1
   return {
@@ -150,7 +163,10 @@ def prune(
 def prune_pattern(
   net: Network, scores: Scores, n: int, m: int, layers: str = ".*"
 ) -> Network:
-  """N:M sparsity along input channels, such as 2:4 (`n_of_m`)."""
+  """N:M sparsity along input channels, such as 2:4 (`n_of_m`).
+
+  Of every m in a row at most n stay: fewer where more are masked already.
+  """
   chosen = scored(net, scores, layers)
   return with_masks(net, {p: n_of_m(s, n, m, p) for p, s in chosen.items()})
 
@@ -163,34 +179,59 @@ def regrow(
 ) -> Network:
   """Drops the smallest kept weights of each layer and grows as many others.
 
-  With the gradient's magnitude as growth it is RigL (Evci et al., 2020), with
-  random numbers SET (Mocanu et al., 2018, arXiv:1707.04780). What grows starts
-  at 0, and is none of what was dropped a moment before.
+  With the magnitude of the step's own gradient as growth it is RigL (Evci et
+  al., 2020, arXiv:1911.11134, algorithm 1), with random numbers SET (Mocanu et
+  al., 2018, arXiv:1707.04780). A weight that was just dropped may grow at once
+  and then keeps its value; what was masked before starts at 0. What a dead
+  channel writes or reads does not grow, since it can change no logit.
 
   Args:
     net: its masks are full arrays where it is pruned.
     growth: scores of the weights that could grow.
     share: of the kept weights to drop, [0, 1].
     layers: regex on whole layer paths.
+
+  Raises:
+    ValueError: a share out of range, or a score that is not finite.
   """
   if not 0 <= share <= 1:
     raise ValueError(f"share (={share}) must be from 0 to 1")
+  criteria.check_finite(growth)
   size = criteria.score("magnitude_l1", net)
+  useful = _in_live_channels(net)
   masks = {}
   for path, s in scored(net, size, layers).items():
     mask = _full(net, path, s.shape)
     kept = int(np.count_nonzero(mask))
-    moved = min(int(share * kept), mask.size - kept)
-    stay = top_k(s, kept - moved)
-    g = np.asarray(growth[path])
-    grown = top_k(np.where(mask, g.min() - 1, g), moved)
-    masks[path] = stay | grown
-  net = criteria.masked(net)  # what was dropped before grows from 0
-  return with_masks(net, masks)
+    moved = int(share * kept)
+    new = top_k(s, kept - moved)
+    free = np.flatnonzero(~new & (mask | useful[path]))
+    grown = free[top_k(np.asarray(growth[path]).ravel()[free], moved)]
+    new.flat[grown] = True
+    masks[path] = new
+  net = criteria.masked(net)  # what was masked before grows from 0
+  return _replaced(net, masks)
+
+
+def _in_live_channels(net: Network) -> dict[str, np.ndarray]:
+  """By layer path, True for weights that no dead channel writes or reads."""
+  whole = net.replace(masks=jax.tree.map(lambda m: np.array(True), net.masks))
+  live = {name: ~dead for name, dead in dead_channels(net).items()}
+  alive = mask_channels(whole, live)
+  return {p: _full(alive, p, k.shape) for p, k in kernels(net.params).items()}
 
 
 def with_masks(net: Network, masks: dict[str, np.ndarray]) -> Network:
-  """The network with other masks of kernels, and 0 where they are False."""
+  """The network with masks of kernels beside its own, and 0 where one is False.
+
+  What is masked stays masked, whatever the new masks say: only `regrow` brings
+  a weight back.
+  """
+  old = {p: _full(net, p, np.shape(m)) for p, m in masks.items()}
+  return _replaced(net, {p: m & old[p] for p, m in masks.items()})
+
+
+def _replaced(net: Network, masks: dict[str, np.ndarray]) -> Network:
   new = with_kernels(net.masks, {p: jnp.asarray(m) for p, m in masks.items()})
   return criteria.masked(net.replace(masks=new))
 

@@ -11,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress.channels import at, channel_groups
+from jaxr18.compress.criteria import check_finite
 from jaxr18.network import Network, forward, kernels, with_kernels
 
 Ranks = dict[str, np.ndarray]  # 0 for the best, by layer path or group name
 
 
 def weight_ranks(scores: dict[str, np.ndarray]) -> Ranks:
-  """Ranks of weights within their layer, of equal ones the first is better."""
+  """Ranks of weights within their layer, of equal ones the first is better.
+
+  Raises:
+    ValueError: a score is not finite.
+  """
+  check_finite(scores)
   return {
     path: _ranks(s.reshape(1, -1)).reshape(s.shape)
     for path, s in scores.items()
@@ -25,7 +31,12 @@ def weight_ranks(scores: dict[str, np.ndarray]) -> Ranks:
 
 
 def channel_ranks(net: Network, scores: dict[str, np.ndarray]) -> Ranks:
-  """Ranks of channels within their block of a group, [size] by group name."""
+  """Ranks of channels within their block of a group, [size] by group name.
+
+  Raises:
+    ValueError: a score is not finite.
+  """
+  check_finite(scores)
   return {
     g.name: _ranks(scores[g.name].reshape(g.blocks, -1)).reshape(-1)
     for g in channel_groups(net.spec)
