@@ -11,8 +11,6 @@ Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
 when the command cannot be run.
 """
 
-import json
-
 from absl import app, flags
 
 from jaxr18 import cli
@@ -47,7 +45,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.compress import allocate
   from jaxr18.cost.score import score
   from jaxr18.finished import reopen
-  from jaxr18.train.files import write_atomically
+  from jaxr18.train.files import write_json
 
   workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   net = sources.load_network(workdir)
@@ -79,7 +77,7 @@ def main(argv: list[str]) -> None:
     "bits": rules,
     "exact": found.exact.total,
   }
-  write_atomically(folder / "bits.json", json.dumps(result, indent=1) + "\n")
+  write_json(folder / "bits.json", result)
   print(f"network.bits = {rules!r}")
   print(f"exact score {found.exact.total:.6f}; {folder}/bits.json")
 

@@ -35,7 +35,7 @@ from jaxr18.spec import HALF_BITS, NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
-from jaxr18.train.files import alone_in, read_json, write_atomically
+from jaxr18.train.files import alone_in, read_json, write_json
 from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.step import make_mesh, make_train_step, shard
 from jaxr18.train.writers import Writer
@@ -112,7 +112,7 @@ def write_together(path: pathlib.Path, value: Any, over: bool = True) -> None:
   A file that is there is written `over` or left.
   """
   if jax.process_index() == 0 and (over or not path.exists()):
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
+    write_json(path, value)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(path.name)
 

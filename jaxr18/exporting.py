@@ -1,6 +1,5 @@
 """A finished run's network as a file for others, held against the network."""
 
-import json
 import pathlib
 import shlex
 import sys
@@ -20,7 +19,7 @@ from jaxr18.cost.score import score
 from jaxr18.finished import reopen
 from jaxr18.network import Network
 from jaxr18.train.evaluate import compare, in_batches, predict
-from jaxr18.train.files import write_atomically, writing
+from jaxr18.train.files import write_atomically, write_json, writing
 from jaxr18.train.step import make_mesh
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
@@ -63,8 +62,7 @@ def export_run(
   found = compare(logits, reference, labels)
   found = {"file": path.name, "bytes": len(data), **about, **found}
   result.setdefault("export", {})[name] = found
-  text = json.dumps(result, indent=1) + "\n"
-  write_atomically(folder / "result.json", text)
+  write_json(folder / "result.json", result)
   return path, found
 
 

@@ -12,8 +12,6 @@ Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
 when the command cannot be run.
 """
 
-import json
-
 from absl import app, flags
 
 from jaxr18 import cli
@@ -54,7 +52,7 @@ def main(argv: list[str]) -> None:
   from jaxr18 import data, sources
   from jaxr18.compress import channels, criteria, sensitivity
   from jaxr18.finished import reopen
-  from jaxr18.train.files import write_atomically
+  from jaxr18.train.files import write_json
 
   known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
   criterion = _CRITERION.value or ("l2" if _STRUCTURED.value else known[0])
@@ -113,7 +111,7 @@ def main(argv: list[str]) -> None:
     "sparsities": sparsities,
     "accuracies": {layer: row[1:] for layer, row in table.items()},
   }
-  write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+  write_json(folder / f"{name}.json", result)
   print(_table(result))
   try:
     from jaxr18.report import figure, heatmap

@@ -286,6 +286,27 @@ def test_read_json(tmp_path):
   assert files.read_json(path) == {"step": 1}
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_not_written(number, tmp_path):
+  path = tmp_path / "result.json"
+  files.write_json(path, {"score": {"exact": [0.5]}})
+  before = path.read_bytes()
+  value = {"score": {"exact": [0.5, number]}, "later": np.nan}
+  with pytest.raises(files.NotFiniteError) as e:
+    files.write_json(path, value)
+  assert f"{path} is not written: score.exact[1] is {number}" in str(e.value)
+  assert "lower learning_rate" in str(e.value)
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+  metrics = files.MetricsFile(tmp_path / "metrics.jsonl", writes=True)
+  row = {"step": 6, "validation_accuracy": 0.5}
+  metrics.write(row)
+  with pytest.raises(files.NotFiniteError, match="validation_accuracy is"):
+    metrics.write({"step": 12, "validation_accuracy": number})
+  assert metrics.rows == [row]
+  assert files.MetricsFile(tmp_path / "metrics.jsonl", False).rows == [row]
+
+
 def test_metrics_file(tmp_path):
   path = tmp_path / "metrics.jsonl"
   rows = [

@@ -66,6 +66,18 @@ def test_channels_are_those_of_masking(case):
     assert row[1] == pytest.approx(_accuracy(masked, images, labels)), name
 
 
+def test_a_network_without_numbers_has_no_accuracy(case):
+  net, _, _, batches = case
+  # Not in an earlier layer: compiled for a CPU, ReLU makes zeros of NaNs.
+  head = net.params["head"] | {"bias": np.full(10, np.nan, np.float32)}
+  broken = net.replace(params=net.params | {"head": head})
+  ranks = sensitivity.weight_ranks({"head": np.ones((16, 10))})
+  found = sensitivity.sensitivity(
+    broken, ranks, DENSITIES, batches, structured=False
+  )
+  assert np.isnan(found["head"]).all()
+
+
 def test_errors(case):
   net, _, _, batches = case
   ranks = sensitivity.weight_ranks({"stem": np.ones((3, 3, 3, 8))})

@@ -15,7 +15,7 @@ import pytest
 import tiny_run
 
 from jaxr18 import data, spec
-from jaxr18.train import evaluate, progress, state
+from jaxr18.train import evaluate, files, progress, state
 from jaxr18.train.step import Batch, make_mesh, replicate, shard
 
 DIGITS = tiny_run.dataset()
@@ -229,6 +229,21 @@ def test_what_fills_the_last_batch_moves_no_bound(w_bits):
   )
   for found in others:
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_not_counted(number):
+  net = tiny_run.tiny_network()
+  net.params["head"]["bias"] = net.params["head"]["bias"].at[3].set(number)
+  split = DIGITS.validation
+  with pytest.raises(files.NotFiniteError, match="for 50 of 50 images"):
+    evaluate.evaluate(net, split, DIGITS, 50, make_mesh())
+  good = np.zeros((50, 10))
+  bad = good.copy()
+  bad[7, 2] = number
+  for pair in ((good, bad), (bad, good)):
+    with pytest.raises(files.NotFiniteError, match="1 of 50 .* number 7"):
+      evaluate.compare(*pair, split.labels)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def correct_with_channels(net: Network, ranks, counts, images, labels):
 
 
 def _correct(net, images, labels):
-  return jnp.sum(jnp.argmax(forward(net, images), -1) == labels)
+  logits = forward(net, images)
+  correct = jnp.sum(jnp.argmax(logits, -1) == labels)
+  # The largest of NaNs would be the first class, which some images are of.
+  return jnp.where(jnp.isfinite(logits).all(), correct, jnp.nan)
 
 
 def sensitivity(
@@ -95,6 +98,8 @@ def sensitivity(
   structured: bool,
 ) -> dict[str, list[float]]:
   """Accuracy by layer or group, one for each density; all others stay whole.
+
+  Where a logit is not finite the accuracy is NaN.
 
   Args:
     net: one network.
@@ -125,7 +130,7 @@ def sensitivity(
       counts[name] = np.int32(max(1, round(d * sizes[name])))
       correct = total = 0
       for images, labels in batches():
-        correct += int(run(net, ranks, counts, images, labels))
+        correct += float(run(net, ranks, counts, images, labels))
         total += len(labels)
       if not total:
         raise ValueError("no images to measure accuracy on")

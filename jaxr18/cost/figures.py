@@ -108,7 +108,7 @@ class Score:
     return out | {"rows": [dataclasses.asdict(row) for row in self.rows]}
 
   def to_json(self) -> str:
-    return json.dumps(self.as_dict())
+    return json.dumps(self.as_dict(), allow_nan=False)
 
   def _figures(self):
     return (

@@ -1,6 +1,6 @@
 """What a study has found so far: its front, for people, files and pictures."""
 
-import json
+import math
 import pathlib
 from typing import Any
 
@@ -12,14 +12,14 @@ from jaxr18.searchconfig import describe_candidate
 from jaxr18.study import halving, storage
 from jaxr18.study.storage import Study
 from jaxr18.study.trial import finished
-from jaxr18.train.files import write_atomically
+from jaxr18.train.files import write_atomically, write_json
 
 Row = dict[str, Any]  # of `storage.rows`
 
 
 def front(rows: list[Row]) -> list[Row]:
   """Complete trials that no other beats in accuracy and score, by score."""
-  rows = [row for row in rows if row["state"] == storage.COMPLETE]
+  rows = _with_numbers(rows, storage.COMPLETE)
   if not rows:
     return []
   ranks = halving.ranks(
@@ -46,9 +46,7 @@ def write(study: Study, workdir: pathlib.Path) -> list[Row]:
       for row in rows
     ],
   }
-  write_atomically(
-    workdir / "search.json", json.dumps(summary, indent=1) + "\n"
-  )
+  write_json(workdir / "search.json", summary)
   write_atomically(workdir / "pareto.html", page(rows))
   return rows
 
@@ -78,9 +76,19 @@ def points(rows: list[Row]) -> list[Point]:
     )
     for state, name in ((storage.COMPLETE, "trained to the end"),
                         (storage.HALVED, "halved: accuracy at that rung"))
+    for row in _with_numbers(rows, state)
+  ]  # fmt: skip
+
+
+def _with_numbers(rows: list[Row], state: str) -> list[Row]:
+  """Those of a state whose accuracy and score can be compared."""
+  numbers = lambda row: (row["accuracy"], row["score"])
+  return [
+    row
     for row in rows
     if row["state"] == state
-  ]  # fmt: skip
+    and all(x is not None and math.isfinite(x) for x in numbers(row))
+  ]
 
 
 def _count(rows: list[Row], state: str) -> int:

@@ -14,6 +14,7 @@ from jaxr18.compress import ensemble, integer
 from jaxr18.compress.fold import fold
 from jaxr18.network import Network, forward
 from jaxr18.spec import HALF_BITS, NetSpec
+from jaxr18.train.files import NotFiniteError
 from jaxr18.train.step import replicate, shard
 
 
@@ -102,6 +103,7 @@ def compare(
     as the reference's; the largest difference of a logit; and in how many
     images one differs by more than 1e-4.
   """
+  check_finite(reference)
   correct, total, _ = count(logits, labels)
   apart = np.abs(logits.astype(np.float64) - reference).max(-1)
   return {
@@ -128,8 +130,26 @@ def evaluate(
 
 
 def count(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
-  """What logits [n, classes] answer, held against labels [n]."""
+  """What logits [n, classes] answer, held against labels [n].
+
+  Raises:
+    NotFiniteError: a logit is NaN or infinite: the largest one would be the
+      first class, and some of the images are of it.
+  """
+  check_finite(logits)
   log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)), np.float64)
   loss = -log_p[np.arange(len(logits)), labels].mean()
   correct = int(np.sum(np.argmax(logits, -1) == labels))
   return Evaluation(correct, len(logits), float(loss))
+
+
+def check_finite(logits: np.ndarray) -> None:
+  """Raises NotFiniteError where logits [n, classes] are no numbers."""
+  bad = np.flatnonzero(~np.isfinite(logits).all(-1))
+  if len(bad):
+    raise NotFiniteError(
+      f"the network's logits are not finite for {len(bad)} of {len(logits)}"
+      f" images, the first of them number {bad[0]}: nothing is counted;"
+      " train again in a new --workdir, with a lower learning_rate, a longer"
+      " warmup_epochs or a clip_norm of 1"
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from typing import Any
 
 class CheckpointError(Exception):
   """A file of a run that cannot be written, read or trusted."""
+
+
+class NotFiniteError(CheckpointError):
+  """A number is NaN or infinite and would be compared, written or drawn."""
 
 
 class OccupiedError(CheckpointError):
@@ -49,6 +54,47 @@ def write_atomically(
       with contextlib.suppress(OSError):
         part.unlink()
       raise
+
+
+def not_finite(value: Any, name: str = "") -> str:
+  """Says which number in nested dicts and sequences is not finite first.
+
+  Returns:
+    Such as 'score.course.total is nan'; '' where all are finite.
+  """
+  if isinstance(value, dict):
+    parts = ((f"{name}.{k}".lstrip("."), v) for k, v in value.items())
+  elif isinstance(value, list | tuple):
+    parts = ((f"{name}[{i}]", v) for i, v in enumerate(value))
+  else:
+    bad = isinstance(value, float) and not math.isfinite(value)
+    return f"{name or 'it'} is {value}" if bad else ""
+  return next(filter(None, (not_finite(v, n) for n, v in parts)), "")
+
+
+def to_json(value: Any, what: Any, indent: int | None = None) -> str:
+  """JSON, which has no NaN and no infinity.
+
+  Args:
+    value: dicts, lists, strings, numbers.
+    what: the file, or what else the text is for; names it in an error.
+
+  Raises:
+    NotFiniteError: a number that is not finite; its place is named.
+  """
+  try:
+    return json.dumps(value, indent=indent, allow_nan=False)
+  except ValueError as e:
+    raise NotFiniteError(
+      f"{what} is not written: {not_finite(value) or e}, and a number that can"
+      " be compared is expected; train again in a new --workdir, with a lower"
+      " learning_rate, a longer warmup_epochs or a clip_norm of 1"
+    ) from e
+
+
+def write_json(path: pathlib.Path, value: Any, flag: str = "--workdir") -> None:
+  """Writes JSON as `write_atomically` does; nothing if it is not finite."""
+  write_atomically(path, to_json(value, path, 1) + "\n", flag)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -141,15 +187,16 @@ class MetricsFile:
     """Drops the lines of later steps: they are made again."""
     self._set([row for row in self._rows if row["step"] <= step])
     if self._writes:
-      lines = [json.dumps(row) + "\n" for row in self._rows]
+      lines = [to_json(row, self._path) + "\n" for row in self._rows]
       write_atomically(self._path, "".join(lines))
 
   def write(self, row: dict[str, Any]) -> None:
     """Adds a line; it is on disk when this returns."""
+    line = to_json(row, self._path) + "\n"
     self._set([*self._rows, row])
     if self._writes:
       with writing(self._path), self._path.open("a") as f:
-        f.write(json.dumps(row) + "\n")
+        f.write(line)
         f.flush()
         os.fsync(f.fileno())
 

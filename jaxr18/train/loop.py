@@ -24,7 +24,7 @@ from jaxr18 import data
 from jaxr18.network import Network, apply_masks
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
-from jaxr18.train.files import CheckpointError, MetricsFile
+from jaxr18.train.files import CheckpointError, MetricsFile, NotFiniteError
 from jaxr18.train.progress import Reporter
 from jaxr18.train.state import TrainState
 from jaxr18.train.step import Batch, Teachers, replicate, shard
@@ -180,9 +180,13 @@ def train(
     }
     if len(validation):
       with reporter.validating(step):
-        found = evaluate(
-          state.evaluated, validation, dataset, eval_batch_size, mesh
-        )
+        try:
+          found = evaluate(
+            state.evaluated, validation, dataset, eval_batch_size, mesh
+          )
+        except NotFiniteError as e:
+          what = "a logit of the validation images is not finite"
+          raise _not_finite(manager, phase, step, what) from e
         if isinstance(seed, tuple):
           each = [one.accuracy for one in found]
           row["validation_accuracies"] = each
