@@ -122,7 +122,9 @@ def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
   how = dict(mean=dataset.mean, std=dataset.std)
   size = dataset.test.images.shape[1]
   if name == "packed":
-    data = pack(net, **how, provenance=provenance)
+    test = dataset.test
+    tested_on = packed.identity(dataset.name, test.images, test.labels)
+    data = pack(net, **how, provenance=provenance, data=tested_on)
     bits = sum(r.stored_bits for r in score(net.spec, masks=net.masks).rows)
     about = {
       "bytes_of_weights": bytes_of_data(data),

@@ -3,14 +3,19 @@
     python packed.py FILE --images=test.npz
 
 FILE is what `python -m jaxr18.export --format=packed` wrote. test.npz holds
-`test_images`, uint8 [n, size, size, channels], and `test_labels`. Codes are
-multiplied and summed exactly, in float64; all else is float32 as XLA rounds it.
+`test_images`, uint8 [n, size, size, channels] of values from 0 to 255, and
+`test_labels`, integers [n]. What the file promises of the images that its
+network was tested on is printed beside what is found. Codes are multiplied and
+summed exactly, in float64; all else is float32 as XLA rounds it.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import sys
+import zipfile
+import zlib
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -21,34 +26,61 @@ BLANK = b"0" * 64  # in the digest's place where all is digested
 DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1"}
 
 
+# What else than OSError and PackedError a file may cause that fits nothing.
+_MISFITS = (ValueError, LookupError, TypeError, AttributeError, MemoryError,
+            ArithmeticError, RecursionError)  # fmt: skip
+_DARK = 16  # the brightest value of the digits, and of images from 0 to 1
+
+
 class PackedError(ValueError):
-  """A file that is truncated, altered or no packed network."""
+  """A file that is missing, truncated, altered or no packed network."""
+
+
+class ImagesError(ValueError):
+  """Images or labels that are not as the network takes them."""
 
 
 def read(path):
   """The network's description and its tensors by name; or PackedError."""
-  with open(path, "rb") as f:
-    data = f.read()
-  length = int.from_bytes(data[:8], "little")
-  head, body = data[8 : 8 + length], data[8 + length :]
+  data = _bytes_of(path)
   try:
-    tensors = json.loads(head)
-    meta = tensors.pop("__metadata__")
+    head, body, tensors, meta = _parts(data)
     found, digest = meta["format"], meta["sha256"].encode()
-  except (ValueError, LookupError, TypeError, AttributeError) as e:
+  except _MISFITS as e:
     what = "truncated or no packed network of jaxr18"
     raise PackedError(f"{path} is {what} ({e!r}); export it again") from e
   if found != FORMAT:
     raise PackedError(f"{path} has format {found!r}, expected {FORMAT!r}")
-  sealed = hashlib.sha256(head.replace(digest, BLANK) + body).hexdigest()
-  if sealed.encode() != digest:
+  sealed = hashlib.sha256(head.replace(digest or b"?", BLANK) + body)
+  if sealed.hexdigest().encode() != digest:
     what = "damaged: its SHA-256 is not that of what was written"
     raise PackedError(f"{path} is {what}; export it again")
-  arrays = {}
-  for name, t in tensors.items():
-    flat = np.frombuffer(body[slice(*t["data_offsets"])], DTYPES[t["dtype"]])
-    arrays[name] = flat.reshape(t["shape"])
-  return json.loads(meta["network"]), arrays
+  try:
+    arrays = {}
+    for name, t in tensors.items():
+      flat = np.frombuffer(body[slice(*t["data_offsets"])], DTYPES[t["dtype"]])
+      arrays[name] = flat.reshape(t["shape"])
+    return dict(json.loads(meta["network"])), arrays
+  except _MISFITS as e:
+    raise PackedError(f"{path} holds no network: {e!r}; export it again") from e
+
+
+def _bytes_of(path):
+  try:
+    if os.path.exists(path) and not os.path.isfile(path):
+      raise OSError("it is no regular file")  # a pipe would never end
+    with open(path, "rb") as f:
+      return f.read()
+  except (OSError, ValueError) as e:  # a path with a null byte
+    raise PackedError(f"cannot read {path}: {e}") from e
+
+
+def _parts(data):
+  """Header, body, the tensors' entries and the header's metadata."""
+  length = int.from_bytes(data[:8], "little")
+  head, body = data[8 : 8 + length], data[8 + length :]
+  tensors = json.loads(head)
+  return head, body, tensors, tensors.pop("__metadata__")
 
 
 def unpack_bits(data, count: int, bits: int):
@@ -159,12 +191,14 @@ def layer_output(layer, kernel, arrays, x):
 
 
 def load(path):
-  """A function from uint8 images to logits, and the network's description."""
+  """A function from uint8 images to logits, and the network's description.
+
+  Raises PackedError; the function raises ImagesError.
+  """
   network, arrays = read(path)
-  layers = sum(network["units"].values(), [])
-  kernels = {x["path"]: kernel(x, arrays) for x in layers}
 
   def run(images):
+    check_images(images, network)
     return walk(
       network["units"],
       normalize(images, network),
@@ -175,7 +209,127 @@ def load(path):
       mean=lambda x: x.sum(2).sum(1)[:, None, None] / x.shape[1] ** 2,
     )[:, 0, 0]
 
+  try:
+    layers = sum(network["units"].values(), [])
+    kernels = {x["path"]: kernel(x, arrays) for x in layers}
+    side = network.get("data", {}).get("size", network["resolution"])
+    run(np.zeros((1, side, side, channels_of(network)), np.uint8))
+  except _MISFITS as e:
+    what = "holds a network that cannot be run"
+    raise PackedError(f"{path} {what}: {e!r}; export it again") from e
   return run, network
+
+
+def channels_of(network) -> int:
+  first = network["units"]["stem"][0]
+  return first["kernel_shape"][2] * first["groups"]
+
+
+def classes_of(network) -> int:
+  return network["units"]["head"][-1]["kernel_shape"][-1]
+
+
+def identity(name: str, images, labels):
+  """What a file keeps of the images that its network was tested on."""
+  return {
+    "name": name,
+    "count": len(images),
+    "size": images.shape[1],
+    "fingerprint": fingerprint(images, labels),
+  }
+
+
+def fingerprint(images, labels) -> str:
+  """A digest of labelled images that does not depend on their order."""
+  rows = [
+    hashlib.sha256(image.tobytes() + int(label).to_bytes(8, "little")).digest()
+    for image, label in zip(images, labels, strict=True)
+  ]
+  return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+def check_images(images, network) -> None:
+  """Raises ImagesError unless they are as the network takes them."""
+  channels = channels_of(network)
+  size = network.get("data", {}).get("size", "size")
+  shape, dtype = np.shape(images), getattr(images, "dtype", type(images))
+  found = f"images are {dtype} {list(shape)}"
+  wanted = f"expected uint8 [n, {size}, {size}, {channels}]"
+  if dtype != np.uint8:
+    mend = "give whole values from 0 to 255, which are normalized here"
+  elif len(shape) != 4 or shape[3] != channels:
+    mend = "the channels come last"
+    if len(shape) == 4 and shape[1] == channels:
+      mend += "; images.transpose(0, 2, 3, 1) puts them there"
+  elif shape[1] != shape[2] or size not in ("size", shape[1]):
+    mend = "give the images at the size that the network was tested at"
+  elif not shape[0] * shape[1]:
+    mend = "there must be one"
+  else:
+    return
+  raise ImagesError(f"{found}, {wanted}: {mend}")
+
+
+def check_labels(labels, count: int, network) -> None:
+  """Raises ImagesError unless there is one class for each of the images."""
+  classes = classes_of(network)
+  found = f"labels are {labels.dtype} {list(labels.shape)}"
+  wanted = f"expected integers [{count}] from 0 to {classes - 1}"
+  if labels.shape != (count,):
+    mend = "one for each image"
+    if labels.shape == (count, 1):
+      mend += "; labels.reshape(-1) makes them so"
+    elif labels.shape == (count, classes):
+      mend += "; labels.argmax(-1) makes them so"
+  elif labels.dtype.kind not in "iu":
+    mend = "labels.astype(int) makes them so where they are whole"
+  elif labels.min() < 0 or labels.max() >= classes:
+    found += f" from {labels.min()} to {labels.max()}"
+    mend = "they count the classes from 0"
+  else:
+    return
+  raise ImagesError(f"{found}, {wanted}: {mend}")
+
+
+def read_test(path, network):
+  """The test images and labels of an .npz, checked."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise ImagesError(f"{path} is no regular file, expected an .npz")
+  try:
+    with np.load(path) as data:
+      images, labels = data["test_images"], data["test_labels"]
+  except (*_MISFITS, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    what = "an .npz with test_images and test_labels"
+    raise ImagesError(f"{path} is not {what}: {e}") from e
+  try:
+    check_images(images, network)
+    check_labels(labels, len(images), network)
+    if images.max() <= _DARK:
+      raise ImagesError(
+        f"no value of the images is above {images.max()}, expected values"
+        " from 0 to 255: scale them"
+      )
+  except ImagesError as e:
+    raise ImagesError(f"{path}: {e}") from e
+  return images, labels
+
+
+def other_images(network, images, labels) -> str:
+  """A warning where the network was tested on other images; or ''."""
+  promised = network.get("data")
+  if promised is None:
+    return (
+      "the file is of an older version and does not name the images that its"
+      " network was tested on; what follows may be of others"
+    )
+  found = fingerprint(images, labels)
+  if found == promised["fingerprint"]:
+    return ""
+  return (
+    f"the network was tested on {promised['count']} images of"
+    f" {promised['name']} with the fingerprint {promised['fingerprint']};"
+    f" these {len(images)} images and labels have {found}"
+  )
 
 
 def main(argv=None) -> int | None:
@@ -185,16 +339,22 @@ def main(argv=None) -> int | None:
   args = parser.parse_args(argv)
   try:
     run, network = load(args.file)
-    print(json.dumps(network["provenance"], indent=1))
-    with np.load(args.images) as data:
-      images, labels = data["test_images"], data["test_labels"]
-  except (OSError, KeyError, ValueError) as e:
+    images, labels = read_test(args.images, network)
+  except (OSError, ValueError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 1
+  provenance = network.get("provenance", {})
+  print(json.dumps(provenance, indent=1))
+  if other := other_images(network, images, labels):
+    print(f"Warning: {other}", file=sys.stderr)
   parts = np.array_split(images, -(-len(images) // 200))
   answers = np.concatenate([run(part).argmax(-1) for part in parts])
-  correct = int(np.sum(answers == labels))
-  print(f"accuracy {correct / len(labels):.2%} ({correct} of {len(labels)})")
+  counts = {"found": (int(np.sum(answers == labels)), len(labels))}
+  if {"test_correct", "test_count"} <= provenance.keys():
+    promised = provenance["test_correct"], provenance["test_count"]
+    counts = {"promised": promised} | counts
+  for which, (correct, count) in counts.items():
+    print(f"{which}: accuracy {correct / count:.2%} ({correct} of {count})")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def pack(
   mean: tuple[float, ...],
   std: tuple[float, ...],
   provenance: dict[str, Any],
+  data: dict[str, Any] | None = None,
 ) -> bytes:
   """The whole file.
 
@@ -57,6 +58,7 @@ def pack(
     mean, std: of each channel in units of 0..1: what the network's images are
       normalized with.
     provenance: JSON, kept as it is.
+    data: what the network was tested on, as `packed.identity` gives it.
 
   Raises:
     ValueError: stacked networks.
@@ -92,6 +94,8 @@ def pack(
     "tensors": __doc__.partition("there are\n")[2].partition("\n\nWhich")[0],
     "provenance": provenance,
   }
+  if data is not None:
+    network["data"] = data
   return _container(network, tensors)
 
 
