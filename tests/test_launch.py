@@ -35,7 +35,7 @@ def run(*command, **environment):
   )
 
 
-@pytest.mark.parametrize("name", ["local.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("name", ["local.sh", "queue.sh", "slurm.sbatch"])
 def test_shellcheck(name):
   if not (tool := shutil.which("shellcheck")):
     beside = pathlib.Path(sys.executable).with_name("shellcheck")
@@ -127,6 +127,82 @@ exit 1"""
     process = self.local(tmp_path, "exit 0", flag)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and flag[2:] in text.replace(" (=", "=")
+
+
+class TestQueue:
+  def queue(self, tmp_path, code, lines, **environment):
+    python = stub(tmp_path, "python", code)
+    (tmp_path / "runs.txt").write_text(lines)
+    return subprocess.Popen(
+      ["bash", str(LAUNCH / "queue.sh"), "runs.txt"],
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+      env=CLEAN | {"PYTHON": str(python)} | environment,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+    )  # fmt: skip
+
+  def test_runs_follow_each_other_with_their_arguments(self, tmp_path):
+    code = 'printf "%s|" "$@" >>log; echo >>log; nice >>log'
+    lines = "# mine\n--config=a.py --workdir='b c'\n\n--config=d.py"
+    process = self.queue(tmp_path, code, lines)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+    first, nice, second, _ = (tmp_path / "log").read_text().splitlines()
+    assert first == "-m|jaxr18.main|--config=a.py|--workdir=b c|"
+    assert second == "-m|jaxr18.main|--config=d.py|"
+    assert nice == "19"
+
+  def test_a_line_that_is_added_is_run(self, tmp_path):
+    code = 'echo "$3" >>log; [[ $3 == a ]] && echo b >>runs.txt; true'
+    process = self.queue(tmp_path, code, "a\n", PRIORITY="normal")
+    process.communicate(timeout=60)
+    assert (tmp_path / "log").read_text().split() == ["a", "b"]
+
+  def test_one_that_is_killed_goes_on_and_one_that_fails_is_told(
+    self, tmp_path
+  ):
+    code = """
+echo "$3" >>log
+case $3 in
+  killed) if (($(grep -c killed log) < 3)); then kill -KILL $$; fi ;;
+  failing) exit 2 ;;
+  always) kill -KILL $$ ;;
+esac
+"""
+    process = self.queue(
+      tmp_path, code, "killed\nfailing\nalways\nlast\n", ATTEMPTS="4"
+    )
+    text, _ = process.communicate(timeout=60)
+    ran = (tmp_path / "log").read_text().split()
+    assert ran == ["killed"] * 3 + ["failing"] + ["always"] * 4 + ["last"]
+    assert process.returncode == 1
+    assert "status 2: failing" in text and "status 137: always" in text
+    assert "killed" not in text.rpartition("not finished")[2]
+
+  @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+  def test_a_signal_saves_the_run_and_ends(self, tmp_path, number):
+    code = """
+trap 'echo saved >>log; exit 0' TERM
+touch ready
+for _ in {1..300}; do sleep 0.1; done
+"""
+    process = self.queue(tmp_path, code, "one\ntwo\n")
+    while not (tmp_path / "ready").exists():
+      assert process.poll() is None
+      time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "log").read_text() == "saved\n"
+
+  def test_without_a_list(self, tmp_path):
+    done = run("bash", str(LAUNCH / "queue.sh"), str(tmp_path / "none"))
+    assert done.returncode == 2 and "one file of runs" in done.stderr
+
+  def test_a_quote_that_is_not_closed(self, tmp_path):
+    process = self.queue(tmp_path, "touch ran", "--workdir='a\n")
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a quote is not closed" in text
+    assert not (tmp_path / "ran").exists()
 
 
 class TestSlurm:
