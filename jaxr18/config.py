@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from jaxr18.forms import rule_faults
-from jaxr18.spec import BITS, SCALES, W_BITS
+from jaxr18.spec import BITS, SCALES, W_BITS, W_SCALES
 
 Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
 
@@ -291,6 +291,9 @@ PHASE = {
                    "paper's gradient factor, or as PACT's; fixed as "
                    "calibrated; or dynamic, each image's largest",
                    choices=SCALES),
+    "w_scales": Knob("least_error", "where a kernel's grid ends: where the "
+                     "squared error of each channel is least, or learned, one "
+                     "end a layer or a channel", choices=W_SCALES),
   },
   "init": Knob("", "start from this earlier phase, workdir, .pt or .pth; of "
                "several, comma-separated, from the mean of their weights"),
@@ -369,6 +372,11 @@ PHASE = {
   "warmup_epochs": Knob(2.0, "linear; then a cosine to zero", 0, 100_000),
   "momentum": Knob(0.9, "of sgd", 0, 0.9999),
   "weight_decay": Knob(5e-4, "on kernels only", 0, 10),
+  "bounds": {
+    "learning_rate": Knob(1.0, "factor of the learning rate for the learned "
+                          "ends of grids", 0, 1000),
+    "weight_decay": Knob(0.0, "of the learned ends of grids", 0, 10),
+  },
   "clip_norm": Knob(0.0, "largest norm of the whole gradient; 0 is off",
                     0, 1e6),
   "ema_decay": Knob(0.0, "of averaged weights, which are then what is "

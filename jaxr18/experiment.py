@@ -237,6 +237,8 @@ def run_phase(
     momentum=c.momentum,
     weight_decay=c.weight_decay,
     clip_norm=c.clip_norm,
+    bounds_rate=c.bounds.learning_rate,
+    bounds_decay=c.bounds.weight_decay,
   )
   train_step = make_train_step(
     optimizer,

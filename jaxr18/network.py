@@ -185,7 +185,9 @@ def stage_sides(spec: NetSpec) -> tuple[int, ...]:
 
 @functools.partial(jax.jit, static_argnames="method")
 def calibrate(net: Network, images: jax.Array, method: str = "mse") -> Network:
-  """Sets the bound of every quantized input from one batch of images.
+  """Sets the bounds of quantized inputs from one batch of images.
+
+  A learned bound of a kernel begins where the squared error is least.
 
   Each layer sees what the quantized layers before it give. Batch norm uses the
   batch's statistics, so a network that was just initialized can be calibrated,

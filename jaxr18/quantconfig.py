@@ -2,7 +2,7 @@
 
 from jaxr18.config import PHASE
 from jaxr18.netconfig import network_spec
-from jaxr18.spec import BITS, HALF_BITS, has_bound
+from jaxr18.spec import BITS, HALF_BITS, has_bound, has_kernel_bound
 
 _PLAIN = PHASE["network"]["bits"].default
 
@@ -29,6 +29,35 @@ def check_quantize(problems, name: str) -> None:
       " all bits by itself",
       "leave one of the two out",
     )
+
+
+def check_learned(problems, name: str) -> None:
+  """Notes learned ends of grids where no kernel or no input has one."""
+  w_scales = f"{name}.network.w_scales"
+  fields = [f"{name}.network.{f}" for f in PHASE["network"]]
+  fields += [f"{name}.bounds.{f}" for f in PHASE["bounds"]]
+  if not problems.good(*fields):
+    return
+  c = problems.config[name]
+  layers = network_spec(c.network).layers()
+  learned = c.network.w_scales != PHASE["network"]["w_scales"].default
+  kernels = any(map(has_kernel_bound, layers))
+  if learned and not kernels:
+    problems.add(
+      w_scales,
+      "needs a kernel of 2 to 8 bits, and no layer of the phase has one",
+      f"give some layers such a w_bits in config.{name}.network.bits, or set"
+      " network.inner_bits",
+    )
+  if kernels or any(map(has_bound, layers)):
+    return
+  for field, knob in PHASE["bounds"].items():
+    if c.bounds[field] != knob.default:
+      problems.add(
+        f"{name}.bounds.{field}",
+        "is of learned ends of grids, and no layer of the phase has one",
+        "leave it out, or quantize some layers",
+      )
 
 
 def check_calibration(problems, name: str) -> None:

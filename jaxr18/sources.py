@@ -14,7 +14,7 @@ from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.configfile import ConfigError
 from jaxr18.distillconfig import names
 from jaxr18.network import Network
-from jaxr18.spec import NetSpec
+from jaxr18.spec import BOUNDS, NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train.files import read_json
 
@@ -115,11 +115,12 @@ def initial_network(
   where: str,
   method: str = "mse",
 ) -> Network:
-  """He-normal kernels or a source's numbers, and a bound for every input.
+  """He-normal kernels or a source's numbers, and all bounds of grids.
 
-  Bounds come from one batch of normalized images, by a method of
+  Those of inputs come from one batch of normalized images, by a method of
   `nn.calibrate`, but for those that the source has learned in the same bits: a
-  grid of fewer levels ends earlier. A source of other groups or ranks is
+  grid of fewer levels ends earlier. Those of kernels likewise, where their
+  squared error is least. A source of other groups or ranks is
   converted.
 
   Raises:
@@ -134,10 +135,15 @@ def initial_network(
     raise ConfigError(
       f"{where}: {e}; start from a network of the same widths and blocks"
     ) from e
-  bits = {unit: x.a_bits for unit, x in source.spec.units()}
-  made = factorize.new_layers(source.spec, spec) | {
-    x.path for x in spec.layers() if x.a_bits != bits[x.unit]
-  }
+  old, new = dict(source.spec.units()), factorize.new_layers(source.spec, spec)
+  made = set()
+  for x in spec.layers():
+    before = old[x.unit]
+    if x.path in new or x.a_bits != before.a_bits:
+      made.add(f"{x.path}/input_bound")
+    same = (x.w_bits, x.w_scales) == (before.w_bits, before.w_scales)
+    if x.path in new or not same:
+      made.add(f"{x.path}/kernel_bound")
   started = start_from(net, converted, where, made)
   net = network.calibrate(started, images, method)
   return start_from(net, converted, where, made)
@@ -152,7 +158,7 @@ def start_from(
     net: what has the new spec.
     source: of the same widths, blocks, groups and ranks.
     where: names the source in an error.
-    made: layers whose bounds of inputs nobody has learned; they stay.
+    made: bounds that nobody has learned, by parameter path; they stay.
 
   Raises:
     ConfigError: a parameter that the source lacks or has in another shape.
@@ -161,11 +167,11 @@ def start_from(
 
   def take(name, leaf):
     *layer, last = name.split(".")[1:]
-    if last == "input_bound" and "/".join(layer) in made:
+    if "/".join((*layer, last)) in made:
       return leaf
     if name in old and old[name].shape == leaf.shape:
       return jnp.asarray(old[name])
-    if last == "input_bound":  # new where bits are; calibrated later
+    if last in BOUNDS:  # new where bits are; calibrated later
       return leaf
     got = f"is {list(old[name].shape)}" if name in old else "is missing"
     raise ConfigError(

@@ -21,6 +21,14 @@ W_BITS = (1, *BITS)  # 1 of a weight is its sign
 
 # How a quantized input comes to its largest value; see nn/quantize.py.
 SCALES = ("lsq", "lsq_paper", "pact", "fixed", "dynamic")
+# How a quantized kernel comes to its scales.
+W_SCALES = ("least_error", "learned", "learned_channel")
+
+
+# The parameters in which a layer keeps the ends of its grids.
+BOUNDS = ("input_bound", "kernel_bound")
+# What a layer's quantization is described by.
+_BITS = ("w_bits", "a_bits", "scales", "w_scales")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class ConvSpec:
     w_bits: bits of a weight, 32 for unquantized.
     a_bits: bits of an input activation, 32 for unquantized.
     scales: how a quantized input comes to its largest value.
+    w_scales: how a quantized kernel comes to the ends of its grid.
   """
 
   features: int
@@ -51,13 +60,14 @@ class ConvSpec:
   a_bits: int = FLOAT_BITS
   ranks: tuple[int, int] = (0, 0)
   scales: str = SCALES[0]
+  w_scales: str = W_SCALES[0]
 
   def parts(self, in_features: int) -> tuple[tuple[str, ConvSpec], ...]:
     """The primitive convolutions in order, each with its name in the tree.
 
     A convolution that is not factorized is its own only part, named ''.
     """
-    bits = dict(w_bits=self.w_bits, a_bits=self.a_bits, scales=self.scales)
+    bits = {name: getattr(self, name) for name in _BITS}
     if self.depthwise:
       inner = ConvSpec(
         in_features, self.kernel, self.stride, in_features, **bits
@@ -100,11 +110,17 @@ class HeadSpec:
   w_bits: int = FLOAT_BITS
   a_bits: int = FLOAT_BITS
   scales: str = SCALES[0]
+  w_scales: str = W_SCALES[0]
 
 
 def has_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
   """Whether a bound of its quantized input is among the parameters."""
   return layer.a_bits < HALF_BITS and layer.scales != "dynamic"
+
+
+def has_kernel_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
+  """Whether a bound of its quantized kernel is among the parameters."""
+  return 1 < layer.w_bits < HALF_BITS and layer.w_scales != W_SCALES[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +149,7 @@ class Layer:
   signed_input: bool
   ends_unit: bool = True
   scales: str = SCALES[0]
+  w_scales: str = W_SCALES[0]
 
   @property
   def kernel_shape(self) -> tuple[int, ...]:
@@ -204,11 +221,9 @@ class NetSpec:
             groups=part.groups,
             in_size=size,
             out_size=out_size,
-            w_bits=part.w_bits,
-            a_bits=part.a_bits,
             signed_input=signed or i > 0,
             ends_unit=i == len(parts) - 1,
-            scales=part.scales,
+            **{name: getattr(part, name) for name in _BITS},
           )
         )
         in_features, size = part.features, out_size
@@ -237,10 +252,8 @@ class NetSpec:
         groups=1,
         in_size=1,
         out_size=1,
-        w_bits=self.head.w_bits,
-        a_bits=self.head.a_bits,
         signed_input=False,
-        scales=self.head.scales,
+        **{name: getattr(self.head, name) for name in _BITS},
       )
     )
     return tuple(out)
@@ -352,10 +365,11 @@ def check(spec: NetSpec) -> None:
         raise ValueError(
           f"{path}: {name} (={getattr(unit, name)}) must be one of {allowed}"
         )
-    if unit.scales not in SCALES:
-      raise ValueError(
-        f"{path}: scales (={unit.scales!r}) must be one of {SCALES}"
-      )
+    for name, allowed in (("scales", SCALES), ("w_scales", W_SCALES)):
+      if getattr(unit, name) not in allowed:
+        raise ValueError(
+          f"{path}: {name} (={getattr(unit, name)!r}) must be one of {allowed}"
+        )
     if isinstance(unit, ConvSpec):
       if unit.kernel % 2 != 1:
         raise ValueError(f"{path}: kernel (={unit.kernel}) must be odd")
@@ -431,12 +445,13 @@ def with_bits(
   spec: NetSpec,
   rules: Sequence[tuple[str, int, int]],
   scales: str = SCALES[0],
+  w_scales: str = W_SCALES[0],
 ) -> NetSpec:
   """Sets bits by ordered rules `(regex, w_bits, a_bits)` on layer paths.
 
   The first rule whose regex matches a whole path ('stem',
   'stage1_block2/conv1', 'head') decides it. `scales` is for all inputs that
-  are quantized.
+  are quantized, `w_scales` for all kernels of 2 to 8 bits.
 
   Raises:
     ValueError: a layer that no rule matches, or a rule that decides no layer.
@@ -447,9 +462,12 @@ def with_bits(
   for path in paths:
     for i, (pattern, w_bits, a_bits) in enumerate(rules):
       if re.fullmatch(pattern, path):
-        bits[path] = {"w_bits": w_bits, "a_bits": a_bits, "scales": SCALES[0]}
-        if a_bits < HALF_BITS:
-          bits[path]["scales"] = scales
+        bits[path] = {
+          "w_bits": w_bits,
+          "a_bits": a_bits,
+          "scales": scales if a_bits < HALF_BITS else SCALES[0],
+          "w_scales": w_scales if 1 < w_bits < HALF_BITS else W_SCALES[0],
+        }
         used.add(i)
         break
     else:

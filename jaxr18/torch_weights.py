@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxr18 import network
 from jaxr18.network import Network
-from jaxr18.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, check
+from jaxr18.spec import BOUNDS, BlockSpec, ConvSpec, HeadSpec, NetSpec, check
 
 # Where training scripts keep the state_dict in what they save.
 _NESTED = ("net", "state_dict", "model", "model_state_dict")
@@ -108,7 +108,7 @@ def from_state_dict(state_dict: Mapping[str, Any], spec: NetSpec) -> Network:
 
   def take(path, leaf):
     path = [p.key for p in path]
-    if path[-1] == "input_bound":
+    if path[-1] in BOUNDS:
       return jnp.ones(leaf.shape, leaf.dtype)
     name = _torch_name(path, spec)
     if name not in tensors:

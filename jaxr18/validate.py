@@ -26,7 +26,7 @@ from jaxr18.distillconfig import check_members, check_teaching, names
 from jaxr18.netconfig import CLASSES, check_network, misfit
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.pruneconfig import check_prune
-from jaxr18.quantconfig import check_calibration, check_quantize
+from jaxr18.quantconfig import check_calibration, check_learned, check_quantize
 from jaxr18.searchconfig import check_search, exact_score, extremes
 from jaxr18.spec import NetSpec
 from jaxr18.workdir import WorkdirError, read_result
@@ -71,6 +71,7 @@ def validate(
       check_members(check, name)
       spec = check_network(check, name)
       check_calibration(check, name)
+      check_learned(check, name)
       if sources:
         check.sources(name, spec, specs)
       # A shrunk network or an ensemble is known when its source is.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxr18 import network
 from jaxr18.augment import normalize
 from jaxr18.compress import integer
-from jaxr18.spec import ConvSpec, resnet, with_bits
+from jaxr18.spec import BOUNDS, W_SCALES, ConvSpec, resnet, with_bits
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
 SIDE = 8
@@ -25,6 +25,8 @@ BITS = {
   "float": [(".*", 32, 32)],
   "4 bits": [(".*", 4, 4)],
   "binary": [(".*", 1, 3)],
+  "learned": [("stem", 2, 4), (".*", 3, 3)],
+  "learned_channel": [("head", 2, 4), (".*", 4, 4)],
   "mixed": [
     ("stem", 8, 8),
     ("stage1.*/conv1", 3, 5),
@@ -51,7 +53,8 @@ def spec(bits: str):
   block = net.stages[0][0]
   block = dataclasses.replace(block, conv2=ConvSpec(4, ranks=(2, 3)))
   net = dataclasses.replace(net, stages=((block,), *net.stages[1:]))
-  net = with_bits(net, BITS[bits])
+  w_scales = bits if bits in W_SCALES else W_SCALES[0]
+  net = with_bits(net, BITS[bits], w_scales=w_scales)
   if bits == "mixed":
     (block,) = net.stages[1]
     proj = dataclasses.replace(block.proj, scales="dynamic")
@@ -82,8 +85,8 @@ def net(bits: str, density: float = 1.0) -> network.Network:
     else:
       size = {"input_bound": 0.2, "mean": 0.3, "bias": 0.5}.get(name, 0.3)
     value = size * rng.normal(size=x.shape)
-    if name in ("input_bound", "scale", "var"):
-      value = 2.0**value * (2 if name == "input_bound" else 1)
+    if name in (*BOUNDS, "scale", "var"):
+      value = 2.0**value * (2 if name in BOUNDS else 1)
     return jnp.asarray(value, x.dtype)
 
   params, batch_stats = jax.tree_util.tree_map_with_path(

@@ -270,6 +270,30 @@ class TestSources:
     assert all(new[k] == old[k] for k in old if k not in fewer)
     assert set(new) - set(old) == {k for k in new if "stem" in k}
 
+  def test_ends_of_kernels_are_kept_or_begin_anew(self, chained):
+    _, workdir, _ = chained
+    source = sources.load_network(workdir, "first")
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+
+    def begun(source, bits):
+      spec = with_bits(source.spec, bits, w_scales="learned")
+      return sources.initial_network(
+        jax.random.key(0), spec, images, source, where="here"
+      )
+
+    four = begun(source, [(".*", 4, 4)])
+    ends = {k: v for k, v in arrays(four).items() if "kernel_bound" in k}
+    assert len(ends) == len(four.spec.layers())
+    assert all(1 < e < 4 and e != 1 for e in ends.values())
+    learned = four.replace(params=jax.tree.map(lambda p: p * 1.01, four.params))
+    mixed = begun(learned, [("head", 3, 4), (".*", 4, 4)])
+    for name, end in ends.items():
+      again = arrays(mixed)[name]
+      if "head" in name:
+        assert again < end  # of fewer levels the grid ends earlier
+      else:
+        assert again == arrays(learned)[name]
+
   @pytest.mark.parametrize("field", ["init", "teacher"])
   def test_another_workdir(self, trained, field, tmp_path, monkeypatch):
     _, workdir, _ = trained

@@ -16,6 +16,7 @@ from jaxr18.nn.quantize import (
   input_levels,
   input_step,
   kernel_codes,
+  least_error_bound,
   quantize_input,
   quantize_kernel,
   straight_through,
@@ -184,6 +185,115 @@ class TestKernel:
     expected = [np.float16(1 / 3), 0, -65504, 1]
     assert quantize_kernel(kernel, 16).tolist() == expected
     assert quantize_input(kernel, None, 16, signed=True).tolist() == expected
+
+
+class TestLearnedKernel:
+  """Grids whose ends are parameters, in units of a channel's spread."""
+
+  @pytest.mark.parametrize("by_channel", [False, True])
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_is_codes_times_scale_bit_for_bit(self, bits, by_channel):
+    kernel = normal(0, SHAPES["dense"]) * jnp.linspace(0.01, 5, 16)
+    bound = jnp.linspace(0.8, 1.6, 16) if by_channel else jnp.float32(1.5)
+    codes, scale = kernel_codes(kernel, bits, bound)
+    product = np.asarray(codes).astype(np.float32) * np.asarray(scale)
+    q = np.asarray(quantize_kernel(kernel, bits, bound))
+    np.testing.assert_array_equal(product, q)
+    spread = np.sqrt(np.mean(np.square(kernel), (0, 1, 2)))
+    ends = np.broadcast_to(bound, 16) * spread
+    np.testing.assert_allclose(np.abs(q).max((0, 1, 2)), ends, rtol=1e-6)
+    inside = np.abs(kernel) < ends
+    step = ends / (2 ** (bits - 1) - 1)
+    assert np.all((np.abs(q - kernel) <= step / 2 * 1.001)[inside])
+
+  @pytest.mark.parametrize("by_channel", [False, True])
+  @pytest.mark.parametrize("bits", [2, 3, 4])
+  def test_gradients_are_lsqs(self, bits, by_channel):
+    # Esser et al., 2020, equations 3 and 5 for a step s, by the chain rule for
+    # s = bound * spread / n, and 1 / sqrt(N n) as its factor of the gradient:
+    # a bound moves by n / spread as much as the step does, twice over.
+    n = 2 ** (bits - 1) - 1
+    kernel = np.asarray(normal(0, (3, 3, 4, 5)), np.float64) * 0.1
+    c = np.asarray(normal(1, kernel.shape), np.float64)
+    bound = np.linspace(0.8, 1.6, 5) if by_channel else np.float64(1.1)
+    spread = np.sqrt(np.mean(kernel**2, (0, 1, 2)))
+    ratio = kernel / (bound * spread / n)
+    ds = np.where(
+      np.abs(ratio) >= n, np.sign(ratio) * n, np.rint(ratio) - ratio
+    )
+    of_step = np.sum(c * ds, (0, 1, 2))
+    if by_channel:
+      expected = of_step * spread / n * n**2 / spread**2 / np.sqrt(36 * n)
+    else:
+      square = np.mean(spread**2)
+      expected = np.sum(of_step * spread / n) * n**2 / square / np.sqrt(180 * n)
+
+    def f(kernel, bound):
+      return jnp.sum(c * quantize_kernel(kernel, bits, bound))
+
+    of_kernel, of_bound = jax.grad(f, (0, 1))(
+      jnp.asarray(kernel, jnp.float32), jnp.asarray(bound, jnp.float32)
+    )
+    np.testing.assert_allclose(of_kernel, c, rtol=1e-6)
+    np.testing.assert_allclose(of_bound, expected, rtol=2e-4)
+
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_masks_move_nothing(self, bits):
+    kernel, bound = normal(0, SHAPES["dense"]), jnp.float32(2.0)
+    mask = np.asarray(normal(1, kernel.shape)) > 0
+    q = quantize_kernel(kernel * mask, bits, bound)
+    assert not np.any(np.where(mask, 0, q)) and np.any(q)
+    channel = np.asarray(kernel)[..., 0][mask[..., 0]]
+    alone = quantize_kernel(jnp.asarray(channel)[:, None], bits, bound)[:, 0]
+    np.testing.assert_allclose(q[..., 0][mask[..., 0]], alone, rtol=1e-5)
+
+  def test_a_zero_channel_stays_zero(self):
+    kernel = normal(0, SHAPES["dense"]).at[..., 3].set(0)
+    for bound in (jnp.float32(2), jnp.full(16, 2.0)):
+      f = lambda k, b: quantize_kernel(k, 3, b)
+      q, vjp = jax.vjp(f, kernel, bound)
+      assert not np.any(q[..., 3]) and np.all(np.isfinite(q))
+      assert all(np.all(np.isfinite(g)) for g in vjp(jnp.ones_like(q)))
+
+  @pytest.mark.parametrize("bound", [0.0, -1.0])
+  def test_a_bound_that_is_not_positive_can_come_back(self, bound):
+    kernel = normal(0, (3, 3, 4, 5))
+    f = lambda b: (
+      error(kernel, 0) - jnp.sum(quantize_kernel(kernel, 3, b) * kernel)
+    )
+    gradient = jax.grad(f)(jnp.float32(bound))
+    assert np.isfinite(gradient) and gradient < 0  # descent raises the bound
+
+  @pytest.mark.parametrize("by_channel", [False, True])
+  @pytest.mark.parametrize("bits", QUANTIZED)
+  def test_begins_where_the_error_is_least(self, bits, by_channel):
+    kernel = normal(0, (3, 3, 8, 6)) * jnp.linspace(0.1, 2, 6)
+    bound = least_error_bound(kernel, bits, by_channel)
+    assert bound.shape == ((6,) if by_channel else ())
+    axes = (0, 1, 2) if by_channel else None
+
+    def off(bound):
+      q = quantize_kernel(kernel, bits, bound)
+      return np.sum(np.square(q - kernel), axes)
+
+    for other in np.arange(1, 65) / 16:
+      assert np.all(off(bound) <= off(jnp.full(bound.shape, other)) * 1.0001)
+    # Of a normal distribution, the known ends of uniform grids (Max, 1960).
+    ends = {2: 1.22, 3: 1.93, 4: 2.5}
+    if bits in ends:
+      assert np.mean(bound) == pytest.approx(ends[bits], rel=0.15)
+
+  def test_a_learned_layer_of_a_network_learns(self):
+    spec = with_bits(SPEC, [(".*", 3, 3)], w_scales="learned")
+    net = network.init(jax.random.key(0), spec)
+    net = network.calibrate(net, normal(1, (8, 8, 8, 3)))
+    bounds = leaves(net.params, "kernel_bound")
+    assert len(bounds) == len(spec.layers())
+    assert all(0.5 < b < 3 for b in bounds.values())
+    members = jax.tree.map(lambda x: x[None], net)
+    grads = gradients(members, normal(2, (8, 8, 8, 3)), jnp.arange(8))
+    for path, gradient in leaves(grads, "kernel_bound").items():
+      assert np.all(np.isfinite(gradient)) and np.all(gradient != 0), path
 
 
 class TestInput:

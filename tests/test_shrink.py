@@ -126,6 +126,22 @@ class TestShrink:
       small.params, network.init(jax.random.key(0), small.spec).params
     )
 
+  @pytest.mark.parametrize("w_scales", spec.W_SCALES)
+  def test_of_integers_equals_the_masked_network(self, w_scales):
+    few = spec.with_bits(GRID["grouped"], [(".*", 3, 8)], w_scales=w_scales)
+    pruned = _pruned(_net(few))
+    left = shrink.shrink(pruned)
+    assert left.spec.stem.w_scales == w_scales
+    logits = network.forward(pruned, _images(few))
+    np.testing.assert_allclose(
+      network.forward(left, _images(few)), logits, rtol=1e-4, atol=1e-4
+    )
+    bounds = {k: v for k, v in left.params["stem"].items() if "kernel_b" in k}
+    width = left.spec.stem.features
+    shapes = {"least_error": [], "learned": [()], "learned_channel": [(width,)]}
+    assert [b.shape for b in bounds.values()] == shapes[w_scales]
+    assert width < few.stem.features
+
   def test_masked_kernels_alone_are_not_enough(self):
     net = _net(GRID["dense"])
     pruned = _pruned(net)

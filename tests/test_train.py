@@ -190,6 +190,28 @@ def test_gradients_are_clipped_by_their_global_norm():
   assert moved == {0.0: 4.0, 1.0: pytest.approx(0.8), 10.0: 4.0}
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_learned_ends_of_grids_have_a_rate_and_a_decay_of_their_own(name):
+  p = {"kernel": jnp.ones(3), "input_bound": jnp.float32(2)}
+  p["kernel_bound"] = jnp.full(4, 3.0)
+  g = jax.tree.map(jnp.zeros_like, p)
+  how = dict(warmup_steps=0, momentum=0.0, weight_decay=0.0, clip_norm=0.0)
+
+  def moved(g, **changes):
+    tx = tiny_run.optimizer(name, **how, **changes)
+    return tx.update(g, tx.init(p), p)[0]
+
+  fell = moved(g, bounds_decay=0.1, bounds_rate=0.5)
+  assert not np.any(fell["kernel"])
+  for bound, size in (("input_bound", 2), ("kernel_bound", 3)):
+    np.testing.assert_allclose(fell[bound], -0.05 * 0.5 * 0.1 * size, rtol=1e-5)
+  ones = jax.tree.map(jnp.ones_like, p)
+  plain, slow = moved(ones), moved(ones, bounds_rate=0.25)
+  np.testing.assert_array_equal(slow["kernel"], plain["kernel"])
+  for bound in ("input_bound", "kernel_bound"):
+    np.testing.assert_allclose(slow[bound], plain[bound] / 4, rtol=1e-6)
+
+
 def test_an_unknown_optimizer():
   with pytest.raises(ValueError, match="'adam'.*must be 'sgd' or 'adamw'"):
     tiny_run.optimizer("adam")

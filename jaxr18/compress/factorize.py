@@ -25,7 +25,8 @@ from jaxr18.forms import (
   with_forms_of,
 )
 from jaxr18.network import Network
-from jaxr18.spec import ConvSpec, NetSpec, has_bound
+from jaxr18.nn.quantize import least_error_bound
+from jaxr18.spec import ConvSpec, NetSpec, has_bound, has_kernel_bound
 
 
 def to_grouped(
@@ -112,6 +113,10 @@ def convert(net: Network, rules: Rules | NetSpec) -> Network:
       part = {"kernel": jnp.asarray(kernel, jnp.float32)}
       if has_bound(conv):
         part["input_bound"] = bound if i == 0 else jnp.ones(())
+      if has_kernel_bound(conv):
+        part["kernel_bound"] = least_error_bound(
+          part["kernel"], conv.w_bits, conv.w_scales == "learned_channel"
+        )
       if name:
         new[name] = part
       else:

@@ -54,23 +54,27 @@ def fold(net: Network) -> Folded:
   )
   layers = net.spec.layers()
   integers = {
-    x.path: (at(params, x.path)["kernel"], x.w_bits)
+    x.path: (at(params, x.path), x.w_bits)
     for x in layers
     if x.w_bits < HALF_BITS
   }
-  kernels = {path: kernel for path, (kernel, _) in integers.items()}
+  kernels = {
+    path: (node["kernel"], node.get("kernel_bound"))
+    for path, (node, _) in integers.items()
+  }
   bits = tuple(integers[path][1] for path in sorted(integers))
   codes = jax.device_get(_all_codes(kernels, bits))
   return {x.path: _layer(x, params, stats, codes) for x in layers}
 
 
 @functools.partial(jax.jit, static_argnames="bits")
-def _all_codes(kernels: dict[str, jax.Array], bits: tuple[int, ...]):
+def _all_codes(kernels: dict[str, tuple], bits: tuple[int, ...]):
   """(codes, scale) by path, in one program as in the simulation."""
   paths = sorted(kernels)
   return {
-    path: kernel_codes(kernels[path], b)
+    path: kernel_codes(kernel, b, bound)
     for path, b in zip(paths, bits, strict=True)
+    for kernel, bound in (kernels[path],)
   }
 
 

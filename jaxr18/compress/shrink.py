@@ -88,6 +88,8 @@ def shrink(net: Network) -> Network:
       node = at(tree, path)
       if np.ndim(node["kernel"]):
         node["kernel"] = _cut(node["kernel"], layer, kept_in, kept_out)
+      if np.ndim(node.get("kernel_bound", 0)) and kept_out is not None:
+        node["kernel_bound"] = node["kernel_bound"][kept_out]
   masks = jax.tree.map(lambda m: np.array(True) if np.all(m) else m, masks)
   spec = _narrower(net.spec, {g.name: int(keep[g.name].sum()) for g in groups})
   arrays = jax.tree.map(jnp.asarray, (params, stats, masks))

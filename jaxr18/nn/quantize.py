@@ -17,6 +17,7 @@ from jaxr18.spec import FLOAT_BITS, HALF_BITS
 
 _CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
 SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use
+_SMALLEST_KERNEL_BOUND = 0.01  # root mean squares; in use are 1 to 4
 
 # Shares of a channel's largest weight where its grid may end.
 _SHARES = tuple(round(1 - 0.05 * i, 2) for i in range(13))  # 1 down to 0.4
@@ -80,20 +81,32 @@ def _rounded(x: jax.Array, bits: int, signed: bool) -> jax.Array:
 # Kernels.
 
 
-def quantize_kernel(kernel: jax.Array, bits: int) -> jax.Array:
+def quantize_kernel(
+  kernel: jax.Array, bits: int, bound: jax.Array | None = None
+) -> jax.Array:
   """Symmetric quantization by output channel.
+
+  The gradient in the kernel is the identity. That in the bound is LSQ's (Esser
+  et al., 2020), of a bound that is measured in each channel's root mean square:
+  weights are standardized before they are clipped, without which learned ends
+  of grids run away (APoT, Li et al., 2020). With n the largest code, v the
+  weight in units of the bound, and r the root mean square, it is the sum of
+  r (round(n v) / n - v) inside and of r sign(v) outside, times LSQ's factor
+  1 / sqrt(weights n), which is n**2 / (r**2 sqrt(weights n)) in these units.
 
   Args:
     kernel: [..., out], float32; the last axis is the output channel.
     bits: of a weight: 1 to 8 as `kernel_codes` has them, 16 for float16, 32
       returns the kernel untouched.
+    bound: where the grid ends, learned; as in `kernel_codes`.
 
   Returns:
-    The kernel on its grid; its gradient is the identity. Zeros stay zero, and
-    a channel of zeros stays zero.
+    The kernel on its grid. Zeros stay zero, and a channel of zeros stays zero.
   """
   if bits == FLOAT_BITS:
     return kernel
+  if bound is not None:
+    return _learned(kernel, bound, bits)
   fixed = jax.lax.stop_gradient(kernel)
   if bits == HALF_BITS:
     q = _half(fixed)
@@ -103,7 +116,77 @@ def quantize_kernel(kernel: jax.Array, bits: int) -> jax.Array:
   return straight_through(kernel, q.astype(kernel.dtype))
 
 
-def kernel_codes(kernel: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _learned(kernel, bound, bits: int):
+  codes, scale = _codes(kernel, bits, bound)
+  return codes * scale
+
+
+def _learned_forward(kernel, bound, bits):
+  return _learned(kernel, bound, bits), (kernel, bound)
+
+
+def _learned_backward(bits, saved, g):
+  kernel, bound = saved
+  n = _largest_code(bits)
+  codes, scale = _codes(kernel, bits, bound)
+  outside = jnp.abs(kernel) >= scale * n
+  error = codes / n - kernel / jnp.where(scale > 0, scale * n, 1)
+  of_bound = jnp.where(outside, jnp.sign(codes), error)
+  size = root_mean_square(kernel)
+  total = jnp.sum(g * of_bound, range(kernel.ndim - 1)) * size
+  count = kernel.size
+  if bound.ndim:
+    count /= kernel.shape[-1]
+    square = size**2
+  else:
+    total, square = jnp.sum(total), jnp.mean(size**2)
+  factor = n**2 / (count * n) ** 0.5
+  total = factor * total / jnp.where(square > 0, square, 1)
+  return g, total.astype(bound.dtype)
+
+
+_learned.defvjp(_learned_forward, _learned_backward)
+
+
+def root_mean_square(kernel: jax.Array) -> jax.Array:
+  """Of each output channel's weights that are not 0, so masks do not move it.
+
+  Returns [out], float32; 0 for a channel of zeros.
+  """
+  axes = range(kernel.ndim - 1)
+  count = jnp.maximum(jnp.sum(kernel != 0, axes), 1)
+  return jnp.sqrt(jnp.sum(jnp.square(kernel), axes) / count)
+
+
+def least_error_bound(
+  kernel: jax.Array, bits: int, by_channel: bool
+) -> jax.Array:
+  """The bound of the least squared error, where learning begins.
+
+  Of 64, evenly up to 4 root mean squares.
+
+  Args:
+    kernel: [..., out].
+    bits: 2 to 8.
+    by_channel: a bound for each output channel, or one for all.
+
+  Returns:
+    [out] or a scalar, float32, in root mean squares.
+  """
+  bounds = jnp.arange(1, 65, dtype=jnp.float32) / 16
+
+  def error(bound):
+    codes, scale = _codes(kernel, bits, bound)
+    off = jnp.square(codes * scale - kernel)
+    return jnp.sum(off, range(kernel.ndim - 1) if by_channel else None)
+
+  return bounds[jnp.argmin(jax.lax.map(error, bounds), axis=0)]
+
+
+def kernel_codes(
+  kernel: jax.Array, bits: int, bound: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
   """A kernel's integers and scales; codes * scale is `quantize_kernel`.
 
   | bits   | codes                                | scale                     |
@@ -121,9 +204,13 @@ def kernel_codes(kernel: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
   of 2 bits that is symmetric and has a zero is ternary; the fourth of its
   integers would break one of the two.
 
+  With a bound, from 2 bits on, the grid ends at so many root mean squares of
+  the channel's weights that are not 0, and codes are to the nearest.
+
   Args:
     kernel: [..., out], float32; HWIO, or [in, out].
     bits: 1 to 8.
+    bound: scalar or [out], in root mean squares; below 0.01 it counts as that.
 
   Returns:
     (codes, int8, of the kernel's shape; scale, float32 [out], 0 for a channel
@@ -137,12 +224,20 @@ def kernel_codes(kernel: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
       f"bits (={bits}) must be from 1 to 8; a kernel of 16 or 32 bits has no"
       " integers"
     )
-  codes, scale = _codes(kernel, bits)
+  codes, scale = _codes(kernel, bits, bound)
   return codes.astype(jnp.int8), scale
 
 
+def _largest_code(bits: int) -> int:
+  return 2 ** (bits - 1) - 1
+
+
 @functools.partial(jax.jit, static_argnames="bits")
-def _codes(kernel, bits: int):
+def _codes(kernel, bits: int, bound=None):
+  if bound is not None:
+    end = jnp.maximum(bound, _SMALLEST_KERNEL_BOUND) * root_mean_square(kernel)
+    scale = end * (1 / _largest_code(bits))
+    return _to_grid(kernel, scale, bits), scale
   axes = tuple(range(kernel.ndim - 1))
   size = jnp.abs(kernel)
 
@@ -154,7 +249,7 @@ def _codes(kernel, bits: int):
   if bits == 2:
     large = size > 0.7 * mean(size, size > 0)
     return jnp.sign(kernel) * large, mean(size, large)
-  largest = jnp.max(size, axes) / (2 ** (bits - 1) - 1)
+  largest = jnp.max(size, axes) / _largest_code(bits)
 
   def error(share):  # twice as fast in a loop as side by side
     scale = largest * share

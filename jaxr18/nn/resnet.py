@@ -6,7 +6,14 @@ import jax.numpy as jnp
 
 from jaxr18.nn import calibrate, quantize
 from jaxr18.nn import conv as fast_conv
-from jaxr18.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, has_bound
+from jaxr18.spec import (
+  BlockSpec,
+  ConvSpec,
+  HeadSpec,
+  NetSpec,
+  has_bound,
+  has_kernel_bound,
+)
 
 BATCH_NORM_MOMENTUM = 0.9  # share of the old running statistics in the new
 BATCH_NORM_EPSILON = 1e-5
@@ -43,7 +50,23 @@ class _Quantized(nn.Module):
       x = quantize.to_levels(x, bound, n, signed)
     else:
       x = quantize.quantize_input(x, bound, spec.a_bits, signed, spec.scales)
-    return x, quantize.quantize_kernel(kernel, spec.w_bits)
+    kernel = quantize.quantize_kernel(
+      kernel, spec.w_bits, self.kernel_bound(kernel, spec)
+    )
+    return x, kernel
+
+  def kernel_bound(self, kernel, spec):
+    """Where the kernel's grid ends, of those that are learned, or None."""
+    if not has_kernel_bound(spec):
+      return None
+    by_channel = spec.w_scales == "learned_channel"
+    shape = kernel.shape[-1:] if by_channel else ()
+    bound = self.param("kernel_bound", nn.initializers.ones, shape)
+    for method in calibrate.METHODS:
+      if self.is_mutable_collection(method):
+        bound = quantize.least_error_bound(kernel, spec.w_bits, by_channel)
+        self.put_variable(method, "kernel_bound", bound)
+    return bound
 
 
 class Conv(_Quantized):

@@ -8,6 +8,7 @@ import optax
 from flax import struct
 
 from jaxr18.network import Network, apply_masks
+from jaxr18.spec import BOUNDS
 
 
 @struct.dataclass
@@ -95,6 +96,13 @@ def kernels(params: Any) -> Any:
   )
 
 
+def bounds(params: Any) -> Any:
+  """True for the learned ends of grids."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key in BOUNDS, params
+  )
+
+
 def make_optimizer(
   name: str,
   *,
@@ -104,11 +112,17 @@ def make_optimizer(
   momentum: float,
   weight_decay: float,
   clip_norm: float,
+  bounds_rate: float = 1.0,
+  bounds_decay: float = 0.0,
 ) -> optax.GradientTransformation:
   """SGD with Nesterov momentum or AdamW, warm-up then cosine to zero.
 
   Weight decay is on kernels only; SGD's is the L2 kind, coupled to the
   momentum, AdamW's decoupled. A clip_norm of 0 is off.
+
+  Args:
+    bounds_rate: factor of the learning rate for the learned ends of grids.
+    bounds_decay: their weight decay.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=learning_rate / max(1, warmup_steps),
@@ -117,15 +131,17 @@ def make_optimizer(
     decay_steps=max(steps, warmup_steps + 1),
   )
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  decays = [optax.add_decayed_weights(weight_decay, mask=kernels)]
+  if bounds_decay:
+    decays.append(optax.add_decayed_weights(bounds_decay, mask=bounds))
+  rates = []
+  if bounds_rate != 1:
+    rates.append(optax.masked(optax.scale(bounds_rate), bounds))
   if name == "sgd":
-    return optax.chain(
-      clip,
-      optax.add_decayed_weights(weight_decay, mask=kernels),
-      optax.sgd(schedule, momentum, nesterov=True),
-    )
+    sgd = optax.sgd(schedule, momentum, nesterov=True)
+    return optax.chain(clip, *decays, sgd, *rates)
   if name == "adamw":
-    return optax.chain(
-      clip,
-      optax.adamw(schedule, weight_decay=weight_decay, mask=kernels),
-    )
+    descend = optax.scale_by_learning_rate(schedule)
+    adamw = optax.chain(optax.scale_by_adam(), *decays, descend)
+    return optax.chain(clip, adamw, *rates)
   raise ValueError(f"optimizer (={name!r}) must be 'sgd' or 'adamw'")
