@@ -95,3 +95,17 @@ class Encoder(nn.Module):
       y = nn.gelu(nn.Dense(4 * features, name=f"up{i}")(y))
       x = x + nn.Dense(features, name=f"down{i}")(y)
     return x
+
+
+class LeNet(nn.Module):
+  """LeNet-5 (LeCun et al., 1998), its convolutions without padding."""
+
+  @nn.compact
+  def __call__(self, x):
+    for features in (6, 16):
+      x = nn.tanh(nn.Conv(features, (5, 5), padding="VALID")(x))
+      x = nn.avg_pool(x, (2, 2), (2, 2))
+    x = x.reshape(x.shape[0], -1)
+    for features in (120, 84):
+      x = nn.tanh(nn.Dense(features)(x))
+    return nn.Dense(10)(x)

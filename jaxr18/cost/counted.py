@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import operator
 
 from rich import box
 from rich.table import Table
@@ -88,18 +89,17 @@ class MacReport:
       merged[row] += 1
     for row, n in merged.items():
       lhs, rhs, out = ("x".join(map(str, s)) for s in row.shapes)
-      share = 100 * n * row.macs / max(self.total, 1)
       table.add_row(
         row.path or "(top)",
         "/".join((*row.transforms, row.primitive)),
         f"{lhs} * {rhs} -> {out}",
         str(row.groups),
         str(n * row.repeats * row.devices),
-        f"{n * row.macs:,}",
-        f"{share:.2f}",
+        _thousands(n * row.macs),
+        _percent(n * row.macs, self.total),
       )
     table.add_section()
-    table.add_row("total", "", "", "", "", f"{self.total:,}", "100.00")
+    table.add_row("total", "", "", "", "", _thousands(self.total), "100.00")
     return table
 
   def to_json(self) -> str:
@@ -110,5 +110,24 @@ class MacReport:
         "per_device": self.per_device,
         "rows": [dataclasses.asdict(row) for row in self.rows],
         "other": [dataclasses.asdict(row) for row in self.other],
-      }
+      },
+      default=_plain,
     )
+
+
+def _thousands(n) -> str:
+  return f"{n:,}" if isinstance(n, int) else str(n)  # a symbolic one
+
+
+def _percent(part, whole) -> str:
+  if isinstance(part, int) and isinstance(whole, int):
+    return f"{100 * part / max(whole, 1):.2f}"
+  return ""
+
+
+def _plain(size) -> int | str:
+  """A size that json does not know: NumPy's integer, or a symbolic one."""
+  try:
+    return operator.index(size)
+  except Exception:  # JAX has its own for a size that is not known yet
+    return str(size)
