@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from jaxr18.config import Knob, base, knobs
+from jaxr18.sealed import VERSION
 
 PACKAGE = pathlib.Path(__file__).parent
 # configs/ is in the package where that is installed, beside it in a checkout.
@@ -139,8 +140,11 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
   """
   try:
     values = json.loads(path.read_text())
+    version = values.pop("version", VERSION)
+    if version != VERSION:
+      raise ValueError(f"version is {version!r}, expected {VERSION}")
     config = base(tuple(values["phases"]), search="search" in values)
-  except (OSError, ValueError, KeyError, TypeError) as e:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ConfigError(
       f"{path} is not a config that a run has saved ({type(e).__name__}:"
       f" {_text(e)}); give the config.json of a workdir"

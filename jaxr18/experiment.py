@@ -22,7 +22,15 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxr18 import data, members, network, sources, teaching
+from jaxr18 import (
+  configfile,
+  data,
+  members,
+  network,
+  sealed,
+  sources,
+  teaching,
+)
 from jaxr18.compress import ensemble, factorize, gradual, prune
 from jaxr18.config import flatten, within
 from jaxr18.cost import score as score_lib
@@ -35,12 +43,12 @@ from jaxr18.spec import HALF_BITS, NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
-from jaxr18.train.files import alone_in, read_json, write_json
+from jaxr18.train.files import alone_in, read_phase, write_json, write_sealed
 from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.step import make_mesh, make_train_step, shard
 from jaxr18.train.writers import Writer
 from jaxr18.validate import ConfigError, network_spec, validate
-from jaxr18.workdir import read_result
+from jaxr18.workdir import FORMAT, read_result
 
 # What may differ between a run and its resumption: it changes no number.
 FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress", "writers")
@@ -62,13 +70,17 @@ def run(
   if jax.process_count() > 1:
     stop.leave = None  # one that left alone would take the others down
   finished = (workdir / "result.json").exists()
-  # A finished run needs neither its teacher's workdir nor as many devices.
-  validate(config, 1 if finished else jax.device_count(), not finished)
-  prepare_workdir(config, workdir)
+  # What is finished needs neither its teacher's workdir nor as many devices.
+  ended = lambda name: (workdir / name / "phase.json").is_file()
+  validate(
+    config, 1 if finished else jax.device_count(), not finished, ended=ended
+  )
   if finished:
+    check_config(config, workdir, finished=True)
     return read_result(workdir)
   first = jax.process_index() == 0
   with alone_in(workdir, first), contextlib.ExitStack() as stack:
+    prepare_workdir(config, workdir)
     to = names(config.writers) if first else ()
     writer = Writer(workdir, to, json.loads(config.to_json()))
     stack.callback(writer.close)
@@ -106,52 +118,121 @@ def train_phases(
   }
 
 
-def write_together(path: pathlib.Path, value: Any, over: bool = True) -> None:
-  """Writes JSON in the first process; the others wait until it is there.
-
-  A file that is there is written `over` or left.
-  """
-  if jax.process_index() == 0 and (over or not path.exists()):
-    write_json(path, value)
+def write_together(
+  path: pathlib.Path, value: Any, write: Callable = write_sealed
+) -> None:
+  """Calls write(path, value) in the first process; the others wait for it."""
+  if jax.process_index() == 0:
+    write(path, value)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(path.name)
 
 
-def prepare_workdir(config, workdir: pathlib.Path) -> None:
+def prepare_workdir(config, workdir: pathlib.Path) -> list[str]:
   """Makes the workdir and keeps the config in it, or checks the one there.
 
+  Another config takes its place where no phase that it touches has begun.
+
+  Returns:
+    What it changed, a line for each field.
+
   Raises:
-    checkpoint.CheckpointError: it cannot be written, or belongs to another
+    checkpoint.CheckpointError: it cannot be written, or was begun with another
       config.
   """
-  path = workdir / "config.json"
-  new = json.loads(config.to_json())
+  path, new = workdir / "config.json", json.loads(config.to_json())
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    write_together(path, new, over=False)
-    changed = changes(json.loads(path.read_text()), new)
-  except (OSError, ValueError, AttributeError) as e:
-    raise checkpoint.CheckpointError(
-      f"cannot use {workdir} as a workdir: {e}; give another --workdir"
-    ) from e
+    write_together(path, {"version": sealed.VERSION} | new, _write_new)
+    kept = json.loads(path.read_bytes())
+  except (OSError, ValueError) as e:
+    raise _unusable(workdir, e) from e
+  changed = check_config(config, workdir)
   if changed:
+    version = {k: v for k, v in kept.items() if k == "version"}
+    write_together(path, version | new, write_json)
+    if jax.process_index() == 0:
+      print(f"{workdir}: the config was changed: {'; '.join(changed)}",
+            file=sys.stderr, flush=True)  # fmt: skip
+  return changed
+
+
+def check_config(
+  config, workdir: pathlib.Path, finished: bool = False
+) -> list[str]:
+  """What differs from the config in the workdir, a line for each field.
+
+  Raises:
+    checkpoint.CheckpointError: the run is finished, or the change touches a
+      phase that has begun.
+  """
+  path, new = workdir / "config.json", json.loads(config.to_json())
+  try:  # fields that are newer than the file have their defaults there
+    old = json.loads(configfile.from_json(path).to_json())
+  except ValueError as e:
+    raise _unusable(workdir, e) from e
+  changed = changes(old, new)
+  begun = [name for name in old["phases"] if _begun(workdir / name)]
+  late = {
+    k: v for k, v in changed.items() if finished or _touches(k, old, new, begun)
+  }
+  if late:
+    what = "is finished" if finished else f"has begun {', '.join(begun)}"
     raise checkpoint.CheckpointError(
-      f"{workdir} was begun with another config: {changed}; set it back, or"
+      f"{workdir} was begun with another config and {what}:"
+      f" {'; '.join(late.values())}; set it back (it is in --config={path}), or"
       " give another --workdir"
     )
+  return list(changed.values())
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-  """What differs between two configs of one run and is not FREE; '' if nothing.
+def _touches(field: str, old, new, begun: list[str]) -> bool:
+  """Whether a field has a say in a phase that has begun.
+
+  A phase's own does in all later ones, which may have learned from it, and the
+  place of a phase in the others' seeds.
+  """
+  if not begun:
+    return False
+  phases, last = old["phases"], old["phases"].index(begun[-1])
+  if field == "phases":
+    return new["phases"][: last + 1] != phases[: last + 1]
+  section = field.partition(".")[0]
+  if section in phases:
+    return phases.index(section) <= last
+  return section not in new["phases"]
+
+
+def _begun(directory: pathlib.Path) -> bool:
+  """Whether a phase has left anything that would be gone on from."""
+  steps = (directory / "checkpoints").glob("[0-9]*")
+  return (directory / "phase.json").exists() or any(
+    p.name.isdecimal() for p in steps
+  )
+
+
+def _write_new(path: pathlib.Path, value: Any) -> None:
+  if not path.exists():
+    write_json(path, value)
+
+
+def _unusable(workdir: pathlib.Path, e: Exception):
+  return checkpoint.CheckpointError(
+    f"cannot use {workdir} as a workdir: {e}; give another --workdir"
+  )
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+  """What differs between two configs of one run and is not FREE, by field.
 
   Both are as `json.loads(config.to_json())` gives them.
   """
   before, after = flatten(before), flatten(after)
-  return "; ".join(
-    f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
+  return {
+    k: f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
     for k in sorted(before.keys() | after.keys())
     if before.get(k) != after.get(k) and not within(k, FREE)
-  )
+  }
 
 
 def training_type(phase, name: str, mesh) -> jnp.dtype:
@@ -210,7 +291,7 @@ def run_phase(
   directory = workdir / name
   done = directory / "phase.json"
   if done.exists():
-    return read_json(done)
+    return read_phase(directory)
   c = config[name]
   meta = {"config": json.loads(config.to_json()), "phase": name}
   if c.ensemble.members:
@@ -482,6 +563,7 @@ def make_result(
   versions = ("jax", "flax", "optax", "orbax-checkpoint", "aqtp", "numpy")
   device = jax.devices()[0]
   return {
+    "format": FORMAT,
     "test_accuracy": test.accuracy,
     "test_correct": test.correct,
     "test_count": test.count,

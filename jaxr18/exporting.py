@@ -19,7 +19,7 @@ from jaxr18.cost.score import score
 from jaxr18.finished import reopen
 from jaxr18.network import Network
 from jaxr18.train.evaluate import compare, in_batches, predict
-from jaxr18.train.files import write_atomically, write_json, writing
+from jaxr18.train.files import write_atomically, write_sealed, writing
 from jaxr18.train.step import make_mesh
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
@@ -62,7 +62,7 @@ def export_run(
   found = compare(logits, reference, labels)
   found = {"file": path.name, "bytes": len(data), **about, **found}
   result.setdefault("export", {})[name] = found
-  write_json(folder / "result.json", result)
+  write_sealed(folder / "result.json", result)
   return path, found
 
 

@@ -82,8 +82,8 @@ def main(argv: list[str]) -> None:
       storage.keep_config(study, new)
   if before and (changed := experiment.changes(before, new)):
     raise storage.StudyError(
-      f"{path} is a study of another config: {changed}; set it back, or give"
-      " another --workdir"
+      f"{path} is a study of another config: {'; '.join(changed.values())}; set"
+      " it back, or give another --workdir"
     )
   with trial.may_leave(stop):
     dataset, mesh = experiment.load_data(config), make_mesh()

@@ -16,7 +16,7 @@ from jaxr18.distillconfig import names
 from jaxr18.network import Network
 from jaxr18.spec import BOUNDS, NetSpec
 from jaxr18.train import checkpoint
-from jaxr18.train.files import read_json
+from jaxr18.train.files import read_phase
 
 
 def load_network(workdir: pathlib.Path, source: str = "") -> Network:
@@ -82,12 +82,7 @@ def _load(workdir: pathlib.Path, source: str) -> list[Network]:
     workdir, source = pathlib.Path(source).expanduser(), ""
     phases = _phases_of(workdir)
   directory = workdir / (source or phases[-1])
-  if not (directory / "phase.json").is_file():
-    raise checkpoint.CheckpointError(
-      f"{directory} is not finished: it has no phase.json; run its command"
-      " again to its end"
-    )
-  step = read_json(directory / "phase.json")["step"]
+  step = read_phase(directory)["step"]
   arrays, meta = checkpoint.read(directory / "checkpoints" / str(step))
   return [
     net

@@ -8,6 +8,7 @@ import difflib
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -29,6 +30,7 @@ from jaxr18.pruneconfig import check_prune
 from jaxr18.quantconfig import check_calibration, check_learned, check_quantize
 from jaxr18.searchconfig import check_search, exact_score, extremes
 from jaxr18.spec import NetSpec
+from jaxr18.train.files import mend_checkpoint
 from jaxr18.workdir import WorkdirError, read_result
 from jaxr18.writerconfig import WRITERS, check_writers
 
@@ -37,7 +39,10 @@ _MISSING = object()
 
 
 def validate(
-  config: ml_collections.ConfigDict, devices: int = 1, sources: bool = True
+  config: ml_collections.ConfigDict,
+  devices: int = 1,
+  sources: bool = True,
+  ended: Callable[[str], bool] = lambda name: False,
 ) -> None:
   """Raises ConfigError where the config cannot be run.
 
@@ -48,6 +53,8 @@ def validate(
     devices: that share a batch.
     sources: whether what else a run needs must be there: other runs that `init`
       and `teacher` name, the packages of `writers`.
+    ended: whether a phase of that name is finished, and so needs neither its
+      sources nor devices that fit.
   """
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
@@ -60,7 +67,7 @@ def validate(
     section = {"search": SEARCH} if "search" in config else {}
     table = EXPERIMENT | dict.fromkeys(config.phases, PHASE) | section
     check.fields(table)
-    check.batches(devices)
+    check.batches(devices, ended)
     check_writers(check, sources)
     specs: dict[str, NetSpec | None] = {}
     for name in config.phases:
@@ -72,7 +79,7 @@ def validate(
       spec = check_network(check, name)
       check_calibration(check, name)
       check_learned(check, name)
-      if sources:
+      if sources and not ended(name):
         check.sources(name, spec, specs)
       # A shrunk network or an ensemble is known when its source is.
       follows = [f"{name}.shrink", f"{name}.ensemble.members"]
@@ -208,7 +215,7 @@ class Problems:
       return "remove it, or name it in config.phases"
     return "remove it; --help lists the fields"
 
-  def batches(self, devices: int) -> None:
+  def batches(self, devices: int, ended: Callable[[str], bool]) -> None:
     if not self.good("data.name", "data.validation", "data.limit"):
       return
     data = self.config.data
@@ -232,7 +239,7 @@ class Problems:
           f" (={data.validation}) and data.limit (={data.limit}) leave",
           "lower it",
         )
-      elif size % devices:
+      elif size % devices and not ended(name):
         self.add(
           f"{name}.batch_size",
           f"must be divisible by the {devices} devices that share a batch",
@@ -321,7 +328,9 @@ class Problems:
       return None
     kept = workdir / phase / "checkpoints" / str(step)
     if not kept.is_dir():
-      self.add(full, must, f"there is no {kept} any more; run it again")
+      self.add(
+        full, must, f"there is no {kept} any more; {mend_checkpoint(kept)}"
+      )
     if not self.good("data.name", "data.validation", "data.split_seed"):
       return spec
     here = self.config.data

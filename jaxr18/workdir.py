@@ -2,7 +2,12 @@
 
 import json
 import pathlib
+import shlex
 from typing import Any
+
+from jaxr18 import sealed
+
+FORMAT = "jaxr18 result 2"  # of what has a hash; the first had no format
 
 
 class WorkdirError(Exception):
@@ -17,7 +22,9 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any]:
   """
   path = workdir / "result.json"
   try:
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_bytes())
+    demanded = "format" in result or sealed.demanded(workdir)
+    result = sealed.unseal(result, sealed.FILE, demanded)
   except FileNotFoundError as e:
     what = "holds no run"
     if (workdir / "config.json").is_file():
@@ -26,13 +33,13 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any]:
       f"{workdir} {what}: there is no {path}; run its command to its end, or"
       " give the --workdir of a finished run"
     ) from e
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, TypeError) as e:
     raise WorkdirError(
-      f"{path} is damaged ({e}); remove it and run the command again: only the"
-      " test is done anew"
+      f"{path} is damaged ({e}); `{shlex.join(['rm', str(path)])}` removes it,"
+      " and the run's own command makes it again: only the test is done anew"
     ) from e
-  missing = [k for k in ("test_correct", "test_count", "spec", "config")
-             if not isinstance(result, dict) or k not in result]  # fmt: skip
+  keys = ("test_correct", "test_count", "spec", "config")
+  missing = [k for k in keys if k not in result]
   if missing:
     raise WorkdirError(
       f"{path} is not a result of jaxr18: it lacks {', '.join(missing)}; give"

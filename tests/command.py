@@ -1,12 +1,12 @@
 """Starts the real command on the tiny config, in processes of its own."""
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
 
+from jaxr18 import sealed
 from jaxr18.train import checkpoint
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_config.py")
@@ -73,8 +73,7 @@ def wait_for(path, process, seconds=300):
 
 def metrics(workdir):
   """The lines of metrics.jsonl without their timings."""
-  lines = (workdir / "train" / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  rows = sealed.read_lines(workdir / "train" / "metrics.jsonl", True).rows
   for row in rows:
     del row["seconds"], row["images_per_second"]
   return rows

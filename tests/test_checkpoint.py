@@ -1,7 +1,6 @@
 """Checkpoints and the small files: exact, or an error that says what to do."""
 
 import contextlib
-import json
 import pathlib
 import resource
 import shutil
@@ -15,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import remedy
 import tiny_run
 
+from jaxr18 import sealed
 from jaxr18.train import checkpoint, files, state
 from jaxr18.train.files import CheckpointError
 
@@ -141,8 +142,9 @@ def test_damage_is_told_and_the_earlier_one_is_whole(tmp_path, how):
     except CheckpointError as e:
       told += 1
       assert f"{folder / '2'} is damaged" in str(e)
-      assert f"remove {folder / '2'}" in str(e)
-    shutil.rmtree(folder / "2")
+      assert remedy.follow(e) == f"rm -r {folder / '2'}"
+      assert "goes on at step 1" in str(e)
+    shutil.rmtree(folder / "2", ignore_errors=True)
     assert checkpoint.open_manager(folder, {}).latest_step() == 1
     assert_equal(checkpoint.read(folder / "1")[0], some_arrays(1))
   assert told >= 3  # the data, the description and the tree's
@@ -160,10 +162,14 @@ def test_a_step_that_is_gone(tmp_path):
   run = tmp_path / "run"
   write(run / "checkpoints", 1)
   (run / "phase.json").write_text("{}")
+  (tmp_path / "result.json").write_text("{}")
   with pytest.raises(
-    CheckpointError, match="there is no checkpoint .*/2; remove .*/phase.json"
-  ):
+    CheckpointError, match="there is no checkpoint .*/2; .*goes on at step 1"
+  ) as e:
     checkpoint.read(run / "checkpoints" / "2")
+  remedy.follow(e.value)
+  assert [p.name for p in tmp_path.iterdir()] == ["run"]
+  assert kept(run / "checkpoints") == [1] and len(list(run.iterdir())) == 1
 
 
 def test_foreign_checkpoints(tmp_path):
@@ -273,17 +279,38 @@ def test_an_unwritable_folder(tmp_path, where):
     files.write_atomically(folder / "x.json", "{}")
 
 
-def test_read_json(tmp_path):
-  path = tmp_path / "phase.json"
-  with pytest.raises(
-    CheckpointError, match=f"{path}: .*No such file.*remove it"
-  ):
-    files.read_json(path)
-  path.write_text('{"step": 1')
-  with pytest.raises(CheckpointError, match=f"cannot read {path}.*remove it"):
-    files.read_json(path)
-  path.write_text('{"step": 1}')
-  assert files.read_json(path) == {"step": 1}
+def test_read_phase(tmp_path):
+  """By its own command a finished run is not run: its result is in the way."""
+  phase, path = tmp_path / "train", tmp_path / "train" / "phase.json"
+  phase.mkdir()
+  with pytest.raises(CheckpointError, match="train is not finished.*run its"):
+    files.read_phase(phase)
+  (tmp_path / "result.json").write_text("{}")
+  with pytest.raises(CheckpointError, match="train is not finished") as e:
+    files.read_phase(phase)
+  remedy.follow(e.value)
+  assert not (tmp_path / "result.json").exists()
+  files.write_sealed(path, {"step": 1})
+  assert files.read_phase(phase) == {"step": 1}
+  for text in ('{"step": 1', '{"step": 1, "hash": "0"}', "\0", "[]"):
+    path.write_text(text)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{path} is damaged") as e:
+      files.read_phase(phase)
+    remedy.follow(e.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["train"]
+    assert not list(phase.iterdir())
+
+
+def test_a_phase_without_its_hash(tmp_path):
+  """Is of an older version, or was cut: the workdir's config tells."""
+  (tmp_path / "train").mkdir()
+  (tmp_path / "train" / "phase.json").write_text('{"step": 1}')
+  (tmp_path / "config.json").write_text('{"phases": ["train"]}')
+  assert files.read_phase(tmp_path / "train") == {"step": 1}
+  (tmp_path / "config.json").write_text('{"version": 2, "phases": ["train"]}')
+  with pytest.raises(CheckpointError, match="its hash is missing"):
+    files.read_phase(tmp_path / "train")
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -322,10 +349,46 @@ def test_metrics_file(tmp_path):
   other = files.MetricsFile(path, writes=False)
   other.go_on_from(12)
   other.write(rows[2])
-  assert [json.loads(x) for x in path.read_text().splitlines()] == rows
+  assert sealed.read_lines(path, True).rows == rows
   metrics.go_on_from(12)
   assert validation == {6: 0.5} and metrics.last_step == 12
-  assert [json.loads(x) for x in path.read_text().splitlines()] == rows[:2]
+  assert sealed.read_lines(path, True).rows == rows[:2]
+  metrics.go_on_from(0)
+  for row in (rows[2], rows[0], rows[1]):  # whatever is measured first
+    metrics.write(row)
+  assert sealed.read_lines(path, True).rows == rows
+
+
+@pytest.mark.parametrize(
+  "change, reason",
+  [
+    (lambda x: [x[0], x[0], x[1]], "line 2: its step is 6, and 6 is before"),
+    (lambda x: [x[1], x[0]], "line 2: its step is 6, and 12 is before it"),
+    (lambda x: [x[0].replace("6", "7"), x[1]], "line 1: its hash"),
+    (lambda x: ["[]\n", x[1]], "line 1: it is list"),
+    (lambda x: ["\0\n", "{}\n", x[1]], "line 1: .*2 such lines"),
+  ],
+)
+def test_damaged_lines(tmp_path, change, reason):
+  path = tmp_path / "metrics.jsonl"
+  metrics = files.MetricsFile(path, writes=True)
+  for step in (6, 12):
+    metrics.write({"step": step, "validation_accuracy": 0.5})
+  path.write_text("".join(change(path.read_text().splitlines(True))))
+  with pytest.raises(CheckpointError, match=reason) as e:
+    files.MetricsFile(path, writes=True)
+  remedy.follow(e.value)
+  assert files.MetricsFile(path, writes=True).last_step == 12
+
+
+def test_lines_of_an_older_version_get_their_hashes(tmp_path):
+  path = tmp_path / "run" / "metrics.jsonl"
+  path.parent.mkdir()
+  path.write_text('{"step": 6, "validation_accuracy": 0.5}\n')
+  metrics = files.MetricsFile(path, writes=True)
+  metrics.go_on_from(6)
+  metrics.write({"step": 12, "validation_accuracy": 0.25})
+  assert len(sealed.read_lines(path, demanded=True).rows) == 2
 
 
 def test_two_runs_in_one_workdir(tmp_path):

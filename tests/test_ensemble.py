@@ -1,7 +1,6 @@
 """Ensembles: stacked, voting, disagreeing, averaged, charged in full."""
 
 import copy
-import json
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jaxr18.cost.score import score
 from jaxr18.cost.several import ensemble_score
 from jaxr18.train import evaluate
 from jaxr18.train.step import make_mesh
+from jaxr18.workdir import read_result
 
 NETS = [tiny_run.tiny_network(seed=i) for i in range(3)]
 QUANTIZED = tiny_run.tiny_network(seed=3, bits=4)
@@ -241,7 +241,7 @@ def voted(tmp_path_factory):
 class TestExperiment:
   def test_its_result(self, voted):
     _, workdir, result = voted
-    assert json.loads((workdir / "result.json").read_text()) == result
+    assert read_result(workdir) == result
     assert len(result["members"]) == len(result["specs"]) == 3
     assert result["specs"][1] == result["specs"][2] != result["specs"][0]
     assert np.shape(result["disagreement"]) == (3, 3)

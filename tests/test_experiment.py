@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from jax.extend import core as jax_core
 
-from jaxr18 import configfile, experiment, network, sources
+from jaxr18 import configfile, experiment, network, sealed, sources
 from jaxr18.compress import shrink as shrink_lib
 from jaxr18.compress.channels import channel_groups
 from jaxr18.config import base
@@ -21,7 +21,7 @@ from jaxr18.train import checkpoint
 from jaxr18.train import state as state_lib
 from jaxr18.train.step import Batch, make_mesh, make_train_step
 from jaxr18.validate import ConfigError, network_spec
-from jaxr18.workdir import WorkdirError
+from jaxr18.workdir import WorkdirError, read_result
 
 CONFIGS = sorted(configfile.ROOT.glob("configs/*.py"))
 
@@ -104,7 +104,8 @@ class TestResult:
   def test_its_fields(self, trained):
     config, workdir, result = trained
     saved = json.loads((workdir / "result.json").read_text())
-    assert saved == result
+    assert saved == sealed.seal(result) and len(saved["hash"]) == 64
+    assert list(saved)[0] == "format" and read_result(workdir) == result
     assert set(result) >= {
       "test_accuracy", "test_correct", "test_count", "test_loss",
       "validation_accuracy", "score", "phases", "seconds", "seed", "config",
@@ -113,9 +114,8 @@ class TestResult:
     assert result["test_count"] == 64
     assert result["test_accuracy"] == result["test_correct"] / 64
     assert result["config"] == json.loads(config.to_json())
-    assert (
-      json.loads((workdir / "config.json").read_text()) == (result["config"])
-    )
+    kept = json.loads((workdir / "config.json").read_text())
+    assert kept == {"version": 2} | result["config"]
     assert result["versions"]["jax"] == jax.__version__
     assert result["seconds"] == result["phases"]["train"]["seconds"] > 0
     assert result["validation_accuracy"] * 32 == pytest.approx(

@@ -19,6 +19,7 @@ ORDER = (
   "spec",
   "forms",
   "packed",
+  "sealed",
   "workdir",
   "cluster",
   "config",

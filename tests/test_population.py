@@ -1,7 +1,5 @@
 """A member of a population is what a run alone of its seed is."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from jaxr18.config import base
 from jaxr18.train import checkpoint, loop, state
 from jaxr18.train.step import Batch, make_mesh, replicate, shard
 from jaxr18.train.stop import Stopped, StopSignal
+from jaxr18.workdir import read_result
 
 DIGITS = tiny_run.dataset()
 TEACHER = tiny_run.tiny_network(seed=9)
@@ -199,7 +198,7 @@ class TestExperiment:
 
   def test_its_result(self, population):
     config, workdir, result = population
-    assert json.loads((workdir / "result.json").read_text()) == result
+    assert read_result(workdir) == result
     rows = result["members"]
     assert [row["seed"] for row in rows] == [0, 1]
     assert [row["learning_rate"] for row in rows] == [0.05, 0.025]

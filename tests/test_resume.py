@@ -7,8 +7,10 @@ import signal
 import command
 import numpy as np
 import pytest
+import remedy
 import tiny_run
 
+from jaxr18 import sealed
 from jaxr18.train import checkpoint, loop
 from jaxr18.train.files import CheckpointError
 from jaxr18.train.stop import Stopped, StopSignal
@@ -25,11 +27,9 @@ def read(directory, step):
 
 
 def metrics(directory):
-  rows = []
-  for line in (directory / "metrics.jsonl").read_text().splitlines():
-    row = json.loads(line)
+  rows = sealed.read_lines(directory / "metrics.jsonl", True).rows
+  for row in rows:
     assert row.pop("seconds") > 0 and row.pop("images_per_second") >= 0
-    rows.append(row)
   return rows
 
 
@@ -163,11 +163,80 @@ def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):
   content = bytearray(file.read_bytes())
   content[len(content) // 2] ^= 1
   file.write_bytes(content)
-  with pytest.raises(
-    CheckpointError, match=f"{last} is damaged.*remove {last}"
-  ):
+  with pytest.raises(CheckpointError, match=f"{last} is damaged.*at step") as e:
     tiny_run.run_phase(directory)
-  shutil.rmtree(last)
+  assert remedy.follow(e.value) == f"rm -r {last}"
+  assert_same(directory, tiny_run.run_phase(directory)[1], whole)
+
+
+def flipped(path, at):
+  content = bytearray(path.read_bytes())
+  content[at] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("lines", [[0], [1], [2], [0, 1, 2]])
+def test_a_damaged_line_is_told_and_what_is_needed_of_it_measured_again(
+  tmp_path, whole, lines
+):
+  """Without its accuracy another checkpoint would be taken for the best."""
+  directory = tmp_path / "run"
+  shutil.copytree(whole[0], directory)
+  file = directory / "metrics.jsonl"
+  text = file.read_text().splitlines(True)
+  for i in lines:
+    at = sum(map(len, text[:i])) + text[i].index('"validation_accuracy": 0.')
+    flipped(file, at + len('"validation_accuracy": 0.'))
+  told = _told(directory)
+  assert f"{file} is damaged: line {lines[0] + 1}: its hash" in str(told)
+  assert remedy.follow(told).startswith("sed -i")
+  info = tiny_run.run_phase(directory)[1]
+  assert {**info, "seconds": 0} == {**whole[1], "seconds": 0}
+  kept = [r for r in metrics(whole[0]) if r["step"] in {*steps(directory)}]
+  rows = metrics(directory)
+  assert [r for r in rows if r["step"] in {*steps(directory)}] == kept
+
+
+def _told(directory):
+  with pytest.raises(CheckpointError) as e:
+    tiny_run.run_phase(directory)
+  return e.value
+
+
+def best_before_the_last_two(tmp_path, whole):
+  """A run whose best checkpoint is that of its first epoch."""
+  directory = tmp_path / "run"
+  with pytest.raises(Stopped):
+    tiny_run.run_phase(directory, stop=tiny_run.StopAfter(7))
+  best = directory / "checkpoints" / "6"
+  file = directory / "metrics.jsonl"
+  (row,) = sealed.read_lines(file, True).rows
+  row["validation_accuracy"] = 2.0
+  file.write_text(json.dumps(sealed.seal(row, sealed.LINE)) + "\n")
+  assert tiny_run.run_phase(directory)[1]["step"] == 6
+  assert steps(directory) == [6, 12, 18]
+  return directory, best
+
+
+def test_a_damaged_best_checkpoint_is_trained_again(tmp_path, whole):
+  """To go on from a later one would test another network without a word."""
+  directory, best = best_before_the_last_two(tmp_path, whole)
+  (file,) = (best / "arrays" / "d").iterdir()
+  flipped(file, file.stat().st_size // 2)
+  (directory / "phase.json").write_text("{}")
+  told = _told(directory)
+  assert f"{best} is damaged" in str(told) and "begins the phase" in str(told)
+  remedy.follow(told)
+  assert steps(directory) == [] and not (directory / "phase.json").exists()
+  assert_same(directory, tiny_run.run_phase(directory)[1], whole)
+
+
+def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path, whole):
+  directory, best = best_before_the_last_two(tmp_path, whole)
+  shutil.rmtree(best)
+  told = _told(directory)
+  assert f"there is no checkpoint {best}, the best so far" in str(told)
+  remedy.follow(told)
   assert_same(directory, tiny_run.run_phase(directory)[1], whole)
 
 

@@ -1,10 +1,10 @@
 """Finds runs in folders, and reads what they have left."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxr18 import sealed
 from jaxr18.workdir import WorkdirError, read_result
 
 DEPTH = 2  # folders below an argument: STUDY/trials/0001
@@ -95,16 +95,14 @@ def read_metrics(
 ) -> dict[str, list[dict[str, Any]]]:
   """PHASE/metrics.jsonl, or PHASE.jsonl beside result.json, by phase.
 
-  A line that a killed run has left half written is skipped.
+  A line that is damaged, or that a killed run has left half written, is
+  skipped.
   """
   out = {}
   for phase in result["config"]["phases"]:
     for path in (folder / phase / "metrics.jsonl", folder / f"{phase}.jsonl"):
       if path.is_file():
-        out[phase] = list(map(json.loads, _whole(path.read_text())))
+        must = sealed.demanded(folder)
+        out[phase] = sealed.read_lines(path, must).rows
         break
   return out
-
-
-def _whole(text: str) -> list[str]:
-  return [x for x in text.splitlines() if x.startswith("{") and x[-1] == "}"]

@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxr18.network import Network
 from jaxr18.spec import NetSpec
 from jaxr18.train.files import CheckpointError as CheckpointError
-from jaxr18.train.files import writing
+from jaxr18.train.files import mend_checkpoint, writing
 
 FORMAT = "jaxr18 checkpoint 1"
 
@@ -151,9 +151,7 @@ def read(
   """
   _say_errors_once()
   path = pathlib.Path(path).absolute()
-  finished = path.parents[1] / "phase.json"
-  mend = f"remove {path}" + (f" and {finished}" if finished.exists() else "")
-  mend += ", and the same command goes on from an earlier one"
+  mend = mend_checkpoint(path)
   if not path.is_dir():
     raise CheckpointError(f"there is no checkpoint {path}; {mend}")
   reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())

@@ -6,8 +6,11 @@ import json
 import math
 import os
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import Any
+
+from jaxr18 import sealed
 
 
 class CheckpointError(Exception):
@@ -97,18 +100,62 @@ def write_json(path: pathlib.Path, value: Any, flag: str = "--workdir") -> None:
   write_atomically(path, to_json(value, path, 1) + "\n", flag)
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """What a file of `write_atomically` holds.
+def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes a JSON file with its hash."""
+  write_json(path, sealed.seal(value))
+
+
+def read_phase(directory: pathlib.Path) -> dict[str, Any]:
+  """What the phase.json of a finished phase holds.
+
+  Args:
+    directory: of the phase.
 
   Raises:
-    CheckpointError: it is missing, or no JSON.
+    CheckpointError: it is missing or damaged.
   """
+  path, workdir = directory / "phase.json", directory.parent
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as e:
+    return sealed.read(path, sealed.demanded(workdir))
+  except FileNotFoundError as e:
+    result = workdir / "result.json"
+    mend = "run its command again to its end"
+    if result.exists():  # the command would take it for finished
+      mend = f"{_removing([result])}, and the run's own command ends it"
     raise CheckpointError(
-      f"cannot read {path}: {e}; remove it, and its command makes it again"
+      f"{directory} is not finished: it has no phase.json; {mend}"
     ) from e
+  except (OSError, ValueError) as e:
+    gone = [path, workdir / "result.json"]
+    raise CheckpointError(
+      f"{path} is damaged ({e}); {_removing(gone)}, and the run's own command"
+      " makes it again: nothing is trained anew"
+    ) from e
+
+
+def mend_checkpoint(path: pathlib.Path) -> str:
+  """Says what to do about a checkpoint that is damaged or gone.
+
+  What was made of it is removed with it, also the later checkpoints: what is
+  trained again from an earlier one has the same bits.
+
+  Args:
+    path: of the checkpoint, WORKDIR/PHASE/checkpoints/STEP.
+  """
+  folder, phase = path.parent, path.parents[1]
+  steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
+  later = sorted(s for s in steps if s >= int(path.name))
+  earlier = [s for s in steps if s < int(path.name)]
+  gone = [folder / str(s) for s in later]
+  gone += [phase / "phase.json", phase.parent / "result.json"]
+  where = f"goes on at step {max(earlier)}" if earlier else "begins the phase"
+  return f"{_removing(gone)}, and the run's own command {where}"
+
+
+def _removing(paths: list[pathlib.Path]) -> str:
+  """Names the shell's command that removes those of the paths that exist."""
+  there = [str(p) for p in paths if p.exists()]
+  return f"`{shlex.join(['rm', '-r', *there])}`" if there else "do no more"
 
 
 @contextlib.contextmanager
@@ -119,7 +166,7 @@ def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
   no locks there is none.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; made if it is missing.
     first: whether this is the first of the run's processes, which holds it.
 
   Raises:
@@ -131,6 +178,7 @@ def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
     return
   path = workdir / ".lock"
   with writing(path):
+    workdir.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
   with file:
     try:
@@ -168,7 +216,11 @@ class MetricsFile:
   """
 
   def __init__(self, path: pathlib.Path, writes: bool, select_from: int = 0):
-    """Reads what is there; `writes` is false in all processes but one."""
+    """Reads what is there; `writes` is false in all processes but one.
+
+    Raises:
+      CheckpointError: a line is damaged.
+    """
     self._path, self._writes = path, writes
     self._select_from = select_from
     self.validation: dict[int, float] = {}
@@ -186,19 +238,27 @@ class MetricsFile:
   def go_on_from(self, step: int) -> None:
     """Drops the lines of later steps: they are made again."""
     self._set([row for row in self._rows if row["step"] <= step])
-    if self._writes:
-      lines = [to_json(row, self._path) + "\n" for row in self._rows]
-      write_atomically(self._path, "".join(lines))
+    self._write_all()
 
   def write(self, row: dict[str, Any]) -> None:
     """Adds a line; it is on disk when this returns."""
-    line = to_json(row, self._path) + "\n"
-    self._set([*self._rows, row])
-    if self._writes:
+    line = self._line(row)
+    last = self.empty or row["step"] > self.last_step
+    self._set(sorted([*self._rows, row], key=lambda row: row["step"]))
+    if not last:
+      self._write_all()
+    elif self._writes:
       with writing(self._path), self._path.open("a") as f:
         f.write(line)
         f.flush()
         os.fsync(f.fileno())
+
+  def _write_all(self) -> None:
+    if self._writes:
+      write_atomically(self._path, "".join(map(self._line, self._rows)))
+
+  def _line(self, row: dict[str, Any]) -> str:
+    return to_json(sealed.seal(row, sealed.LINE), self._path) + "\n"
 
   def _set(self, rows: list[dict[str, Any]]) -> None:
     self._rows = rows
@@ -211,15 +271,26 @@ class MetricsFile:
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """All whole lines; from one on that a kill cut off, none."""
-  rows = []
+  """All whole lines of a phase's metrics.jsonl, in the order of steps."""
+  if not path.exists():
+    return []
   with writing(path):
-    lines = path.read_text().splitlines() if path.exists() else []
-  for line in lines:
-    try:
-      row = json.loads(line)
-      row["step"], row["validation_accuracy"]
-    except (ValueError, LookupError, TypeError):
-      break
-    rows.append(row)
-  return rows
+    lines = sealed.read_lines(path, sealed.demanded(path.parents[1]))
+  damaged, last = dict(lines.damaged), -1
+  for number, row in zip(lines.numbers, lines.rows, strict=True):
+    step = row.get("step")
+    if "validation_accuracy" not in row or not isinstance(step, int):
+      damaged[number] = "it lacks a step or a validation_accuracy"
+    elif step <= last:
+      damaged[number] = f"its step is {step}, and {last} is before it"
+    else:
+      last = step
+  if damaged:
+    first = min(damaged)
+    raise CheckpointError(
+      f"{path} is damaged: line {first}: {damaged[first]};"
+      f" `{sealed.without(path, damaged)}` removes"
+      f" {'it' if len(damaged) == 1 else f'{len(damaged)} such lines'}, and the"
+      " same command measures again what is needed of them"
+    )
+  return lines.rows

@@ -11,7 +11,7 @@ the line, and makes up for it.
 
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,12 @@ from jaxr18 import data
 from jaxr18.network import Network, apply_masks
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
-from jaxr18.train.files import CheckpointError, MetricsFile, NotFiniteError
+from jaxr18.train.files import (
+  CheckpointError,
+  MetricsFile,
+  NotFiniteError,
+  mend_checkpoint,
+)
 from jaxr18.train.progress import Reporter
 from jaxr18.train.state import TrainState
 from jaxr18.train.step import Batch, Teachers, replicate, shard
@@ -119,12 +124,15 @@ def train(
   if latest is not None:
     state, spent = _restore(folder / str(done), state, dataset.fingerprint)
   metrics.go_on_from(done)
-  if writer is not None:
-    writer.begin(phase, metrics.rows)
-  state, teacher, key = replicate((state, teacher, key), mesh)
+  lost = [
+    step
+    for step in manager.all_steps()
+    if step < done and step % steps_per_epoch == 0 and not metrics.row(step)
+  ]
   reporter = Reporter(
     phase, epochs, steps_per_epoch, progress if writes else "none"
   )
+  state, teacher, key = replicate((state, teacher, key), mesh)
   in_flight = None  # step and loss of the step that the device works on
 
   def look() -> None:
@@ -167,7 +175,7 @@ def train(
     seconds = spent + time.monotonic() - began
     checkpoint.save(manager, step, arrays, meta | {"seconds": seconds})
 
-  def validate(step: int) -> None:
+  def validate(step: int, state: TrainState) -> None:
     totals = jax.tree.map(np.sum, jax.device_get(state.totals))
     count = totals["count"]
     row = {
@@ -195,6 +203,8 @@ def train(
           row["validation_accuracy"] = found.accuracy
     row |= reporter.timing()
     metrics.write(row)
+    if step in lost:
+      return  # the writer is about to get all lines
     if writer is not None:
       writer.row(phase, row)
     reporter.epoch(row)
@@ -213,6 +223,12 @@ def train(
   outside = stop.leave
   try:
     let_leave(done)
+    for step in sorted(lost):  # lines that somebody removed, being damaged
+      kept, _ = _restore(folder / str(step), state, dataset.fingerprint)
+      validate(step, replicate(kept, mesh))
+    _check_best(folder, manager.all_steps(), metrics)
+    if writer is not None:
+      writer.begin(phase, metrics.rows)
     if done < total:
       # The batch that comes first, since a table keeps what it is asked for.
       epoch, i = divmod(done, steps_per_epoch)
@@ -229,7 +245,7 @@ def train(
       if i == 0 and step > 0:
         let_leave(step)
         if metrics.last_step < step:
-          validate(step)
+          validate(step, state)
         if watch is not None:
           stop.leave = None
           if not watch(metrics.row(step)):
@@ -268,7 +284,7 @@ def train(
         save(0)
         checkpoint.finish(manager)
       if metrics.empty:
-        validate(0)
+        validate(0, state)
     checkpoint.finish(manager)
   finally:
     stop.leave = outside
@@ -310,6 +326,19 @@ def _restore(
       " config.data back, or give another --workdir"
     )
   return checkpoint.unflatten(arrays, like, path), meta["seconds"]
+
+
+def _check_best(
+  folder: pathlib.Path, steps: Sequence[int], metrics: MetricsFile
+) -> None:
+  """Raises CheckpointError where the best checkpoint so far is gone."""
+  if metrics.validation:
+    best = checkpoint.best_step(metrics.validation, metrics.validation)
+    if best not in steps:
+      raise CheckpointError(
+        f"there is no checkpoint {folder / str(best)}, the best so far;"
+        f" {mend_checkpoint(folder / str(best))}"
+      )
 
 
 def _agreed(step: int, *wishes: bool) -> tuple[bool, ...]:
