@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 import time
 
 from jaxr18 import sealed
@@ -83,3 +84,15 @@ def last_arrays(workdir):
   folder = workdir / "train" / "checkpoints"
   last = max(int(p.name) for p in folder.iterdir())
   return checkpoint.read(folder / str(last))[0]
+
+
+def run_python(code, **env):
+  """Runs code in a new process; returns what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code)],
+    env=os.environ | env,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout

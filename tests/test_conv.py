@@ -1,16 +1,13 @@
 """The convolution: every path equals XLA's own, under every transformation."""
 
 import functools
-import os
 import re
-import subprocess
-import sys
-import textwrap
 import threading
 
 import jax
 import numpy as np
 import pytest
+from command import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -81,18 +78,6 @@ def assert_close(got, expected, tolerance=1e-5):
 def skip_unless_possible(path):
   if path == "onednn" and not onednn.ready():
     pytest.skip(f"oneDNN: {onednn.reason()}")
-
-
-def run_python(code, **env):
-  """Runs code in a new process; returns what it printed."""
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(code)],
-    env=os.environ | env,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -533,3 +518,37 @@ def test_training_in_bfloat16_where_it_is_fast():
     "a batch is split over 2 devices, where XLA computes",
   )
   assert training_type("float32", 2) == (whole, None)
+
+
+@pytest.mark.skipif(not onednn.ready(), reason=f"{onednn.reason()}")
+def test_what_is_kept_is_checked_and_built_again(tmp_path, monkeypatch, capfd):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  folder = tmp_path / "jaxr18"
+  target = onednn._build()
+  assert target.parent == folder and "Built" in capfd.readouterr().err
+  whole = target.read_bytes()
+
+  def built_again():
+    assert onednn._build() == target
+    return "Built" in capfd.readouterr().err
+
+  assert not built_again()
+  target.write_bytes(whole[:-4096])  # loading it ends the process
+  assert built_again() and len(target.read_bytes()) == len(whole)
+  target.write_bytes(whole[:-1] + b"\x01")
+  assert built_again()
+  target.chmod(0o666)
+  assert built_again() and target.stat().st_mode & 0o022 == 0
+  target.with_suffix(".sha256").unlink()
+  assert built_again()
+  target.rename(tmp_path / "elsewhere")
+  target.symlink_to(tmp_path / "elsewhere")
+  assert built_again() and not target.is_symlink()
+  folder.chmod(0o777)
+  assert not built_again() and folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_cache_of_another_user_is_not_trusted(tmp_path, monkeypatch):
+  monkeypatch.setattr(onednn.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+  with pytest.raises(onednn.Unavailable, match="set XDG_CACHE_HOME"):
+    onednn._own_folder(tmp_path)

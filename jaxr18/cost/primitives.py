@@ -59,25 +59,26 @@ MOVEMENT = frozenset(
 ARITHMETIC = frozenset(
   """
   _copysign abs accum_grad_in_ref acos acosh add add_any addupdate
-  all_reduce_ffs all_reduce_population_count and approx_top_k argmax argmin
-  asin asinh atan atan2 atanh atomic_rmw bessel_i0e bessel_i1e cbrt ceil clamp
-  clz conj cos cosh cumlogsumexp cummax cummin cumprod cumsum digamma div eq
-  eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a
-  igammac integer_pow is_finite le le_to lgamma log log1p log2 logistic lt
-  lt_to lu_pivots_to_permutation masked_cummax masked_cummin masked_cumsum
-  masked_sort max min mosaic_gpu_reduce_max mosaic_gpu_reduce_min
-  mosaic_gpu_reduce_prod mosaic_gpu_reduce_sum mul mulhi multimem_load_reduce
-  ne neg nextafter not one_minus_square or pmax pmin polygamma polynomial
-  population_count pow psum psum_done psum_invariant psum_invariant_start
-  psum_start reciprocal reduce reduce_and reduce_max reduce_min reduce_or
-  reduce_prod reduce_scatter reduce_scatter_done reduce_scatter_start
-  reduce_sum reduce_window reduce_window_max reduce_window_min
-  reduce_window_sum reduce_xor regularized_incomplete_beta rem round rsqrt
-  sc_fetch_and_add scan_count scatter-add scatter-max scatter-min scatter-mul
-  scatter-sub select_and_gather_add select_and_scatter select_and_scatter_add
-  shift_left shift_right_arithmetic shift_right_logical sign sin sinh sort
-  sqrt square stochastic_round sub tan tanh top_k unique unreduced_pmax
-  unreduced_pmin unreduced_psum unreduced_psum_start unreduced_reduce_scatter
+  all_reduce_ffs all_reduce_population_count and approx_top_k argmax argmin asin
+  asinh atan atan2 atanh atomic_rmw batch_norm batch_norm_add
+  batch_norm_add_grad batch_norm_grad bessel_i0e bessel_i1e cbrt ceil clamp clz
+  conj cos cosh cumlogsumexp cummax cummin cumprod cumsum digamma div eq eq_to
+  erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac
+  integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to
+  lu_pivots_to_permutation masked_cummax masked_cummin masked_cumsum masked_sort
+  max min mosaic_gpu_reduce_max mosaic_gpu_reduce_min mosaic_gpu_reduce_prod
+  mosaic_gpu_reduce_sum mul mulhi multimem_load_reduce ne neg nextafter not
+  one_minus_square or pmax pmin polygamma polynomial population_count pow psum
+  psum_done psum_invariant psum_invariant_start psum_start quantize
+  quantize_grad reciprocal reduce reduce_and reduce_max reduce_min reduce_or
+  reduce_prod reduce_scatter reduce_scatter_done reduce_scatter_start reduce_sum
+  reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor
+  regularized_incomplete_beta rem round rsqrt sc_fetch_and_add scan_count
+  scatter-add scatter-max scatter-min scatter-mul scatter-sub
+  select_and_gather_add select_and_scatter select_and_scatter_add shift_left
+  shift_right_arithmetic shift_right_logical sign sin sinh sort sqrt square
+  stochastic_round sub tan tanh top_k unique unreduced_pmax unreduced_pmin
+  unreduced_psum unreduced_psum_start unreduced_reduce_scatter
   unreduced_reduce_scatter_start xor zeta
   """.split()
 )

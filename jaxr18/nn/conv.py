@@ -66,14 +66,21 @@ def conv(
       "[kernel, kernel, in_features / groups, features]; got the shapes "
       f"{x.shape} and {kernel.shape}."
     )
-  # Inside shard_map both must vary over the same axes of the mesh.
-  axes = [_varying(x), _varying(kernel)]
-  if axes[0] != axes[1]:
-    x = lax.pcast(x, tuple(axes[1] - axes[0]), to="varying")
-    kernel = lax.pcast(kernel, tuple(axes[0] - axes[1]), to="varying")
+  x, kernel = varying_alike(x, kernel)
   return conv_p.bind(
     x, kernel, stride=stride, padding=padding, groups=groups, path=path
   )
+
+
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+  """Makes all vary over the same axes of the mesh, inside shard_map."""
+  axes = frozenset().union(*map(_varying, arrays))
+  return [
+    lax.pcast(x, tuple(axes - _varying(x)), to="varying")
+    if axes != _varying(x)
+    else x
+    for x in arrays
+  ]
 
 
 def _varying(x) -> frozenset:
@@ -206,7 +213,7 @@ def training_type(dtype, devices: int) -> tuple[jnp.dtype, str | None]:
   return (dtype, None) if why is None else (jnp.dtype(jnp.float32), why)
 
 
-def _devices(context) -> int:
+def partitions(context) -> int:
   """Over how many devices XLA partitions what is being lowered."""
   manual = getattr(context, "manual_axes", None)
   if manual is not None:  # inside shard_map each device computes its own
@@ -215,7 +222,7 @@ def _devices(context) -> int:
 
 
 def _lower(name, cpu, run, ctx, a, b, *, path, **params):
-  devices = _devices(ctx.module_context.axis_context)
+  devices = partitions(ctx.module_context.axis_context)
   (out,) = ctx.avals_out
   groups = params["groups"]
   one = map(_of_one, (*ctx.avals_in, out))

@@ -22,6 +22,11 @@
 #include "oneapi/dnnl/dnnl.hpp"
 #include "xla/ffi/api/ffi.h"
 
+std::mutex& Turn() {
+  static std::mutex* turn = new std::mutex;  // outlives XLA's threads
+  return *turn;
+}
+
 namespace {
 
 namespace ffi = xla::ffi;
@@ -79,7 +84,6 @@ struct Plan {
 };
 
 struct Library {
-  std::mutex turn;
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   std::map<std::vector<int64_t>, Plan> plans;
@@ -253,7 +257,7 @@ void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
               const Operand& y, int64_t stride, int64_t padding,
               int64_t groups) {
   Library& lib = Lib();
-  std::lock_guard<std::mutex> lock(lib.turn);
+  std::lock_guard<std::mutex> lock(Turn());
   std::vector<int64_t> key{kind,   static_cast<int64_t>(x.type),
                            static_cast<int64_t>(k.type),
                            stride, padding, groups};

@@ -1,7 +1,8 @@
 """Binds oneDNN's convolutions to XLA on the CPU, if this machine can.
 
-The library comes from PyPI (`pip install jaxr18[cpu]`), the binding is one C++
-file, compiled once with the system's compiler into the user's cache.
+The library comes from PyPI (`pip install jaxr18[cpu]`), the binding is two C++
+files, compiled once with the system's compiler into the user's cache. The
+second, passes.cc, has loops of our own (nn/passes.py).
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import os
 import pathlib
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -26,14 +28,24 @@ from jaxr18.nn import conv_forms
 
 _LIBRARY = "onednn-cpu-gomp"
 _HEADERS = "onednn-devel-cpu-gomp"
-_SOURCE = pathlib.Path(__file__).with_name("onednn.cc")
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fopenmp", "-w")
+_SOURCES = [
+  pathlib.Path(__file__).with_name(name) for name in ("onednn.cc", "passes.cc")
+]
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-w")
 
-# The operation's name here -> the symbol in onednn.cc.
+# The operation's name here -> the symbol in the sources.
 _SYMBOLS = {
   "conv": "Conv",
   "conv_grad_input": "ConvGradInput",
   "conv_grad_kernel": "ConvGradKernel",
+}
+_PASSES = {
+  "batch_norm": "BatchNorm",
+  "batch_norm_add": "BatchNormAdd",
+  "batch_norm_grad": "BatchNormGrad",
+  "batch_norm_add_grad": "BatchNormAddGrad",
+  "quantize": "Quantize",
+  "quantize_grad": "QuantizeGrad",
 }
 
 
@@ -164,7 +176,7 @@ def _groups_in_one(kernel_shape, groups) -> int:
 @functools.cache
 def _avx512() -> bool:
   """Whether oneDNN computes with AVX-512 here; call it where `ready()`."""
-  return bool(ctypes.cdll.LoadLibrary(str(_build())).Avx512())
+  return bool(_library().Avx512())
 
 
 def ready() -> bool:
@@ -190,13 +202,9 @@ _LOCK = threading.Lock()
 @functools.cache
 def _reasons() -> tuple[str | None, str | None]:
   """Why oneDNN does not serve for float32, and for bfloat16."""
-  # GNU OpenMP reads it when it is loaded. Its threads spin for milliseconds
-  # after a convolution, on a core that XLA's elementwise work waits for: at
-  # width 64 on two cores evaluation 364 -> 395 images/s, training 113 -> 117.
-  os.environ.setdefault("GOMP_SPINCOUNT", "1000")
   try:
-    library = ctypes.cdll.LoadLibrary(str(_build()))
-    for name, symbol in _SYMBOLS.items():
+    library = _library()
+    for name, symbol in (_SYMBOLS | _PASSES).items():
       jax.ffi.register_ffi_target(
         f"jaxr18_{name}",
         jax.ffi.pycapsule(getattr(library, symbol)),
@@ -214,6 +222,15 @@ def _reasons() -> tuple[str | None, str | None]:
   except Unavailable as error:
     slow = str(error)
   return None, slow
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+  # GNU OpenMP reads it when it is loaded. Its threads spin for milliseconds
+  # after a convolution, on a core that XLA's elementwise work waits for: at
+  # width 64 on two cores evaluation 364 -> 395 images/s, training 113 -> 117.
+  os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+  return ctypes.cdll.LoadLibrary(str(_build()))
 
 
 def _file(package: str, name: str) -> pathlib.Path:
@@ -243,37 +260,98 @@ def _build() -> pathlib.Path:
     f"{package} {importlib.metadata.version(package)}"
     for package in ("jaxlib", _LIBRARY, _HEADERS)
   ]
-  text = "\n".join([_SOURCE.read_text(), str(library), *_FLAGS, *versions])
+  sources = [source.read_text() for source in _SOURCES]
+  text = "\n".join([*sources, str(library), *_FLAGS, *versions, instructions()])
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  target = pathlib.Path(root) / "jaxr18" / f"onednn-{digest}.so"
-  if target.exists():
-    return target
+  folder = _own_folder(pathlib.Path(root) / "jaxr18")
+  target = folder / f"onednn-{digest}.so"
+  if not _intact(target):
+    _compile(target, library, header.parents[2])
+  return target
 
+
+def instructions() -> str:
+  """The processor's, of which -march=native makes use."""
+  try:
+    with open("/proc/cpuinfo") as f:
+      return next((line for line in f if line.startswith("flags")), "")
+  except OSError:
+    return ""
+
+
+def _own_folder(folder: pathlib.Path) -> pathlib.Path:
+  """A folder that only this user may write; code is loaded from it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  found = folder.stat()
+  if found.st_uid != os.getuid():
+    raise Unavailable(
+      f"{folder} belongs to the user {found.st_uid}, who could change the code"
+      " that is kept there; set XDG_CACHE_HOME to a folder of your own"
+    )
+  if found.st_mode & 0o022:
+    folder.chmod(found.st_mode & 0o7755)
+  return folder
+
+
+def _intact(target: pathlib.Path) -> bool:
+  """Whether the kept binding is what was built, and nobody else may change it.
+
+  A file that was cut off would end the process as soon as it is used.
+  """
+  seal = target.with_suffix(".sha256")
+  for file in (target, seal):
+    try:
+      found = file.lstat()
+    except OSError:
+      return False
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+      return False
+    if found.st_mode & 0o022:
+      return False
+  return seal.read_text() == hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+def _compile(target: pathlib.Path, library: pathlib.Path, include):
   compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
   if not compiler:
     raise Unavailable("there is no C++ compiler; install g++ or set CXX")
-  target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-    built = pathlib.Path(folder) / target.name
-    command = [
-      compiler,
-      *_FLAGS,
-      f"-I{jax.ffi.include_dir()}",
-      f"-I{header.parents[2]}",
-      str(_SOURCE),
-      str(library),
-      f"-Wl,-rpath,{library.parent}",
-      "-o",
-      str(built),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-      lines = done.stderr.strip().splitlines() or ["no message"]
-      raise Unavailable(f"{compiler} could not build the binding: {lines[0]}")
-    os.replace(built, target)  # whole or not at all, whoever else builds it
+  with tempfile.TemporaryDirectory(dir=target.parent) as name:
+    folder = pathlib.Path(name)
+    objects = [folder / f"{source.stem}.o" for source in _SOURCES]
+    common = [*_FLAGS, f"-I{jax.ffi.include_dir()}", f"-I{include}"]
+    _run(
+      [
+        [compiler, *common, "-c", str(source), "-o", str(made)]
+        for source, made in zip(_SOURCES, objects, strict=True)
+      ]
+    )
+    built, seal = folder / target.name, folder / "seal"
+    link = [*map(str, objects), str(library), f"-Wl,-rpath,{library.parent}"]
+    _run([[compiler, "-shared", *_FLAGS, *link, "-o", str(built)]])
+    seal.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+    for file in (built, seal):
+      file.chmod(0o644)
+    # Each whole or not at all, whoever else builds it; the binding last, since
+    # a process may have the earlier one open.
+    os.replace(seal, target.with_suffix(".sha256"))
+    os.replace(built, target)
   print(f"Built {target} (oneDNN for convolutions on the CPU)", file=sys.stderr)
-  return target
+
+
+def _run(commands: list[list[str]]):
+  """Runs commands of the compiler side by side."""
+  running = [
+    subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for command in commands
+  ]
+  errors = [process.communicate()[1] for process in running]
+  for process, error in zip(running, errors, strict=True):
+    if process.returncode:
+      lines = error.strip().splitlines() or ["no message"]
+      raise Unavailable(
+        f"{process.args[0]} could not build the binding: {lines[0]}"
+      )
 
 
 def _check(dtype):

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from aqt.jax.v2 import utils
 from aqt.jax.v2.numerics import int_numerics, numerics
 
+from jaxr18.nn import passes
+from jaxr18.nn.conv import varying_alike
 from jaxr18.spec import FLOAT_BITS, HALF_BITS
 
 _CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
@@ -355,14 +357,18 @@ def quantize_input(
     return straight_through(x, _half(x))
   if scales == "dynamic":
     bound = dynamic_bound(jax.lax.stop_gradient(x))
-  return _quantize_input(x, jnp.asarray(bound), bits, signed, scales)
+  x, bound = varying_alike(x, jnp.asarray(bound))
+  return _quantize_input(x, bound, bits, signed, scales)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _quantize_input(x, bound, bits, signed, scales):
-  step = input_step(bound, bits, signed)
-  q = _rounded(x.astype(jnp.float32) / step, bits, signed)
-  return (q * step).astype(x.dtype)
+  step, (low, high) = input_step(bound, bits, signed), _ends(bits, signed)
+  if bound.ndim:  # of each image
+    q = _rounded(x.astype(jnp.float32) / step, bits, signed)
+    return (q * step).astype(x.dtype)
+  (y,) = quantize_p.bind(x.reshape(1, -1), step[None], low=low, high=high)
+  return y.reshape(x.shape)
 
 
 def _forward(x, bound, bits, signed, scales):
@@ -371,18 +377,20 @@ def _forward(x, bound, bits, signed, scales):
 
 def _backward(bits, signed, scales, saved, g):
   x, bound = saved
-  n = input_levels(bits, signed)
-  low = -n if signed else 0
-  v = x.astype(jnp.float32) / input_step(bound, bits, signed)
   if scales == "dynamic":
     return g, jnp.zeros_like(bound)
-  inside = (v > low) & (v < n)
-  dx = jnp.where(inside, g, 0)
+  n, (low, high) = input_levels(bits, signed), _ends(bits, signed)
+  dx, total = quantize_grad_p.bind(
+    x.reshape(1, -1),
+    g.reshape(1, -1),
+    input_step(bound, bits, signed)[None],
+    low=low,
+    high=high,
+    rounding=scales != "pact",
+  )
+  dx, total = dx.reshape(x.shape), total[0] / n
   if scales == "fixed":
     return dx, jnp.zeros_like(bound)
-  error = 0 if scales == "pact" else jnp.round(v) - v
-  of_step = jnp.where(inside, error, jnp.where(v >= n, n, low))
-  total = jnp.sum(g.astype(jnp.float32) * of_step) / n
   if scales == "lsq_paper":
     features = x.size / x.shape[0]
     total *= n**2 / (features * n) ** 0.5
@@ -390,3 +398,34 @@ def _backward(bits, signed, scales, saved, g):
 
 
 _quantize_input.defvjp(_forward, _backward)
+
+
+def _ends(bits: int, signed: bool) -> tuple[float, float]:
+  """The smallest and the largest integer of a quantized input."""
+  n = float(input_levels(bits, signed))
+  return (-n if signed else 0.0), n
+
+
+# In one pass each: x is [members, elements], step is [members].
+
+
+def _grid(x, step, *, low, high):
+  step = step[:, None]
+  v = x.astype(jnp.float32) / step
+  return [(jnp.round(jnp.clip(v, low, high)) * step).astype(x.dtype)]
+
+
+def _grid_grad(x, g, step, *, low, high, rounding):
+  """The gradient of x, and the sum of g times that of the step."""
+  v = x.astype(jnp.float32) / step[:, None]
+  inside = (v > low) & (v < high)
+  error = jnp.round(v) - v if rounding else 0
+  of_step = jnp.where(inside, error, jnp.where(v >= high, high, low))
+  return [
+    jnp.where(inside, g, 0),
+    jnp.sum(g.astype(jnp.float32) * of_step, axis=1),
+  ]
+
+
+quantize_p = passes.define("quantize", _grid)
+quantize_grad_p = passes.define("quantize_grad", _grid_grad)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from jaxr18.nn import calibrate, quantize
 from jaxr18.nn import conv as fast_conv
+from jaxr18.nn.batch_norm import batch_norm
 from jaxr18.spec import (
   BlockSpec,
   ConvSpec,
@@ -123,6 +124,38 @@ def _conv(spec: ConvSpec, name: str, signed: bool = False):
   return kind(spec, signed, name=name)
 
 
+class BatchNorm(nn.Module):
+  """Batch norm, the sum with a residual if there is one, and ReLU.
+
+  Scale, bias and statistics are float32 whatever the type of the input is.
+  """
+
+  train: bool
+  relu: bool = True
+
+  @nn.compact
+  def __call__(self, x, residual=None):
+    shape = (x.shape[-1],)
+    scale = self.param("scale", nn.initializers.ones, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+    var = self.variable("batch_stats", "var", jnp.ones, shape)
+    if self.train:
+      y, *found = batch_norm(
+        x, scale, bias, residual, relu=self.relu, epsilon=BATCH_NORM_EPSILON
+      )
+      if not self.is_initializing():
+        keep = BATCH_NORM_MOMENTUM
+        for old, new in zip((mean, var), found, strict=True):
+          old.value = keep * old.value + (1 - keep) * new
+      return y
+    factor = jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON) * scale
+    y = ((x - mean.value) * factor + bias).astype(x.dtype)
+    if residual is not None:
+      y = y + residual
+    return nn.relu(y) if self.relu else y
+
+
 class Block(nn.Module):
   """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)) (He et al., 2015)."""
 
@@ -132,25 +165,12 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x):
     y = _conv(self.spec.conv1, "conv1")(x)
-    y = nn.relu(_batch_norm(y, "bn1", self.train))
+    y = BatchNorm(self.train, name="bn1")(y)
     y = _conv(self.spec.conv2, "conv2")(y)
-    y = _batch_norm(y, "bn2", self.train)
     if self.spec.proj is not None:
       x = _conv(self.spec.proj, "proj")(x)
-      x = _batch_norm(x, "proj_bn", self.train)
-    return nn.relu(y + x)
-
-
-def _batch_norm(x, name: str, train: bool):
-  # Without dtype the float32 scale would promote bfloat16 to float32 for the
-  # rest of the network; statistics are float32 either way.
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=BATCH_NORM_MOMENTUM,
-    epsilon=BATCH_NORM_EPSILON,
-    dtype=x.dtype,
-    name=name,
-  )(x)
+      x = BatchNorm(self.train, relu=False, name="proj_bn")(x)
+    return BatchNorm(self.train, name="bn2")(y, x)
 
 
 class ResNet(nn.Module):
@@ -166,7 +186,7 @@ class ResNet(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     x = _conv(self.spec.stem, "stem", signed=True)(images)
-    x = nn.relu(_batch_norm(x, "stem_bn", self.train))
+    x = BatchNorm(self.train, name="stem_bn")(x)
     for name, block in self.spec.blocks():
       x = Block(block, self.train, name=name)(x)
     x = jnp.mean(x, axis=(1, 2))
