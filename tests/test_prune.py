@@ -190,6 +190,34 @@ class TestCounts:
     assert kept["head"] == round(0.1 * scores["head"].size)
     assert sum(kept.values()) == round(0.2 * total)
 
+  def test_a_floor_that_takes_all(self):
+    """Rounded up, 1% of each layer is more than 1% of all."""
+    scores = criteria.score("magnitude_l1", _net())
+    sizes = {p: s.size for p, s in scores.items()}
+    total = round(0.01 * sum(sizes.values()))
+    assert sum(density.at_least(sizes, 0.01).values()) > total
+    for name in ("global", "lamp"):
+      kept = density.counts(name, scores, 0.01, floor=0.01)
+      assert sum(kept.values()) == total and min(kept.values()) >= 1
+
+  @hypothesis.given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=12),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(1, 4),
+  )
+  def test_a_feasible_floor(self, sizes, floor, share, step):
+    """It fits, and is the floor itself where that fits."""
+    sizes = {str(i): step * n for i, n in enumerate(sizes)}
+    steps = dict.fromkeys(sizes, step)
+    total = max(round(share * sum(sizes.values())), step * len(sizes))
+    asked = density.at_least(sizes, floor, steps)
+    got = density.feasible(sizes, floor, total, steps)
+    assert step * sum(got.values()) <= total
+    assert all(1 <= got[name] <= asked[name] for name in sizes)
+    if step * sum(asked.values()) <= total:
+      assert got == asked
+
   def test_rules(self):
     scores = criteria.score("magnitude_l1", _net())
     rules = (("stage1.*", 0.5), ("stage.*", 0.25))
@@ -204,7 +232,7 @@ class TestCounts:
     [
       (dict(name="uniform", density=1e-4), "would keep none"),
       (dict(name="global", density=1e-3),
-       r"head \(0 of 1\).* keep less; raise the density or lower"),
+       r"of \d+ are to be kept, and \d+ layers .* raise the density to"),
       (dict(name="global", density=0.0), r"density \(=0.0\) must be above 0"),
       (dict(name="global", density=0.1, floor=0.2), r"floor \(=0.2\)"),
       (dict(name="best", density=0.1), "distribution .='best'. must be one"),
@@ -371,8 +399,14 @@ class TestPrune:
         p: int(np.sum(np.broadcast_to(m, scores[p].shape)))
         for p, m in network.kernels(net.masks).items()
       }
+      sizes = {path: s.size for path, s in scores.items()}
+      least = density.at_least(sizes, floor)
+      if distribution in ("global", "lamp"):
+        least = density.feasible(
+          sizes, floor, round(share * sum(sizes.values()))
+        )
       for path, mask in network.kernels(net.masks).items():
-        assert kept[path] >= max(1, floor * mask.size - 1e-6)
+        assert kept[path] >= least[path]
         assert not np.any(np.asarray(mask) & ~np.asarray(before[path]))
       if distribution in ("global", "lamp"):
         total = sum(s.size for s in scores.values())

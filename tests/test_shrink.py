@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxr18 import forms, network, spec
-from jaxr18.compress import channels, prune, sensitivity, shrink
+from jaxr18.compress import channels, density, prune, sensitivity, shrink
 from jaxr18.cost import score as score_lib
 
 LOW_RANK = forms.with_forms(
@@ -233,6 +233,19 @@ class TestKept:
     )
     assert floor["stage1_block1/inner"].sum() == 4
 
+  def test_a_floor_as_high_as_the_density(self):
+    """configs/prune_structured.py:0.2, whose floor rounded up was too much."""
+    net_spec = spec.resnet((16, 32, 48, 56), strides=(2, 2, 2, 1))
+    groups = channels.channel_groups(net_spec)
+    scores = {g.name: np.arange(1.0, 1 + g.size) for g in groups}
+    keep = channels.kept_channels(
+      net_spec, scores, 0.2, distribution="global", floor=0.2
+    )
+    kept = {name: int(k.sum()) for name, k in keep.items()}
+    assert sum(kept.values()) == round(0.2 * sum(g.size for g in groups))
+    # A fifth rounded up would be 4, 7, 10 and 12 channels.
+    assert all(kept[g.name] >= int(0.18 * g.size) for g in groups)
+
   def test_what_is_gone_gives_its_group_no_advantage(self):
     net_spec = GRID["dense"]
     groups = channels.channel_groups(net_spec)
@@ -421,8 +434,15 @@ def test_what_is_left_of_any_network(
   small = shrink.shrink(channels.mask_channels(net, keep))
   sizes = {g.name: g.size for g in channels.channel_groups(small.spec)}
   assert sizes == {name: k.sum() for name, k in keep.items()}
-  for group in channels.channel_groups(net_spec):
-    assert keep[group.name].sum() >= max(1, floor * group.size)
+  groups = channels.channel_groups(net_spec)
+  steps = channels.steps_of(groups, multiple)
+  widths = {g.name: g.size for g in groups}
+  least = density.at_least(widths, floor, steps)
+  if distribution == "global":
+    total = round(share * sum(widths.values()))
+    least = density.feasible(widths, floor, total, steps)
+  for group in groups:
+    assert keep[group.name].sum() >= least[group.name] * steps[group.name]
   like = jax.eval_shape(
     lambda key: network.init(key, small.spec), jax.random.key(0)
   )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress.criteria import check_finite
+from jaxr18.compress.density import at_least, feasible
 from jaxr18.network import Network
 from jaxr18.spec import Layer, NetSpec
 
@@ -185,12 +186,13 @@ def kept_channels(
     density: share of channels to keep, (0, 1]: in each group if uniform, in
       all together if global. Global compares scores over their group's mean.
     distribution: one of `DISTRIBUTIONS`.
-    floor: share that each group keeps at least.
+    floor: share that each group keeps at least; global lowers it where all
+      together are more than the density allows.
     multiple: the number kept is a multiple of it, unless the group's own size
       is none: then it is as near as the blocks allow.
 
   Raises:
-    ValueError: numbers out of range, a score that is not finite, or a group
+    ValueError: numbers out of range, a score that is not finite, or groups
       that cannot keep so few.
   """
   if distribution not in DISTRIBUTIONS:
@@ -204,25 +206,35 @@ def kept_channels(
     )
   check_finite(scores)
   groups = channel_groups(spec)
-  steps = {}
-  for g in groups:
-    step = math.lcm(g.blocks, multiple)
-    steps[g.name] = step if g.size % step == 0 else g.blocks
-  least = {
-    g.name: max(1, math.ceil(g.size * floor / steps[g.name] - 1e-9))
-    for g in groups
-  }
+  steps = steps_of(groups, multiple)
   if distribution == "uniform":
-    wanted = {
-      g.name: max(least[g.name], round(g.size * density / steps[g.name]))
-      for g in groups
-    }
+    wanted = evenly(groups, density, steps, floor)
   else:
-    wanted = _globally(groups, scores, density, steps, least)
+    wanted = _globally(groups, scores, density, steps, floor)
   return {
     g.name: _best_by_block(
       scores[g.name], g.blocks, wanted[g.name] * steps[g.name]
     )
+    for g in groups
+  }
+
+
+def steps_of(groups: Sequence[Group], multiple: int) -> dict[str, int]:
+  """Channels by which each group can shrink, by its name."""
+  steps = {}
+  for g in groups:
+    step = math.lcm(g.blocks, multiple)
+    steps[g.name] = step if g.size % step == 0 else g.blocks
+  return steps
+
+
+def evenly(
+  groups: Sequence[Group], density: float, steps: dict[str, int], floor: float
+) -> dict[str, int]:
+  """Steps that each group keeps of the uniform distribution, by its name."""
+  least = at_least({g.name: g.size for g in groups}, floor, steps)
+  return {
+    g.name: max(least[g.name], round(g.size * density / steps[g.name]))
     for g in groups
   }
 
@@ -233,17 +245,12 @@ def _best_by_block(scores: np.ndarray, blocks: int, kept: int) -> np.ndarray:
   return (ranks < kept // blocks).reshape(-1)
 
 
-def _globally(groups, scores, density, steps, least) -> dict[str, int]:
+def _globally(groups, scores, density, steps, floor) -> dict[str, int]:
   """Steps of channels by group, the best of all under the budget."""
-  budget = round(density * sum(g.size for g in groups))
-  kept = {g.name: least[g.name] for g in groups}
+  sizes = {g.name: g.size for g in groups}
+  budget = round(density * sum(sizes.values()))
+  kept = feasible(sizes, floor, budget, steps)
   spent = sum(kept[g.name] * steps[g.name] for g in groups)
-  if spent > budget:
-    raise ValueError(
-      f"{budget} channels are to be kept, and {len(groups)} groups need"
-      f" {spent} at least; raise density (={density}), or lower floor or"
-      " multiple"
-    )
   offers = []
   for g in groups:
     s = scores[g.name]

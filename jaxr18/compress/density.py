@@ -41,16 +41,18 @@ def counts(
     scores: by layer path.
     density: share of all weights to keep, (0, 1]; unused by explicit.
     floor: share that each layer keeps at least, at least one weight. What it
-      adds in one layer, global and lamp take from the others.
+      adds in one layer, global and lamp take from the others; where they have
+      not that much, the floor is lowered to what fits (`feasible`).
     rules: (regex, density), for explicit.
 
   Raises:
-    ValueError: what would empty a layer, a density out of range, a floor
-      above the density, or a rule that decides no layer.
+    ValueError: what would empty a layer, a density out of range or below one
+      weight a layer, a floor above the density, or a rule that decides no
+      layer.
   """
   sizes = {path: s.size for path, s in scores.items()}
   _check(name, scores, density, floor)
-  least = {p: max(1, math.ceil(floor * n - 1e-9)) for p, n in sizes.items()}
+  least = at_least(sizes, floor)
   if name == "explicit":
     found = _explicit(list(sizes), rules)
     kept = {p: round(n * found[p]) for p, n in sizes.items()}
@@ -62,7 +64,8 @@ def counts(
   else:
     if name == "lamp":
       scores = {path: lamp(s) for path, s in scores.items()}
-    return _best_of_all(scores, round(sum(sizes.values()) * density), least)
+    total = round(sum(sizes.values()) * density)
+    return _best_of_all(scores, total, feasible(sizes, floor, total))
   kept = {p: max(n, least[p] if floor else 0) for p, n in kept.items()}
   empty = [p for p, n in kept.items() if n == 0]
   if empty:
@@ -72,6 +75,59 @@ def counts(
       f" (={density}), or give a floor"
     )
   return kept
+
+
+def at_least(
+  sizes: Mapping[str, int], floor: float, steps: Mapping[str, int] | None = None
+) -> dict[str, int]:
+  """How many steps each keeps at least: its share rounded up, at least one.
+
+  Args:
+    sizes: by name.
+    floor: share of each.
+    steps: what each is counted in; by default in ones.
+  """
+  of = steps or dict.fromkeys(sizes, 1)
+  return {
+    name: max(1, math.ceil(floor * n / of[name] - 1e-9))
+    for name, n in sizes.items()
+  }
+
+
+def feasible(
+  sizes: Mapping[str, int],
+  floor: float,
+  total: int,
+  steps: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+  """As `at_least`, of the largest floor up to this one that `total` allows.
+
+  Rounded up, many small shares are more than the same share of all: a fifth of
+  each of twelve groups is more than a fifth of their channels.
+
+  Raises:
+    ValueError: even one step of each is more than the total.
+  """
+  of = steps or dict.fromkeys(sizes, 1)
+
+  def fits(share):
+    least = at_least(sizes, share, steps)
+    return sum(n * of[name] for name, n in least.items()) <= total
+
+  if not fits(0.0):
+    need = sum(of.values())
+    raise ValueError(
+      f"{total} of {sum(sizes.values())} are to be kept, and {len(sizes)}"
+      f" layers or groups need {need} at least; raise the density to"
+      f" {math.ceil(1e4 * need / sum(sizes.values())) / 1e4} or more"
+    )
+  if fits(floor):
+    return at_least(sizes, floor, steps)
+  low, high = 0.0, floor
+  for _ in range(50):
+    middle = (low + high) / 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return at_least(sizes, low, steps)
 
 
 def erk(
@@ -166,15 +222,6 @@ def _best_of_all(scores: Scores, total: int, least) -> dict[str, int]:
   Layers that would fall below their least get it, and the others share what
   is left; then no layer that had enough can fall below again but by this.
   """
-  if total < sum(least.values()):
-    kept = dict(zip(scores, _split(list(scores.values()), total), strict=True))
-    low = [f"{p} ({kept[p]} of {least[p]})" for p in scores if
-           kept[p] < least[p]]  # fmt: skip
-    raise ValueError(
-      f"{total} weights are to be kept, and {len(least)} layers need"
-      f" {sum(least.values())} at least: {', '.join(low)} would keep less;"
-      " raise the density or lower the floor"
-    )
   fixed: dict[str, int] = {}
   while True:
     free = [p for p in scores if p not in fixed]
