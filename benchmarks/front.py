@@ -1,0 +1,108 @@
+"""The points of accuracy and score to reach, what is reached, and its proof.
+
+    python -m benchmarks.front [--data_dir=DIR]
+
+For each point: the goal, the runs in docs/results/ that stand for it, their
+mean accuracy on the test set, their exact score, and whether the packed network
+beside each result gives the same number of right answers again, with NumPy
+alone. Exits with 1 where one does not; a goal that is not reached is told and
+is no failure.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+
+from benchmarks.results import RESULTS, load
+from jaxr18 import packed
+
+ARTIFACT = "network.safetensors"  # beside result.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+  """A point to reach.
+
+  Attributes:
+    accuracy: least mean test accuracy.
+    score: largest exact score.
+    seeds: runs that the mean is to be over.
+    runs: folders in docs/results/ that stand for it, of one config.
+  """
+
+  accuracy: float
+  score: float
+  seeds: int
+  runs: tuple[str, ...] = ()
+
+
+GOALS = {
+  "A": Goal(0.90, 0.0080, 3),
+  "B": Goal(0.9347, 0.045, 3),
+  "C": Goal(0.945, 0.10, 1),
+  "D": Goal(0.95, 0.30, 1),
+  "E": Goal(0.8697, 0.0040, 1),
+}
+
+
+def row(name: str, goal: Goal) -> str:
+  """What stands for one goal, on one line."""
+  want = f"{name}: {goal.accuracy:.2%} at {goal.score:.4f}, {goal.seeds} seeds"
+  if not goal.runs:
+    return f"{want} | nothing yet"
+  results = [load(run) for run in goal.runs]
+  accuracies = [r["test_accuracy"] for r in results]
+  score = max(r["score"]["exact"]["total"] for r in results)
+  mean = statistics.mean(accuracies)
+  spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+  reached = mean >= goal.accuracy and score <= goal.score
+  enough = len(results) >= goal.seeds
+  found = f"{mean:.2%} at {score:.4f}, {len(results)} seeds"
+  if len(results) > 1:
+    found += f", standard deviation {spread:.2%}"
+  word = "reached" if reached and enough else "not reached"
+  return f"{want} | {found} | {word}"
+
+
+def right_answers(run: str, images, labels) -> int:
+  """Of a run's packed network, with NumPy alone."""
+  forward, _ = packed.load(RESULTS / run / ARTIFACT)
+  parts = range(0, len(images), 500)
+  return sum(
+    int((forward(images[i : i + 500]).argmax(-1) == labels[i : i + 500]).sum())
+    for i in parts
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--data_dir", default="", help="TFDS's folder")
+  data_dir = parser.parse_args().data_dir
+  for name, goal in GOALS.items():
+    print(row(name, goal))
+  shipped = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARTIFACT}"))
+  if not shipped:
+    print("no packed network is beside a result")
+    return
+  # Imported late: a goal's state needs no data set.
+  from jaxr18 import data
+
+  test = data.load("cifar10", data_dir=data_dir).test
+  wrong = []
+  for run in shipped:
+    promised = load(run)["test_correct"]
+    found = right_answers(run, test.images, test.labels)
+    same = found == promised
+    print(
+      f"{run}: {found:,} of {len(test):,} right by NumPy,"
+      f" {promised:,} in result.json: {'the same' if same else 'NOT the same'}"
+    )
+    if not same:
+      wrong.append(run)
+  if wrong:
+    sys.exit(f"these artifacts do not reproduce their results: {wrong}")
+
+
+if __name__ == "__main__":
+  main()
