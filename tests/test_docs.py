@@ -1,5 +1,6 @@
 """README.md and docs/: their commands are accepted, their code runs."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -164,6 +165,15 @@ def test_extras_are_there(called):
       for names in re.findall(r"\[([\w,-]+)\]", shlex.join(rest)):
         asked |= set(names.split(","))
   assert {"cpu", "test"} <= asked <= known
+
+
+def test_every_dependency_has_a_lowest_version():
+  """The continuous integration installs just these, by `==`."""
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  extras = project["optional-dependencies"].values()
+  for line in itertools.chain(project["dependencies"], *extras):
+    assert re.match(r"[\w-]+(\[\w+\])?[>=]=\d", line), line
+  assert "jax>=0.10.0" in project["dependencies"]  # jaxprs_in_params
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def run(*command, **environment):
   )
 
 
-@pytest.mark.parametrize("name", ["local.sh", "queue.sh", "slurm.sbatch"])
+@pytest.mark.parametrize(
+  "name", ["local.sh", "queue.sh", "slurm.sbatch", "../.ci/run"]
+)
 def test_shellcheck(name):
   if not (tool := shutil.which("shellcheck")):
     beside = pathlib.Path(sys.executable).with_name("shellcheck")
