@@ -45,9 +45,11 @@ def main(argv: list[str]) -> None:
   from jaxr18.compress import allocate
   from jaxr18.cost.score import score
   from jaxr18.finished import reopen
-  from jaxr18.train.files import write_json
+  from jaxr18.train.files import try_writing, write_json
 
   workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
+  path = workdir / "sensitivity" / "bits.json"
+  try_writing(path)
   net = sources.load_network(workdir)
   split = dataset.validation if len(dataset.validation) else dataset.train
   count = min(_IMAGES.value, len(split))
@@ -68,8 +70,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(str(e)) from e
   found = score(spec, masks=net.masks)
   rules = allocate.rules_for({u: x.w_bits for u, x in spec.units()})
-  folder = workdir / "sensitivity"
-  folder.mkdir(exist_ok=True)
   result = {
     "images": count,
     "losses": losses,
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> None:
     "bits": rules,
     "exact": found.exact.total,
   }
-  write_json(folder / "bits.json", result)
+  write_json(path, result)
   print(f"network.bits = {rules!r}")
-  print(f"exact score {found.exact.total:.6f}; {folder}/bits.json")
+  print(f"exact score {found.exact.total:.6f}; {path}")
 
 
 def _table(losses, bits, count: int) -> str:

@@ -214,7 +214,7 @@ def _arguments(argv: list[str]) -> list[str]:
 
 def _expected() -> tuple[type[Exception], ...]:
   """Errors whose text is all that a person needs; imported after one only."""
-  from jaxr18 import cifar10, cluster, packed, torch_weights, workdir
+  from jaxr18 import cifar10, cluster, exporting, packed, torch_weights, workdir
   from jaxr18.compress import teacher_table
   from jaxr18.study import storage
   from jaxr18.train import checkpoint, loop
@@ -222,6 +222,7 @@ def _expected() -> tuple[type[Exception], ...]:
   return (
     cifar10.DataError,
     cluster.ClusterError,
+    exporting.ExportError,
     packed.PackedError,
     torch_weights.WeightsError,
     teacher_table.TableError,

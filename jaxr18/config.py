@@ -6,13 +6,13 @@ in configs/ starts from `base(phases)` and sets only what differs.
 
 import dataclasses
 import difflib
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
 
+from jaxr18 import patterns
 from jaxr18.forms import rule_faults
 from jaxr18.spec import BITS, SCALES, W_BITS, W_SCALES
 
@@ -114,16 +114,8 @@ class Knob:
         yield must, f"lower it to {self.high} or less"
       else:  # nan
         yield must, hint
-    elif self.regex and (fault := _regex_fault(value)):
+    elif self.regex and (fault := patterns.fault(value)):
       yield f"{which}must be a regex ({fault})", "mend it"
-
-
-def _regex_fault(pattern: str) -> str:
-  try:
-    re.compile(pattern)
-  except (re.error, OverflowError, RecursionError) as e:
-    return str(e) or type(e).__name__
-  return ""
 
 
 def _density_faults(rules: Any) -> Faults:
@@ -145,7 +137,7 @@ def _density_faults(rules: Any) -> Faults:
         " above 0 and at most 1",
         hint,
       )
-    elif fault := _regex_fault(rule[0]):
+    elif fault := patterns.fault(rule[0]):
       yield f"has {rule[0]!r}, which must be a regex ({fault})", "mend it"
 
 
@@ -167,7 +159,7 @@ def _options_faults(value: Any, knob: Knob) -> Faults:
       if len(entry) != 2 or not isinstance(entry[0], str):
         yield f"has {entry!r}, which must be {form}", hint
         continue
-      if fault := _regex_fault(entry[0]):
+      if fault := patterns.fault(entry[0]):
         yield f"has {entry[0]!r}, which must be a regex ({fault})", "mend it"
       choices = entry[1]
       if not isinstance(choices, tuple) or not choices:
@@ -212,15 +204,11 @@ def _rules_faults(rules: Any, knob: Knob) -> Faults:
     pattern, *bits = rule
     if not isinstance(pattern, str):
       yield f"has {pattern!r} in {rule!r}, which must be a regex", hint
-    else:
-      try:
-        re.compile(pattern)
-      except (re.error, OverflowError, RecursionError) as e:
-        yield (
-          f"has {pattern!r}, which must be a regex ({e})",
-          "mend it; it has to match whole layer paths, such as"
-          " 'stage1_.*/conv1'",
-        )
+    elif fault := patterns.fault(pattern):
+      yield (
+        f"has {pattern!r}, which must be a regex ({fault})",
+        "mend it; it has to match whole layer paths, such as 'stage1_.*/conv1'",
+      )
     for name, b, allowed in zip(
       ("w_bits", "a_bits"), bits, (W_BITS, BITS), strict=True
     ):

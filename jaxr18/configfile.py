@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from jaxr18.config import Knob, base, knobs
+from jaxr18.inputs import read_bytes
 from jaxr18.sealed import VERSION
 
 PACKAGE = pathlib.Path(__file__).parent
@@ -139,7 +140,7 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
     ConfigError: it cannot be read, or is no config.
   """
   try:
-    values = json.loads(path.read_text())
+    values = json.loads(read_bytes(path))
     version = values.pop("version", VERSION)
     if version != VERSION:
       raise ValueError(f"version is {version!r}, expected {VERSION}")

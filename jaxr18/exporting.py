@@ -3,6 +3,7 @@
 import pathlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,22 @@ from jaxr18.cost.score import score
 from jaxr18.finished import reopen
 from jaxr18.network import Network
 from jaxr18.train.evaluate import compare, in_batches, predict
-from jaxr18.train.files import write_atomically, write_sealed, writing
+from jaxr18.train.files import (
+  in_turn,
+  try_writing,
+  write_atomically,
+  write_sealed,
+  writing,
+)
 from jaxr18.train.step import make_mesh
+from jaxr18.workdir import read_result
+
+_APART = 3e-3  # of the largest logit; a GPU's TensorFloat-32 is off by 1e-3
+
+
+class ExportError(Exception):
+  """A file that would not be the network is not written."""
+
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
 
@@ -43,6 +58,7 @@ def export_run(
   Raises:
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
       written.
+    ExportError: what is read back is another network; nothing is written.
     ImportError: a package that the format needs.
   """
   folder, config, result, dataset = reopen(workdir, data_dir)
@@ -50,20 +66,42 @@ def export_run(
   path = pathlib.Path(out).expanduser()
   if not out:
     path = folder / "export" / f"network.{SUFFIXES[name]}"
-    with writing(path, "--out"):
-      path.parent.mkdir(exist_ok=True)
+  try_writing(path, "--out", make_folder=not out)
+  try_writing(folder / "result.json")
   data, about = _export(name, net, dataset, _provenance(result))
-  write_atomically(path, data, "--out")
-
   images, labels = dataset.test.images, dataset.test.labels
   size = min(config.eval_batch_size, len(images))
   reference = predict(net, images, dataset, size, make_mesh())
-  logits = in_batches(load(name, path), images, size)
+  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
+    file = pathlib.Path(trial, path.name)
+    file.write_bytes(data)
+    logits = in_batches(load(name, file), images, size)
+  _check_same(name, logits, reference)
   found = compare(logits, reference, labels)
   found = {"file": path.name, "bytes": len(data), **about, **found}
-  result.setdefault("export", {})[name] = found
-  write_sealed(folder / "result.json", result)
+  write_atomically(path, data, "--out")
+  with in_turn(folder):  # another export may have added its own meanwhile
+    result = read_result(folder)
+    result.setdefault("export", {})[name] = found
+    write_sealed(folder / "result.json", result)
   return path, found
+
+
+def _check_same(name, logits, reference) -> None:
+  """Raises ExportError where most images get other logits than they should.
+
+  Rounding alone moves those of a few images, in which a value lies in the
+  middle of two codes; a program that computes another network moves all.
+  """
+  apart = np.median(np.abs(logits - reference).max(-1))
+  allowed = _APART * np.abs(reference).max()
+  if not apart <= allowed:
+    raise ExportError(
+      f"nothing is written: the {name} file gives half of the test images"
+      f" logits that are off by {apart:.2g} or more, expected at most"
+      f" {allowed:.2g}, so what runs it here computes another network; export"
+      " with another release of its packages, or as --format=packed"
+    )
 
 
 def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaxr18 import patterns
 from jaxr18.spec import ConvSpec, NetSpec, check
 
 Rules = Sequence[tuple[str, str]]  # (regex on layer paths, form)
@@ -137,10 +138,8 @@ def rule_faults(rules: Any) -> Iterator[tuple[str, str]]:
       yield f"has the rule {rule!r}, which must be (regex, form)", hint
       continue
     pattern, form = rule
-    try:
-      re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as e:
-      yield f"has {pattern!r}, which must be a regex ({e})", "mend it"
+    if fault := patterns.fault(pattern):
+      yield f"has {pattern!r}, which must be a regex ({fault})", "mend it"
     if not _FORM.fullmatch(form):
       yield f"has the form {form!r}, which must be {_FORMS}", "choose one"
 

@@ -11,6 +11,8 @@ import pathlib
 import shlex
 from typing import Any, NamedTuple
 
+from jaxr18.inputs import read_bytes
+
 KEY = "hash"
 FILE, LINE = 64, 16  # hexadecimal digits of a file's hash and of a line's
 # In a workdir's config.json: without it, files may lack their hashes.
@@ -67,7 +69,7 @@ def unseal(value: Any, digits: int, demanded: bool) -> dict[str, Any]:
 def demanded(workdir: pathlib.Path) -> bool:
   """Whether all small files of a workdir must have a hash."""
   try:
-    return "version" in json.loads((workdir / "config.json").read_bytes())
+    return "version" in json.loads(read_bytes(workdir / "config.json"))
   except (OSError, ValueError, TypeError):
     return False
 
@@ -79,7 +81,7 @@ def read(path: pathlib.Path, demanded: bool) -> dict[str, Any]:
     OSError: it cannot be read.
     ValueError: it is no JSON, or a SealError.
   """
-  return unseal(json.loads(path.read_bytes()), FILE, demanded)
+  return unseal(json.loads(read_bytes(path)), FILE, demanded)
 
 
 def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
@@ -91,7 +93,7 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
   Raises:
     OSError: it cannot be read.
   """
-  *whole, last = path.read_bytes().split(b"\n")
+  *whole, last = read_bytes(path).split(b"\n")
   demanded = demanded or any(b'"%s":' % KEY.encode() in x for x in whole)
   rows, numbers, damaged = [], [], {}
   for i, text in enumerate([*whole, last], 1):

@@ -12,6 +12,9 @@ Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
 when the command cannot be run.
 """
 
+import pathlib
+import tempfile
+
 from absl import app, flags
 
 from jaxr18 import cli
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> None:
   from jaxr18 import data, sources
   from jaxr18.compress import channels, criteria, sensitivity
   from jaxr18.finished import reopen
-  from jaxr18.train.files import write_json
+  from jaxr18.train.files import try_writing, write_json
 
   known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
   criterion = _CRITERION.value or ("l2" if _STRUCTURED.value else known[0])
@@ -60,6 +63,10 @@ def main(argv: list[str]) -> None:
     usable = [n for n in known if n != "movement"]
     raise app.UsageError(f"--criterion={criterion}: must be one of {usable}")
   workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
+  name = "channels" if _STRUCTURED.value else "weights"
+  path = workdir / "sensitivity" / f"{name}.json"
+  try_writing(path)
+  try_writing(path.with_suffix(".svg"))
   net = sources.load_network(workdir)
 
   def inputs(split, count):
@@ -100,9 +107,6 @@ def main(argv: list[str]) -> None:
     structured=_STRUCTURED.value,
   )
   whole = next(iter(table.values()))[0]
-  name = "channels" if _STRUCTURED.value else "weights"
-  folder = workdir / "sensitivity"
-  folder.mkdir(exist_ok=True)
   result = {
     "criterion": criterion,
     "images": count,
@@ -111,15 +115,24 @@ def main(argv: list[str]) -> None:
     "sparsities": sparsities,
     "accuracies": {layer: row[1:] for layer, row in table.items()},
   }
-  write_json(folder / f"{name}.json", result)
+  write_json(path, result)
   print(_table(result))
   try:
-    from jaxr18.report import figure, heatmap
+    _draw(result, path.with_suffix(".svg"))
   except ImportError as e:
     print(f"No picture: {e}; pip install 'jaxr18[report]'")
     return
-  figure.save(heatmap.draw(result), folder / f"{name}.svg")
-  print(f"{folder}/{name}.json, {folder}/{name}.svg")
+  print(f"{path}, {path.with_suffix('.svg')}")
+
+
+def _draw(result, path: pathlib.Path) -> None:
+  from jaxr18.report import figure, heatmap
+  from jaxr18.train.files import write_atomically, writing
+
+  with writing(path), tempfile.TemporaryDirectory() as folder:
+    drawn = pathlib.Path(folder, path.name)
+    figure.save(heatmap.draw(result), drawn)
+    write_atomically(path, drawn.read_bytes())
 
 
 def _table(result) -> str:

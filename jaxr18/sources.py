@@ -13,6 +13,7 @@ from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.configfile import ConfigError
 from jaxr18.distillconfig import names
+from jaxr18.inputs import read_bytes
 from jaxr18.network import Network
 from jaxr18.spec import BOUNDS, NetSpec
 from jaxr18.train import checkpoint
@@ -94,7 +95,7 @@ def _load(workdir: pathlib.Path, source: str) -> list[Network]:
 def _phases_of(workdir: pathlib.Path) -> list[str]:
   path = workdir / "config.json"
   try:
-    return json.loads(path.read_text())["phases"]
+    return json.loads(read_bytes(path))["phases"]
   except (OSError, ValueError, TypeError, KeyError) as e:
     raise checkpoint.CheckpointError(
       f"{workdir} holds no run: {path} cannot be read ({e!r}); give the"

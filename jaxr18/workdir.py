@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from jaxr18 import sealed
+from jaxr18.inputs import read_bytes
 
 FORMAT = "jaxr18 result 2"  # of what has a hash; the first had no format
 
@@ -22,7 +23,7 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any]:
   """
   path = workdir / "result.json"
   try:
-    result = json.loads(path.read_bytes())
+    result = json.loads(read_bytes(path))
     demanded = "format" in result or sealed.demanded(workdir)
     result = sealed.unseal(result, sealed.FILE, demanded)
   except FileNotFoundError as e:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxr18 import network
 from jaxr18.augment import normalize
 from jaxr18.compress import integer
-from jaxr18.spec import BOUNDS, W_SCALES, ConvSpec, resnet, with_bits
+from jaxr18.spec import BOUNDS, W_SCALES, ConvSpec, NetSpec, resnet, with_bits
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
 SIDE = 8
@@ -73,9 +73,12 @@ fast_jit = functools.partial(
 def net(bits: str, density: float = 1.0) -> network.Network:
   """With `density` below 1, kernels, batch norms and the head's bias lose so
   many of their numbers at random."""
-  made = jax.eval_shape(
-    lambda k: network.init(k, spec(bits)), jax.random.key(0)
-  )
+  return numbers(spec(bits), density)
+
+
+def numbers(of: NetSpec, density: float = 1.0) -> network.Network:
+  """As `net`, of any spec."""
+  made = jax.eval_shape(lambda k: network.init(k, of), jax.random.key(0))
   rng = np.random.default_rng(5)
 
   def number(path, x):

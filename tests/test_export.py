@@ -16,6 +16,7 @@ import tiny_run
 
 from jaxr18 import experiment, exporting, network, packed, sources
 from jaxr18.augment import normalize
+from jaxr18.spec import BITS, W_BITS, with_bits
 from jaxr18.train.checkpoint import CheckpointError
 from jaxr18.train.evaluate import predict
 from jaxr18.train.files import write_atomically
@@ -53,6 +54,41 @@ class TestOnnx:
     assert ops.count("Conv") == len(odd_nets.spec(bits).layers())
     assert "BatchNormalization" not in ops
     assert model.metadata_props[0].key == "a"
+
+  @pytest.mark.parametrize("shift", [0, 4])
+  @pytest.mark.parametrize("w_bits", W_BITS)
+  def test_of_all_bits_is_the_network(self, w_bits, shift, tmp_path):
+    """Each number of bits of inputs, before this and other kernels."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.compress.to_onnx import load_onnx, to_onnx
+
+    units = [unit for unit, _ in odd_nets.spec("float").units()]
+    rules = [
+      # As many bits twice in a row: programs rewrite what stands so.
+      (unit, w_bits, BITS[((i + 1) // 2 + shift) % len(BITS)])
+      for i, unit in enumerate(units)
+    ]
+    scales = "dynamic" if shift and w_bits % 2 else "lsq"
+    net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules, scales))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW, provenance={}))
+    images = odd_nets.images()
+    close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
+
+  @pytest.mark.parametrize("a_bits", [2, 4, 8])
+  @pytest.mark.parametrize("w_bits", [16, 32])
+  def test_float_kernels_stay_floats(self, w_bits, a_bits, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.compress.to_onnx import load_onnx, to_onnx
+
+    rules = [(".*", w_bits, a_bits)]
+    net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW, provenance={}))
+    images = odd_nets.images()
+    close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
 
   def test_resizes(self, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -124,6 +160,46 @@ class TestRun:
     assert found["images_beyond_1e-4"] == 10  # 2 in each of 5 batches
     assert found["largest_difference"] == pytest.approx(1, abs=1e-4)
 
+  def test_another_network_is_not_written(self, workdir, monkeypatch):
+    load = exporting.load
+
+    def other(name, path):
+      run = load(name, path)
+      return lambda x: 1.01 * run(x)
+
+    monkeypatch.setattr(exporting, "load", other)
+    before = (workdir / "result.json").read_bytes()
+    with pytest.raises(exporting.ExportError, match="nothing is written"):
+      exporting.export_run(workdir, "packed", workdir / "wrong")
+    assert not (workdir / "wrong").exists()
+    assert (workdir / "result.json").read_bytes() == before
+
+  def test_two_at_once_lose_nothing(self, workdir, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    load = exporting.load
+
+    def meanwhile(name, path):
+      if name == "packed":
+        exporting.export_run(workdir, "stablehlo", workdir / "between")
+      return load(name, path)
+
+    monkeypatch.setattr(exporting, "load", meanwhile)
+    exporting.export_run(workdir, "packed", workdir / "slow")
+    kept = json.loads((workdir / "result.json").read_text())["export"]
+    assert kept["packed"]["file"] == "slow"
+    assert kept["stablehlo"]["file"] == "between"
+
+  def test_a_path_that_cannot_be_written(self, workdir):
+    with pytest.raises(CheckpointError, match="give another --out"):
+      exporting.export_run(workdir, "packed", workdir / "no" / "file")
+
+  def test_the_target_is_tried_before_the_work(self, workdir, monkeypatch):
+    monkeypatch.setattr(exporting, "_export", None)  # never comes so far
+    (workdir / "file").write_text("")
+    for out in (workdir, workdir / "file" / "below", "/dev/null"):
+      with pytest.raises(CheckpointError, match="give another --out"):
+        exporting.export_run(workdir, "packed", out)
+
   def test_integers(self, workdir):
     net, dataset = sources.load_network(workdir), tiny_run.dataset()
     found = exporting.by_integers(net, dataset, 20)
@@ -142,10 +218,6 @@ class TestRun:
     x = normalize(images, dataset.mean, dataset.std, net.spec.resolution)
     simulated = np.asarray(network.forward(net, x))
     assert 0 < np.abs(simulated - tested).max() < 0.1 * np.abs(tested).max()
-
-  def test_a_path_that_cannot_be_written(self, workdir):
-    with pytest.raises(CheckpointError, match="give another --out"):
-      exporting.export_run(workdir, "packed", workdir / "no" / "file")
 
   def test_runs_that_cannot_be_exported(self, workdir, tmp_path):
     with pytest.raises(WorkdirError, match="holds no run"):

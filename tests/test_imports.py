@@ -16,6 +16,8 @@ PACKAGE = "jaxr18"
 # is a folder's __main__, is a command, which imports what it likes and is
 # imported by nobody.
 ORDER = (
+  "patterns",
+  "inputs",
   "spec",
   "forms",
   "packed",

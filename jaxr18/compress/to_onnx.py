@@ -4,8 +4,11 @@ uint8 images [n, size, size, channels] -> logits [n, classes], normalization
 included. Quantized inputs pass QuantizeLinear and DequantizeLinear; quantized
 kernels are stored as integers, int4 up to 4 bits and int8 above, with one scale
 for each output channel in a DequantizeLinear. An input of fewer levels than
-its integer type has is clipped to its bound before. Where each image has a
-bound of its own, floats are rounded.
+its integer type has is clipped to its bound before.
+
+Floats are rounded in their place where each image has a bound of its own, and
+before kernels of floats: ONNX Runtime's WeightBiasQuantization rounds such a
+kernel to int8 where it finds a DequantizeLinear before the convolution.
 """
 
 from __future__ import annotations
@@ -176,35 +179,41 @@ def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
     return x
   signed = layer.signed_input
   levels = np.float32(input_levels(layer.a_bits, signed))
-  if "input_bound" in numbers:
-    bound = numbers["input_bound"]
-    step = graph.constant(f"{name}/step", bound * (1 / levels))
-    if signed or layer.a_bits < 8:
-      x = _clipped(graph, name, x, -bound if signed else None, bound)
-  else:
-    return _dynamic(graph, name, x, levels)
+  if "input_bound" not in numbers:
+    return _rounded(graph, name, x, _dynamic_step(graph, name, x, levels))
+  bound = numbers["input_bound"]
+  step = graph.constant(f"{name}/step", bound * (1 / levels))
+  if "codes" not in numbers:
+    return _rounded(graph, name, x, step, -levels if signed else 0, levels)
+  if signed or layer.a_bits < 8:
+    x = _clipped(graph, name, x, -bound if signed else None, bound)
   zero = np.zeros((), np.int8 if signed else np.uint8)
   zero = graph.constant(f"{name}/zero", zero)
   x = graph("QuantizeLinear", x, step, zero, name=f"{name}/codes")
   return graph("DequantizeLinear", x, step, zero, name=f"{name}/values")
 
 
-def _dynamic(graph: _Graph, name: str, x: str, levels: np.float32) -> str:
-  """Each image on a grid of its own, which QuantizeLinear does not have.
-
-  No value is beyond the bound, so nothing is clipped.
-  """
+def _dynamic_step(graph: _Graph, name: str, x: str, levels) -> str:
+  """The step of each image's own grid, beyond which no value is."""
   size = graph("Abs", x, name=f"{name}/abs")
   axes = graph.constant(f"{name}/axes", np.array([1, 2, 3]))
   size = graph("ReduceMax", size, axes, name=f"{name}/largest", keepdims=1)
   least = graph.constant(f"{name}/least", np.float32(SMALLEST_BOUND))
   size = graph("Max", size, least, name=f"{name}/bound")
   part = graph.constant(f"{name}/part", 1 / levels)
-  step = graph("Mul", size, part, name=f"{name}/step")
+  return graph("Mul", size, part, name=f"{name}/step")
+
+
+def _rounded(
+  graph: _Graph, name: str, x: str, step, low=None, high=None
+) -> str:
+  """Floats on a grid; low and high are its ends, in steps."""
   inverse = graph("Reciprocal", step, name=f"{name}/inverse")
-  codes = graph("Mul", x, inverse, name=f"{name}/ratio")  # as XLA divides
-  codes = graph("Round", codes, name=f"{name}/codes")  # halves to even
-  return graph("Mul", codes, step, name=f"{name}/values")
+  x = graph("Mul", x, inverse, name=f"{name}/ratio")  # as XLA divides
+  if high is not None:
+    x = _clipped(graph, name, x, low, high)
+  x = graph("Round", x, name=f"{name}/codes")  # halves to even
+  return graph("Mul", x, step, name=f"{name}/values")
 
 
 def _clipped(graph: _Graph, name: str, x: str, low, high) -> str:

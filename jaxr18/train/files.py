@@ -1,16 +1,22 @@
 """The small files of a run: written whole or not at all, and read with care."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
 import pathlib
 import shlex
+import stat
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from jaxr18 import sealed
+from jaxr18.inputs import check_file
+
+_PATIENCE = 60  # seconds to wait for another process's file
 
 
 class CheckpointError(Exception):
@@ -44,19 +50,100 @@ def write_atomically(
   path: pathlib.Path, content: str | bytes, flag: str = "--workdir"
 ) -> None:
   """Writes the whole content or nothing, also when killed in between."""
-  part = path.with_name(path.name + ".part")
   data = content.encode() if isinstance(content, str) else content
   with writing(path, flag):
-    try:
-      with part.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+    _check_target(path)
+    with _part_of(path) as (part, f):
+      f.write(data)
+      f.flush()
+      os.fsync(f.fileno())
       part.replace(path)
+
+
+def try_writing(
+  path: pathlib.Path, flag: str = "--workdir", make_folder: bool = True
+) -> None:
+  """Finds out whether a file can be written, before the work for it is done.
+
+  Leaves nothing but its folder, which is made where it is missing.
+
+  Raises:
+    CheckpointError: it cannot; the disk is full, for one.
+  """
+  with writing(path, flag):
+    _check_target(path)
+    if make_folder:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    with _part_of(path) as (part, f):
+      f.write(bytes(4096))
+      f.flush()
+      os.fsync(f.fileno())
+      part.unlink()
+
+
+def _check_target(path: pathlib.Path) -> None:
+  """Raises OSError for a folder, or a device, which a file would replace."""
+  if path.is_dir():
+    raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+  check_file(path)
+
+
+@contextlib.contextmanager
+def _part_of(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, IO[bytes]]]:
+  """PATH.part, empty and ours alone; removed where writing it fails.
+
+  A link or a pipe that stands there is removed and not followed. Processes
+  that write the same file wait for each other.
+  """
+  part = path.with_name(path.name + ".part")
+  with _opened(part) as f:
+    try:
+      yield part, f
     except OSError:  # a full disk: the part would keep it full
       with contextlib.suppress(OSError):
         part.unlink()
       raise
+
+
+def _opened(part: pathlib.Path) -> IO[bytes]:
+  deadline = time.monotonic() + _PATIENCE
+  while True:
+    with contextlib.suppress(FileNotFoundError):
+      if not _plain(part.lstat()):
+        part.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    f = os.fdopen(os.open(part, flags, 0o666), "wb")
+    if _locked(f) and _same(f, part):
+      f.truncate()
+      return f
+    f.close()
+    if time.monotonic() > deadline:
+      what = f"another process has been writing it for {_PATIENCE} s"
+      raise OSError(errno.EBUSY, what)
+    time.sleep(0.01)
+
+
+def _plain(found: os.stat_result) -> bool:
+  return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
+def _locked(f: IO[bytes]) -> bool:
+  try:
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError:  # a file system without locks
+    pass
+  return True
+
+
+def _same(f: IO[bytes], part: pathlib.Path) -> bool:
+  """Whether the file is still what has the name: another may have moved it."""
+  try:
+    found = part.lstat()
+  except FileNotFoundError:
+    return False
+  return _plain(found) and os.path.samestat(os.fstat(f.fileno()), found)
 
 
 def not_finite(value: Any, name: str = "") -> str:
