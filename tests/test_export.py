@@ -1,6 +1,5 @@
 """Exports are the network: ONNX, StableHLO, the command, and its refusals."""
 
-import json
 import re
 import resource
 import subprocess
@@ -21,7 +20,7 @@ from jaxr18.train.checkpoint import CheckpointError
 from jaxr18.train.evaluate import predict
 from jaxr18.train.files import write_atomically
 from jaxr18.train.step import make_mesh
-from jaxr18.workdir import WorkdirError
+from jaxr18.workdir import WorkdirError, read_result
 
 HOW = dict(mean=odd_nets.MEAN, std=odd_nets.STD, size=odd_nets.SIDE)
 
@@ -136,14 +135,14 @@ class TestRun:
     for module in {"onnx": ("onnx", "onnxruntime"),
                    "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
       pytest.importorskip(module)
-    before = json.loads((workdir / "result.json").read_text())
+    before = read_result(workdir)
     path, found = exporting.export_run(workdir, name)
     assert path.parent == workdir / "export"
     assert found["bytes"] == path.stat().st_size
     assert found["count"] == found["same_answers"] == 96
     assert found["correct"] == before["test_correct"]
     assert found["largest_difference"] < 1e-4
-    after = json.loads((workdir / "result.json").read_text())
+    after = read_result(workdir)
     assert after.pop("export")[name] == found
     before.pop("export", None)
     assert after == before
@@ -185,7 +184,7 @@ class TestRun:
 
     monkeypatch.setattr(exporting, "load", meanwhile)
     exporting.export_run(workdir, "packed", workdir / "slow")
-    kept = json.loads((workdir / "result.json").read_text())["export"]
+    kept = read_result(workdir)["export"]
     assert kept["packed"]["file"] == "slow"
     assert kept["stablehlo"]["file"] == "between"
 
