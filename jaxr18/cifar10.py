@@ -7,6 +7,7 @@ program that reads TFDS folders reads this one too.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -26,6 +27,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
+from jaxr18.inputs import make_way
+
 NAME = "cifar10"
 SHAPE = (32, 32, 3)
 _RECORD = 1 + 32 * 32 * 3  # bytes: the label, then the planes R, G and B
@@ -33,6 +36,13 @@ _FILES = {
   "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
   "test": ("test_batch.bin",),
 }
+
+
+# Errors of the disk and not of the network: trying again mends nothing.
+_OF_THE_DISK = (
+  errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
+  errno.EPERM, errno.EIO, errno.ELOOP, errno.EISDIR,
+)  # fmt: skip
 
 
 class DataError(RuntimeError):
@@ -44,11 +54,13 @@ class Source(NamedTuple):
 
   url: str
   sha256: str
+  needs: int = 0  # bytes on the disk, until the archive is removed
 
 
 OFFICIAL = Source(
   "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
   "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+  350_000_000,
 )
 
 
@@ -115,6 +127,7 @@ def prepare(
       _check_sha256(path, source)
     else:
       path = root / source.url.rsplit("/", 1)[-1]
+      _check_room(root, source.needs)
       download(source, path)
     write_folder(root, *read_archive(path))
     if not archive:
@@ -138,6 +151,17 @@ def _locked(path: pathlib.Path):
         finally:
           path.unlink()
         return
+
+
+def _check_room(root: pathlib.Path, needs: int) -> None:
+  """Raises DataError before a download that would fill the disk."""
+  free = shutil.disk_usage(root).free
+  free += sum(_size(part) for part in root.glob("*.part"))
+  if free < needs:
+    raise DataError(
+      f"{root} has {free:,} bytes free, expected {needs:,}: make room, or name"
+      " another folder by TFDS_DATA_DIR or --data_dir."
+    )
 
 
 def _check_sha256(path: pathlib.Path, source: Source) -> None:
@@ -173,6 +197,7 @@ def download(
   part = path.with_name(path.name + ".part")
   if path.exists():  # of a run that was killed between this and the writing
     os.replace(path, part)
+  make_way(part)
   failed = 0
   while True:
     have = _size(part)
@@ -180,6 +205,12 @@ def download(
       _fetch(source.url, part)
       break
     except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
+      if getattr(e, "errno", None) in _OF_THE_DISK:
+        raise DataError(
+          f"Could not write {part}: {e.strerror}; make room, mend the folder or"
+          " name another by TFDS_DATA_DIR or --data_dir"
+          f" ({_size(part):,} bytes are kept for the next time)."
+        ) from e
       failed = failed + 1 if _size(part) <= have else 1
       refused = isinstance(e, urllib.error.HTTPError) and e.code < 500
       if refused or failed == attempts:
@@ -212,7 +243,9 @@ def _fetch(url: str, part: pathlib.Path) -> None:
     if e.code == 416 and have:  # all of it was there: the checksum decides
       return
     raise
-  with response, open(part, "ab") as f:
+  # A link that appeared meanwhile is not followed.
+  no_link = lambda path, how: os.open(path, how | os.O_NOFOLLOW, 0o666)
+  with response, open(part, "ab", opener=no_link) as f:
     if response.status != 206:  # the server sends everything again
       have = 0
       f.truncate(0)
@@ -312,6 +345,11 @@ def write_folder(root: pathlib.Path, splits, names) -> None:
     target = root / pathlib.Path(builder.data_path).relative_to(staging)
     target.parent.mkdir(exist_ok=True)
     os.replace(builder.data_path, target)
+  except RuntimeError as e:  # ArrayRecord's, of a full disk among others
+    raise DataError(
+      f"Could not write {root}/{NAME}: {e}; make room, or name another folder"
+      " by TFDS_DATA_DIR or --data_dir."
+    ) from e
   finally:
     shutil.rmtree(staging, ignore_errors=True)
 

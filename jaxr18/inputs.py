@@ -1,5 +1,6 @@
-"""Files that are read: what a person names, and what a run has left."""
+"""Files that are opened with care: others may have put something there."""
 
+import contextlib
 import os
 import pathlib
 import stat
@@ -27,3 +28,18 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   """What a file holds; raises OSError as `check_file` and reading do."""
   check_file(path)
   return pathlib.Path(path).read_bytes()
+
+
+def is_plain(found: os.stat_result) -> bool:
+  """Whether it is a file, by one name alone."""
+  return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
+def make_way(path: pathlib.Path) -> None:
+  """Removes a link or a pipe that has the name of a file of ours.
+
+  What is written then goes nowhere else and waits for nobody.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    if not is_plain(path.lstat()):
+      path.unlink()

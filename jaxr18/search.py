@@ -65,15 +65,14 @@ def main(argv: list[str]) -> None:
   from jaxr18 import experiment
   from jaxr18.nn import compiled
   from jaxr18.study import storage, trial
-  from jaxr18.train.files import in_turn, writing
+  from jaxr18.train.files import in_turn, try_writing
   from jaxr18.train.step import make_mesh
   from jaxr18.validate import validate
 
   validate(config, jax.device_count())
   compiled.keep_compiled()
   stop.leave = None  # from here on trials are told to the study first
-  with writing(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
+  try_writing(workdir / "search.json")
   new = json.loads(config.to_json())
   with in_turn(workdir):
     study = storage.open_study(path)

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -401,6 +402,17 @@ class TestPrepare:
     assert roots == [tmp_path / "tfds"] * 4
     assert os.listdir(tmp_path / "tfds") == ["cifar10"]
 
+  def test_a_full_disk_is_told(self, tmp_path, capsys):
+    source = write_archive(tmp_path / "archive.tar.gz")
+    root = tmp_path / "tfds"
+    flags = [f"--data_dir={root}", f"--archive={tmp_path}/archive.tar.gz"]
+    with files_up_to(1000):
+      assert data.main(flags, source) == 1
+    told = capsys.readouterr().err
+    assert "Could not write" in told and "make room" in told
+    assert os.listdir(root) == []
+    assert data.main(flags, source) == 0
+
   def test_a_missing_archive(self, tmp_path):
     with pytest.raises(data.DataError, match="No archive at .*nowhere"):
       cifar10.prepare(tmp_path / "tfds", tmp_path / "nowhere")
@@ -481,6 +493,17 @@ class Server:
       self.server.server_close()
 
 
+@contextlib.contextmanager
+def files_up_to(size):
+  """As on a full disk: no file may grow beyond `size` bytes."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 class TestDownload:
   CONTENT = np.random.default_rng(0).bytes(1_000_000)
   SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -556,6 +579,32 @@ class TestDownload:
     self.part(tmp_path, 1234)
     with pytest.raises(data.DataError, match="refused.*1,234 bytes are kept"):
       self.download(server, tmp_path)
+
+  def test_a_full_disk_is_told_at_once(self, server, tmp_path):
+    with files_up_to(300_000):
+      with pytest.raises(data.DataError, match="Could not write .*make room"):
+        self.download(server, tmp_path)
+    assert server.starts == [0]  # trying again mends nothing
+    self.download(server, tmp_path)
+    assert server.starts[1] > 0
+
+  @pytest.mark.parametrize("link", [os.symlink, os.link])
+  def test_a_link_is_not_followed(self, server, tmp_path, link):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "to").mkdir()
+    victim = tmp_path / "home" / "victim"
+    victim.write_bytes(b"precious")
+    link(victim, tmp_path / "to" / "cifar.tar.gz.part")
+    self.download(server, tmp_path / "to")
+    assert victim.read_bytes() == b"precious"
+
+  def test_too_small_a_disk_is_known_before(self, server, tmp_path):
+    source = cifar10.Source(server.url, self.SHA256, needs=2**62)
+    with pytest.raises(
+      data.DataError, match="bytes free, expected .*make room"
+    ):
+      cifar10.prepare(tmp_path, source=source)
+    assert server.starts == [] and os.listdir(tmp_path) == []
 
   def test_wrong_contents_are_deleted(self, server, tmp_path):
     self.part(tmp_path, 5, content=b"wrong")

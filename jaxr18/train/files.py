@@ -8,13 +8,12 @@ import math
 import os
 import pathlib
 import shlex
-import stat
 import time
 from collections.abc import Iterator
 from typing import IO, Any
 
 from jaxr18 import sealed
-from jaxr18.inputs import check_file
+from jaxr18.inputs import check_file, is_plain, make_way
 
 _PATIENCE = 60  # seconds to wait for another process's file
 
@@ -108,9 +107,7 @@ def _part_of(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, IO[bytes]]]:
 def _opened(part: pathlib.Path) -> IO[bytes]:
   deadline = time.monotonic() + _PATIENCE
   while True:
-    with contextlib.suppress(FileNotFoundError):
-      if not _plain(part.lstat()):
-        part.unlink()
+    make_way(part)
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     f = os.fdopen(os.open(part, flags, 0o666), "wb")
     if _locked(f) and _same(f, part):
@@ -121,10 +118,6 @@ def _opened(part: pathlib.Path) -> IO[bytes]:
       what = f"another process has been writing it for {_PATIENCE} s"
       raise OSError(errno.EBUSY, what)
     time.sleep(0.01)
-
-
-def _plain(found: os.stat_result) -> bool:
-  return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def _locked(f: IO[bytes]) -> bool:
@@ -143,7 +136,7 @@ def _same(f: IO[bytes], part: pathlib.Path) -> bool:
     found = part.lstat()
   except FileNotFoundError:
     return False
-  return _plain(found) and os.path.samestat(os.fstat(f.fileno()), found)
+  return is_plain(found) and os.path.samestat(os.fstat(f.fileno()), found)
 
 
 def not_finite(value: Any, name: str = "") -> str:
