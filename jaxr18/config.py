@@ -6,6 +6,7 @@ in configs/ starts from `base(phases)` and sets only what differs.
 
 import dataclasses
 import difflib
+import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -236,6 +237,10 @@ EXPERIMENT = {
     "validation": Knob(5000, "training images held out to select on",
                        0, 49_999),
     "split_seed": Knob(0, "of the validation split", 0, 2**31 - 1),
+    "order": Knob("content", "of CIFAR-10's images, which split and batches "
+                  "follow: by a hash of image and label, the same for every "
+                  "copy; or by the folder's numbers, as runs before had it",
+                  choices=("content", "folder")),
     "limit": Knob(0, "use so many images of each split; 0 is all",
                   0, 1_000_000),
   },
@@ -463,6 +468,32 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       out[prefix + k] = v
   return out
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+  """A saved config with the fields that there were not yet when it was saved.
+
+  They are as everything was then: their defaults, but for the order of
+  CIFAR-10's images and batch norm's statistics, which were the running ones.
+  """
+  search = "search" in saved
+  whole = json.loads(base(tuple(saved["phases"]), search).to_json())
+  if saved["data"]["name"] == "cifar10":
+    whole["data"]["order"] = "folder"
+  for name in saved["phases"]:
+    whole[name]["estimate"] = 0
+  return _merged(whole, saved)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """Both trees' entries, in `new`'s values where it has them."""
+  both = {
+    k: _merged(old[k], v)
+    if isinstance(v, dict) and isinstance(old.get(k), dict)
+    else v
+    for k, v in new.items()
+  }
+  return old | both
 
 
 def within(name: str, sections: Iterable[str]) -> bool:

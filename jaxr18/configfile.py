@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
+from absl import logging
 
-from jaxr18.config import Knob, base, knobs
+from jaxr18.config import Knob, base, completed, knobs
 from jaxr18.inputs import read_bytes
 from jaxr18.sealed import VERSION
 
@@ -40,7 +41,9 @@ def load(name: str) -> ml_collections.ConfigDict:
   file, _, argument = name.partition(":")
   path = find(file)
   if path.suffix == ".json":
-    return from_json(path)
+    config = from_json(path)
+    _say_how_old(path, config)
+    return config
   if path.suffix != ".py":
     raise ConfigError(
       f"--config={file} must be a .py with get_config or the config.json of a"
@@ -134,7 +137,7 @@ def catalog() -> str:
 
 
 def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config that a run saved; fields it does not have get defaults.
+  """The config that a run saved; fields it does not have are as they were.
 
   Raises:
     ConfigError: it cannot be read, or is no config.
@@ -145,6 +148,7 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
     if version != VERSION:
       raise ValueError(f"version is {version!r}, expected {VERSION}")
     config = base(tuple(values["phases"]), search="search" in values)
+    values = completed(values)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ConfigError(
       f"{path} is not a config that a run has saved ({type(e).__name__}:"
@@ -153,6 +157,18 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
   for name, value in _flat(values):
     set_field(config, name, _as_tuples(value))
   return config
+
+
+def _say_how_old(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  if "order" not in json.loads(read_bytes(path))["data"]:
+    if config.data.order == "folder":
+      logging.warning(
+        "%s was saved before images were ordered by their content:"
+        " config.data.order is 'folder', as it was, for the same run from the"
+        " same folder; --config.data.order=content splits and orders as new"
+        " runs do",
+        path,
+      )
 
 
 def override(

@@ -30,6 +30,7 @@ from jaxr18.augment import normalize as normalize
 from jaxr18.cifar10 import DataError
 
 NAMES = ("cifar10", "digits")
+ORDERS = ("content", "folder")
 
 # Over the 50,000 training images. The (0.2023, 0.1994, 0.2010) of many
 # repositories is the mean of the images' own deviations, a known mistake.
@@ -41,13 +42,13 @@ _TEST_DIGITS = 360  # of 1,797: about a fifth
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-  """Labelled images in the order of the original set.
+  """Labelled images.
 
   Attributes:
     images: uint8 [n, 32, 32, 3].
     labels: int32 [n].
-    index: int32 [n], the image's position in the original training set (for
-      the test split: in the test set), whatever part of it was kept.
+    index: int32 [n], ascending, the image's position in the whole training set
+      (for the test split: in the test set), whatever part of it was kept.
   """
 
   images: np.ndarray
@@ -71,8 +72,9 @@ class Dataset:
     classes: their number; labels are 0..classes - 1.
     train, validation, test: no image is in two of them.
     mean, std: of each channel, in units of 0..1; see `normalize`.
-    fingerprint: digest of the files that everything was read from: the same
-      where training, validation and test images are the same.
+    fingerprint: digest of all images and labels, or, in the folder's order, of
+      the files that they were read from: the same where training, validation
+      and test images are the same.
   """
 
   name: str
@@ -92,6 +94,7 @@ def load(
   split_seed: int = 0,
   limit: int = 0,
   cache_dir: str = "",
+  order: str = ORDERS[0],
 ) -> Dataset:
   """Loads a dataset; CIFAR-10 is downloaded and prepared where it is missing.
 
@@ -105,13 +108,20 @@ def load(
       validation images of a limited and of a full dataset are the same.
     cache_dir: for the decoded arrays; '' is `$XDG_CACHE_HOME/jaxr18` or
       `~/.cache/jaxr18`.
+    order: of CIFAR-10's images before they are split: 'content' is that of
+      `by_content`, the same for every copy; 'folder' that of the ids in the
+      folder, which all runs had before there was another.
 
   Raises:
     DataError: the data can't be had; the text says what was tried.
     ValueError: an argument out of its range.
   """
+  if order not in ORDERS:
+    raise ValueError(f"order (={order!r}) must be one of {ORDERS}.")
   if name == "cifar10":
     arrays, fingerprint = _cifar10_arrays(data_dir, cache_dir)
+    if order == "content":
+      arrays, fingerprint = by_content(arrays)
     mean, std = CIFAR10_MEAN, CIFAR10_STD
   elif name == "digits":
     arrays, fingerprint = _digits_arrays(), "scikit-learn digits"
@@ -146,6 +156,33 @@ def load(
     std,
     fingerprint,
   )
+
+
+def by_content(
+  arrays: dict[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], str]:
+  """Sorts each split by a hash of image and label; 0.5 s for CIFAR-10.
+
+  Args:
+    arrays: {train,test}_{images,labels}, in any order; labels below 256.
+
+  Returns:
+    The sorted arrays, and the digest of all hashes: both are functions of the
+    set of images, whoever wrote the copy that they were read from.
+  """
+  sorted_arrays, total = {}, hashlib.blake2b(digest_size=16)
+  for split in ("train", "test"):
+    images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    hashes = b"".join(
+      hashlib.blake2b(image.data, digest_size=16, key=bytes([label])).digest()
+      for image, label in zip(images, labels.tolist(), strict=True)
+    )
+    high, low = np.frombuffer(hashes, ">u8").reshape(-1, 2).T
+    rows = np.lexsort((low, high))  # equal ones are the same image and label
+    total.update(np.stack([high, low], 1)[rows].tobytes())
+    sorted_arrays[f"{split}_images"] = images[rows]
+    sorted_arrays[f"{split}_labels"] = labels[rows]
+  return sorted_arrays, total.hexdigest()
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -32,7 +32,7 @@ from jaxr18 import (
   teaching,
 )
 from jaxr18.compress import ensemble, factorize, gradual, prune
-from jaxr18.config import flatten, within
+from jaxr18.config import completed, flatten, within
 from jaxr18.cost import score as score_lib
 from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
@@ -167,7 +167,7 @@ def check_config(
       phase that has begun.
   """
   path, new = workdir / "config.json", json.loads(config.to_json())
-  try:  # fields that are newer than the file have their defaults there
+  try:
     old = json.loads(configfile.from_json(path).to_json())
   except ValueError as e:
     raise _unusable(workdir, e) from e
@@ -225,11 +225,15 @@ def _unusable(workdir: pathlib.Path, e: Exception):
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
   """What differs between two configs of one run and is not FREE, by field.
 
-  Both are as `json.loads(config.to_json())` gives them.
+  Both are as `json.loads(config.to_json())` gives them; `before` may have been
+  saved when there were fewer fields.
   """
-  before, after = flatten(before), flatten(after)
+  before, after = flatten(completed(before)), flatten(after)
+  older = {
+    "data.order": " (which is 'folder' where a config was saved without it)"
+  }
   return {
-    k: f"{k} was {before.get(k)!r} and is {after.get(k)!r}"
+    k: f"{k} was {before.get(k)!r} and is {after.get(k)!r}{older.get(k, '')}"
     for k in sorted(before.keys() | after.keys())
     if before.get(k) != after.get(k) and not within(k, FREE)
   }
@@ -257,6 +261,7 @@ def load_data(config) -> data.Dataset:
     split_seed=d.split_seed,
     limit=d.limit,
     cache_dir=d.cache_dir,
+    order=d.order,
   )
 
 

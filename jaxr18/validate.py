@@ -19,6 +19,7 @@ from jaxr18.config import (
   PHASE,
   SEARCH,
   TRAINING_IMAGES,
+  completed,
   knobs,
   within,
 )
@@ -36,6 +37,7 @@ from jaxr18.writerconfig import WRITERS, check_writers
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MISSING = object()
+_HELD_OUT = ("validation", "split_seed", "order")  # say which images were
 
 
 def validate(
@@ -319,8 +321,8 @@ class Problems:
     try:
       result = read_result(workdir)
       spec = NetSpec.from_json(json.dumps(result["spec"]))
-      data = result["config"]["data"]
-      held_out = data["validation"], data["split_seed"]
+      data = completed(result["config"])["data"]
+      held_out = {k: data[k] for k in _HELD_OUT}
       phase = result["config"]["phases"][-1]
       step = result["phases"][phase]["step"]
     except (WorkdirError, ValueError, KeyError, TypeError) as e:
@@ -331,9 +333,10 @@ class Problems:
       self.add(
         full, must, f"there is no {kept} any more; {mend_checkpoint(kept)}"
       )
-    if not self.good("data.name", "data.validation", "data.split_seed"):
+    if not self.good("data.name", *(f"data.{k}" for k in _HELD_OUT)):
       return spec
     here = self.config.data
+    expected = {k: here[k] for k in _HELD_OUT}
     if data["name"] != here.name:
       self.add(
         full,
@@ -341,16 +344,24 @@ class Problems:
         f" config.data.name is {here.name!r}",
         "train one on these data first",
       )
-    elif here.validation and held_out != (here.validation, here.split_seed):
+    elif here.validation and held_out != expected:
       self.add(
         full,
         "must have held out the same validation images, or it has seen those"
-        f" that select here: its data.validation is {held_out[0]} and its"
-        f" data.split_seed {held_out[1]}, here they are {here.validation} and"
-        f" {here.split_seed}",
-        "give both the same",
+        f" that select here: its data had {_fields(held_out)}, here they are"
+        f" {_fields(expected)}",
+        "give both the same, such as "
+        + " ".join(
+          f"--config.data.{k}={v}"
+          for k, v in held_out.items()
+          if v != expected[k]
+        ),
       )
     return spec
+
+
+def _fields(values: dict[str, Any]) -> str:
+  return ", ".join(f"{k}={v!r}" for k, v in values.items())
 
 
 def _must_be_source(earlier) -> str:

@@ -102,6 +102,25 @@ class TestJson:
     (tmp_path / "config.json").write_text(json.dumps(values))
     _equal(from_json(tmp_path / "config.json"), base())
 
+  @pytest.mark.parametrize("name", ["cifar10", "digits"])
+  def test_one_from_before_the_order_by_content(self, name, tmp_path, caplog):
+    values = json.loads(base().to_json())
+    values["data"]["name"] = name
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert load(str(path)).data.order == "content"
+    assert not caplog.records
+
+    del values["data"]["order"]
+    path.write_text(json.dumps(values))
+    old = name == "cifar10"  # the digits have had one order
+    assert load(str(path)).data.order == ("folder" if old else "content")
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == old
+    for text in told:
+      assert f"{path} was saved before" in text
+      assert "--config.data.order=content" in text
+
   def test_a_whole_number_is_a_number(self, tmp_path):
     values = json.loads(base().to_json())
     values["train"]["learning_rate"] = 1

@@ -86,11 +86,21 @@ def load(folder, tmp_path, **kwargs):
   return data.load("cifar10", str(folder), **kwargs)
 
 
-def check_arrays(dataset):
+def by_hash(images, labels):
+  """Sorted by what tells images apart and nothing else does."""
+  hashes = [
+    hashlib.blake2b(i.tobytes(), digest_size=16, key=bytes([label])).digest()
+    for i, label in zip(images, labels, strict=True)
+  ]
+  rows = sorted(range(len(labels)), key=hashes.__getitem__)
+  return images[rows], labels[rows]
+
+
+def check_arrays(dataset, order=by_hash):
   for split, (images, labels) in (
-    (dataset.train, TRAIN),
-    (dataset.validation, TRAIN),
-    (dataset.test, TEST),
+    (dataset.train, order(*TRAIN)),
+    (dataset.validation, order(*TRAIN)),
+    (dataset.test, order(*TEST)),
   ):
     np.testing.assert_array_equal(split.images, images[split.index])
     np.testing.assert_array_equal(split.labels, labels[split.index])
@@ -194,6 +204,46 @@ class TestLoad:
     assert dataset.name == "cifar10" and dataset.classes == 10
     np.testing.assert_array_equal(dataset.test.index, np.arange(20))
 
+  def test_the_folders_order_is_that_of_its_ids(self, prepared, tmp_path):
+    dataset = load(prepared, tmp_path, order="folder")
+    check_arrays(dataset, lambda images, labels: (images, labels))
+
+  def test_every_copy_gives_the_same(self, prepared, tmp_path):
+    def written(seed):
+      rng = np.random.default_rng(seed)
+      root = tmp_path / str(seed)
+      splits = {}
+      for split, arrays in (("train", TRAIN), ("test", TEST)):
+        rows = rng.permutation(len(arrays[1]))
+        splits[split] = tuple(a[rows] for a in arrays)
+      cifar10.write_folder(root, splits, NAMES)
+      return root
+
+    def compare(order, roots, same):
+      first, *others = (load(r, tmp_path, order=order) for r in roots)
+      for other in others:
+        assert (first.fingerprint == other.fingerprint) == same
+        for split in ("train", "validation", "test"):
+          one, two = getattr(first, split), getattr(other, split)
+          assert np.array_equal(one.images, two.images) == same
+          assert np.array_equal(one.labels, two.labels) == same
+
+    roots = [prepared, *map(written, range(2))]
+    compare("content", roots, True)
+    compare("folder", roots, False)
+
+  def test_the_order_stays_the_same_for_ever(self):
+    images = np.zeros((6, 1, 1, 3), np.uint8)
+    images[:, 0, 0, 0] = [0, 1, 2, 255, 0, 1]
+    labels = np.array([0, 0, 0, 0, 9, 9], np.int32)
+    arrays = {f"{s}_images": images for s in ("train", "test")}
+    arrays |= {f"{s}_labels": labels for s in ("train", "test")}
+    found, fingerprint = data.by_content(arrays)
+    got = found["train_images"][:, 0, 0, 0].tolist(), found["train_labels"]
+    assert got[0] == [1, 0, 255, 1, 2, 0]
+    assert got[1].tolist() == [9, 9, 0, 0, 0, 0]
+    assert fingerprint == "7ce5c48a6453da01264b035015a75173"
+
   def test_validation_is_stratified_and_apart_from_training(
     self, prepared, tmp_path
   ):
@@ -231,6 +281,7 @@ class TestLoad:
       ({"validation": 50}, r"validation \(=50\) .* the 50 training"),
       ({"validation": -1}, r"validation \(=-1\)"),
       ({"limit": -1}, r"limit \(=-1\)"),
+      ({"order": "ids"}, r"order \(='ids'\) .*'content', 'folder'"),
     ],
   )
   def test_refuses(self, prepared, tmp_path, kwargs, message):
@@ -307,9 +358,11 @@ class TestCache:
     cifar10.prepare(folder, tmp_path / "other.tar.gz", source)
     for name, time in times.items():  # same names, sizes and times
       os.utime(folder / FOLDER / name, ns=(time, time))
-    changed = load(folder, tmp_path)
+    changed = load(folder, tmp_path, order="folder")
     np.testing.assert_array_equal(changed.test.images, pictures(20, 2)[0])
-    assert changed.fingerprint != load(prepared, tmp_path).fingerprint
+    for order in data.ORDERS:
+      one, other = (load(f, tmp_path, order=order) for f in (folder, prepared))
+      assert one.fingerprint != other.fingerprint
 
   @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
   def test_damage_is_seen_and_mended(self, prepared, tmp_path, damage):

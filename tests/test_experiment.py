@@ -172,6 +172,31 @@ class TestResult:
 
 
 class TestWorkdir:
+  @pytest.mark.parametrize("name", ["cifar10", "digits"])
+  def test_one_from_before_there_were_as_many_fields(self, name, tmp_path):
+    config = base()
+    config.data.name = name
+    saved = json.loads(config.to_json())
+    del saved["data"]["order"], saved["train"]["estimate"]
+    del saved["train"]["clip_norm"]  # whose default is as everything was
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      experiment.prepare_workdir(config, tmp_path)
+    text = str(error.value)
+    told = "data.order was 'folder' and is 'content' (which is 'folder' where a"
+    assert (told in text) == (name == "cifar10")  # the digits have one order
+    assert "train.estimate was 0 and is 50" in text
+    assert "clip_norm" not in text
+
+    # Both remedies: that config, or its values.
+    assert f"--config={path}" in text
+    assert not experiment.prepare_workdir(configfile.load(str(path)), tmp_path)
+    fields = ["data.order=folder", "train.estimate=0"]
+    configfile.override(config, fields[name == "digits" :])
+    assert not experiment.prepare_workdir(config, tmp_path)
+
   def test_of_another_config(self, trained):
     config, workdir, _ = trained
     other = config.copy_and_resolve_references()

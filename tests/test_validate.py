@@ -65,6 +65,7 @@ BAD = [
   ("data.validation", -5, "raise it to 0"),
   ("data.validation", 50_000, "lower it to 49999"),
   ("data.split_seed", -1, "raise it to 0"),
+  ("data.order", "ids", "choose one"),
   ("data.limit", -1, "raise it to 0"),
   ("eval_batch_size", 0, "raise it to 1"),
   ("checkpoint.every_seconds", -1.0, "raise it to 0"),
@@ -475,8 +476,9 @@ class TestOtherRuns:
   @pytest.mark.parametrize(
     "changes, told",
     [
-      ({"data.split_seed": 1}, "here they are 5000 and 1"),
-      ({"data.validation": 100}, "here they are 100 and 0"),
+      ({"data.split_seed": 1}, "split_seed=1, order='content'; give"),
+      ({"data.validation": 100}, "here they are validation=100"),
+      ({"data.order": "folder"}, "such as --config.data.order=content"),
     ],
   )
   def test_other_validation_images(self, workdir, changes, told):
@@ -484,6 +486,17 @@ class TestOtherRuns:
     lines = _errors(_set(changes))
     _assert_named(lines, "student.teacher", str(workdir), told)
     validate(_set(changes | {"data.validation": 0}))
+
+  def test_one_from_before_the_order_by_content(self, workdir):
+    path = workdir / "result.json"
+    result = json.loads(path.read_text())
+    del result["config"]["data"]["order"]
+    path.write_text(json.dumps(result))
+    teacher = {"student.teacher": str(workdir)}
+    lines = _errors(_set(teacher))
+    remedy = "--config.data.order=folder"
+    _assert_named(lines, "student.teacher", str(workdir), remedy)
+    validate(_set(teacher | {"data.order": "folder"}))
 
   def test_one_that_is_not_finished(self, workdir):
     (workdir / "result.json").unlink()

@@ -209,7 +209,9 @@ def changes(config: dict[str, Any]) -> list[str]:
   before = config_lib.flatten(defaults)
   return [
     f"{name}={_short(value)}"
-    for name, value in sorted(config_lib.flatten(config).items())
+    for name, value in sorted(
+      config_lib.flatten(config_lib.completed(config)).items()
+    )
     if before.get(name) != value and name != "seed"
   ]
 
