@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Operation and path, in the order in which a run meets them.
 MOMENTS = (
   "os.rename config.json.part",
+  "os.rename starts.jsonl.part",
   "open teacher/metrics.jsonl",  # between a checkpoint and its line
   "open teacher/phase.json.part",  # after the last checkpoint
   "os.rename teacher/phase.json.part",
@@ -99,25 +100,24 @@ class Run:
 
   def outcome(self) -> dict[str, Any]:
     """All that must be the same: hashes of arrays by name, and numbers."""
-    from jaxr18.train import checkpoint
+    from jaxr18 import workdir
+    from jaxr18.train import checkpoint, files
 
     out = {}
     for phase in self.phases():
-      info = json.loads((phase / "phase.json").read_text())
+      info = files.read_phase(phase)
       out[f"{phase.name} best"] = [info["step"], info["validation_accuracy"]]
       for step in {info["step"], self.steps()[phase.name]}:
         arrays, _ = checkpoint.read(phase / "checkpoints" / str(step))
         for name, a in arrays.items():
           digest = hashlib.sha256(f"{a.dtype} {a.shape}".encode() + a.tobytes())
           out[f"{phase.name} {step} array {name}"] = digest.hexdigest()
-      for line in (phase / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+      for row in files.MetricsFile(phase / "metrics.jsonl", False).rows:
         for timing in ("seconds", "images_per_second"):
           del row[timing]
         out[f"{phase.name} metrics of epoch {row['epoch']}"] = row
-    result = json.loads((self.workdir / "result.json").read_text())
-    for key, value in result.items():
-      if key not in ("seconds", "phases", "command"):
+    for key, value in workdir.read_result(self.workdir).items():
+      if key not in ("seconds", "phases", "command", "starts"):
         out[f"result {key}"] = value
     return out
 

@@ -130,24 +130,24 @@ def run(
     except KeyboardInterrupt:
       _fail(130, "Interrupted.")
     except Exception as e:
-      if (told := _told(e)) is None:
+      if (said := told(e)) is None:
         raise
-      _fail(*told)
+      _fail(*said)
 
   app.run(guarded, argv=sys.argv, flags_parser=parse)
 
 
 def report(error: Exception) -> int:
   """Prints an error as a command does that ends with it; its exit status."""
-  if (told := _told(error)) is None:
+  if (said := told(error)) is None:
     traceback.print_exception(error)
     return 1
-  status, message = told
+  status, message = said
   print(message, file=sys.stderr)
   return status
 
 
-def _told(error: Exception) -> tuple[int, str] | None:
+def told(error: Exception) -> tuple[int, str] | None:
   """Exit status and text of an error that needs no traceback."""
   if isinstance(error, configfile.ConfigError):
     lines = textwrap.indent(str(error), "  ")

@@ -37,13 +37,19 @@ from jaxr18.cost import score as score_lib
 from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
 from jaxr18.network import Network
-from jaxr18.nn import conv
+from jaxr18.nn import conv, machine
 from jaxr18.pruneconfig import make_plan
 from jaxr18.spec import HALF_BITS, NetSpec
-from jaxr18.train import checkpoint
+from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
-from jaxr18.train.files import alone_in, read_phase, write_json, write_sealed
+from jaxr18.train.files import (
+  alone_in,
+  latest_step,
+  read_phase,
+  write_json,
+  write_sealed,
+)
 from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.step import make_mesh, make_train_step, shard
 from jaxr18.train.writers import Writer
@@ -89,6 +95,7 @@ def run(
     nets = sources.load_networks(workdir, config.phases[-1])
     test, more = test_last(config, nets, phases, dataset, mesh)
     result = make_result(config, nets[0], test, phases) | more
+    result["starts"] = starts.read(workdir)
     writer.result(result)
     write_together(workdir / "result.json", result)
   return result
@@ -128,13 +135,12 @@ def write_together(
     multihost_utils.sync_global_devices(path.name)
 
 
-def prepare_workdir(config, workdir: pathlib.Path) -> list[str]:
+def prepare_workdir(config, workdir: pathlib.Path) -> None:
   """Makes the workdir and keeps the config in it, or checks the one there.
 
-  Another config takes its place where no phase that it touches has begun.
-
-  Returns:
-    What it changed, a line for each field.
+  Another config takes its place where no phase that it touches has begun. What
+  it changes is said and kept with this start, and so is what of the machine's
+  arithmetic is not as it was.
 
   Raises:
     checkpoint.CheckpointError: it cannot be written, or was begun with another
@@ -151,10 +157,25 @@ def prepare_workdir(config, workdir: pathlib.Path) -> list[str]:
   if changed:
     version = {k: v for k, v in kept.items() if k == "version"}
     write_together(path, version | new, write_json)
-    if jax.process_index() == 0:
-      print(f"{workdir}: the config was changed: {'; '.join(changed)}",
-            file=sys.stderr, flush=True)  # fmt: skip
-  return changed
+  if jax.process_index() == 0:
+    _keep_start(config, workdir, changed)
+
+
+def _keep_start(config, workdir: pathlib.Path, changed: list[str]) -> None:
+  """Adds this start to the workdir's, and says what is not as it was."""
+  steps = {name: latest_step(workdir / name) for name in config.phases}
+  at = {name: step for name, step in steps.items() if step is not None}
+  differs = starts.add(workdir, at, machine.arithmetic(), changed)
+  if changed:
+    print(f"{workdir}: the config was changed: {'; '.join(changed)}",
+          file=sys.stderr, flush=True)  # fmt: skip
+  if differs:
+    print(
+      f"{workdir} goes on by another arithmetic, and its bits will differ from"
+      f" those of a run that was never stopped: {'; '.join(differs)}",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def check_config(
@@ -172,7 +193,9 @@ def check_config(
   except ValueError as e:
     raise _unusable(workdir, e) from e
   changed = changes(old, new)
-  begun = [name for name in old["phases"] if _begun(workdir / name)]
+  begun = [
+    name for name in old["phases"] if latest_step(workdir / name) is not None
+  ]
   late = {
     k: v for k, v in changed.items() if finished or _touches(k, old, new, begun)
   }
@@ -201,14 +224,6 @@ def _touches(field: str, old, new, begun: list[str]) -> bool:
   if section in phases:
     return phases.index(section) <= last
   return section not in new["phases"]
-
-
-def _begun(directory: pathlib.Path) -> bool:
-  """Whether a phase has left anything that would be gone on from."""
-  steps = (directory / "checkpoints").glob("[0-9]*")
-  return (directory / "phase.json").exists() or any(
-    p.name.isdecimal() for p in steps
-  )
 
 
 def _write_new(path: pathlib.Path, value: Any) -> None:

@@ -284,7 +284,9 @@ class TestExperiment:
   def test_without_result_it_is_tested_anew(self, voted):
     config, workdir, result = voted
     (workdir / "result.json").unlink()
-    assert experiment.run(config, workdir) == result
+    again = experiment.run(config, workdir)
+    assert again.pop("starts")[:-1] == result["starts"]
+    assert again == {k: v for k, v in result.items() if k != "starts"}
 
   def test_a_given_vote(self, voted, tmp_path):
     config, _, _ = voted

@@ -3,11 +3,14 @@
 import itertools
 import json
 import math
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import remedy
 import tiny_run
 from jax.extend import core as jax_core
 
@@ -17,7 +20,7 @@ from jaxr18.compress.channels import channel_groups
 from jaxr18.config import base
 from jaxr18.cost.score import score
 from jaxr18.spec import NetSpec, with_bits
-from jaxr18.train import checkpoint
+from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
 from jaxr18.train.step import Batch, make_mesh, make_train_step
 from jaxr18.validate import ConfigError, network_spec
@@ -148,17 +151,24 @@ class TestResult:
       again = experiment.run(config, workdir)
     finally:
       path.write_text(text)
-    assert again == result
+    begun, later = again["starts"]
+    assert [begun] == result["starts"] and later["at"] == {"train": 2}
+    assert again | {"starts": [begun]} == result
     assert (workdir / "train" / "phase.json").stat().st_mtime_ns == phase
 
   def test_a_damaged_one_is_not_trusted(self, trained):
-    config, workdir, _ = trained
+    config, workdir, result = trained
     path = workdir / "result.json"
     text = path.read_text()
     path.write_text(text[:100])
     try:
-      with pytest.raises(WorkdirError, match="result.json is damaged.*remove"):
+      with pytest.raises(
+        WorkdirError, match="result.json is damaged.*remove"
+      ) as e:
         experiment.run(config, workdir)
+      remedy.follow(e.value)
+      again = experiment.run(config, workdir)
+      assert again["test_correct"] == result["test_correct"]
     finally:
       path.write_text(text)
 
@@ -225,6 +235,129 @@ class TestWorkdir:
     with pytest.raises(ConfigError, match="config.train.epochs"):
       experiment.run(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+class TestGoingOn:
+  """A first phase that is finished, and a second that has not begun."""
+
+  @pytest.fixture
+  def begun(self, tmp_path):
+    config = tiny_run.phases("one", "two")
+    result = experiment.run(config, tmp_path)
+    shutil.rmtree(tmp_path / "two")
+    (tmp_path / "result.json").unlink()
+    return config, tmp_path, result
+
+  def test_what_has_not_begun_may_change(self, begun, capfd):
+    config, workdir, _ = begun
+    stamps = {p: p.stat().st_mtime_ns for p in workdir.glob("one/**/*")}
+    other = config.copy_and_resolve_references()
+    other.two.learning_rate, other.data.dir = 0.05, "/elsewhere"
+    result = experiment.run(other, workdir)
+    told = "two.learning_rate was 0.1 and is 0.05"
+    assert (
+      f"{workdir}: the config was changed: {told}" in capfd.readouterr().err
+    )
+    assert result["starts"][-1]["changed"] == [told]
+    assert result["config"]["two"]["learning_rate"] == 0.05
+    kept = configfile.from_json(workdir / "config.json")
+    assert kept.two.learning_rate == 0.05 and sealed.demanded(workdir)
+    for path, stamp in stamps.items():
+      assert path.stat().st_mtime_ns == stamp
+    fresh = experiment.run(other, workdir / "fresh")
+    for key in ("test_correct", "test_loss", "validation_accuracy"):
+      assert result[key] == fresh[key]
+    with pytest.raises(checkpoint.CheckpointError, match="two.learning_rate"):
+      experiment.run(config, workdir)  # it is finished
+
+  @pytest.mark.parametrize(
+    "field, value",
+    [("one.weight_decay", 0.0), ("seed", 3), ("data.limit", 60)],
+  )
+  def test_what_has_begun_may_not(self, begun, field, value):
+    config, workdir, _ = begun
+    other = config.copy_and_resolve_references()
+    configfile.set_field(other, field, value)
+    with pytest.raises(
+      checkpoint.CheckpointError, match=f"has begun one: {field} was"
+    ) as e:
+      experiment.run(other, workdir)
+    (file,) = re.findall("--config=(\\S+config.json)", str(e.value))
+    assert experiment.run(configfile.load(file), workdir)["test_count"] == 64
+
+  def test_phases_may_be_added_behind_and_not_before(self, begun):
+    _, workdir, _ = begun
+    config = tiny_run.phases("zero", "one", "two")
+    with pytest.raises(checkpoint.CheckpointError, match="phases was"):
+      experiment.run(config, workdir)
+    config = tiny_run.phases("one", "three")
+    config.three.init, config.three.epochs = "one", 0
+    assert list(experiment.run(config, workdir)["phases"]) == ["one", "three"]
+
+  def test_an_older_config_has_the_defaults_of_what_it_lacks(self, begun):
+    config, workdir, result = begun
+    path = workdir / "config.json"
+    values = json.loads(path.read_text())
+    del values["version"], values["one"]["swa_from"], values["two"]["mixup"]
+    path.write_text(json.dumps(values))
+    again = experiment.run(config, workdir)
+    assert again["test_correct"] == result["test_correct"]
+
+  def test_what_is_finished_needs_no_source(self, begun, tmp_path_factory):
+    """Only the test was lost, and the teacher's folder is gone since."""
+    config, workdir, result = begun
+    teacher = tmp_path_factory.mktemp("teacher") / "run"
+    experiment.run(tiny_run.phases("one"), teacher)
+    config.two.teacher = str(teacher)
+    experiment.run(config, workdir)
+    shutil.rmtree(teacher)
+    (workdir / "result.json").unlink()
+    assert experiment.run(config, workdir)["test_count"] == 64
+    (workdir / "two" / "phase.json").unlink()
+    (workdir / "result.json").unlink()
+    with pytest.raises(ConfigError, match="config.two.teacher"):
+      experiment.run(config, workdir)
+
+  def test_another_arithmetic_is_said_once_and_kept(
+    self, begun, monkeypatch, capfd
+  ):
+    config, workdir, result = begun
+    here = result["starts"][0]["arithmetic"]
+    other = "blocks" if here["convolutions"] == "xla" else "xla"
+    told = f"convolutions was {here['convolutions']!r} and is {other!r}"
+    monkeypatch.setenv("JAXR18_CONV", other)
+    capfd.readouterr()
+    begun = experiment.run(config, workdir)["starts"]
+    assert capfd.readouterr().err.count(told) == 1
+    assert [start["at"] for start in begun] == [{}, {"one": 2}]
+    assert begun[0]["differs"] == [] and told in begun[1]["differs"]
+    (workdir / "result.json").unlink()
+    again = experiment.run(config, workdir)["starts"]
+    assert again[:2] == begun and again[2]["differs"] == []
+    assert told not in capfd.readouterr().err
+    assert again == sealed.read_lines(workdir / "starts.jsonl", True).rows
+
+  def test_a_start_that_left_nothing_is_no_other_arithmetic(self, begun):
+    _, workdir, _ = begun
+    add = lambda at, path: starts.add(workdir, at, {"convolutions": path}, [])
+    (workdir / "starts.jsonl").unlink()
+    assert add({}, "onednn") == add({}, "xla") == []
+    assert add({"one": 1}, "onednn") == [
+      "convolutions was 'xla' and is 'onednn'"
+    ]
+    assert add({"one": 1}, "xla") == []
+
+  def test_a_damaged_start(self, begun):
+    config, workdir, result = begun
+    path = workdir / "starts.jsonl"
+    path.write_text(path.read_text().replace("devices", "devicez"))
+    with pytest.raises(
+      checkpoint.CheckpointError, match="starts.jsonl is damaged: line 1"
+    ) as e:
+      experiment.run(config, workdir)
+    remedy.follow(e.value)
+    again = experiment.run(config, workdir)
+    assert again["test_correct"] == result["test_correct"]
 
 
 class TestSources:

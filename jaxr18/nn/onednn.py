@@ -26,7 +26,7 @@ from jax import lax
 
 from jaxr18.nn import conv_forms
 
-_LIBRARY = "onednn-cpu-gomp"
+LIBRARY = "onednn-cpu-gomp"
 _HEADERS = "onednn-devel-cpu-gomp"
 _SOURCES = [
   pathlib.Path(__file__).with_name(name) for name in ("onednn.cc", "passes.cc")
@@ -179,6 +179,33 @@ def _avx512() -> bool:
   return bool(_library().Avx512())
 
 
+# What dnnl_get_effective_cpu_isa says, as oneDNN's dnnl_types.h names it.
+_ISA = {
+  0x7: "avx2",
+  0xF: "avx2_vnni",
+  0x1F: "avx2_vnni_2",
+  0x27: "avx512_core",
+  0x67: "avx512_core_vnni",
+  0xE7: "avx512_core_bf16",
+  0x1EF: "avx512_core_fp16",
+  0xFEF: "avx512_core_amx",
+  0x1FEF: "avx512_core_amx_fp16",
+}
+
+
+def isa() -> str:
+  """The instruction set that oneDNN uses here; call it where `ready()`."""
+  library = ctypes.cdll.LoadLibrary(str(_build()))
+  isa = library.dnnl_get_effective_cpu_isa()
+  return _ISA.get(isa, hex(isa))
+
+
+def threads() -> int:
+  """How many threads oneDNN uses here; call it where `ready()`."""
+  library = ctypes.cdll.LoadLibrary(str(_build()))
+  return library.omp_get_max_threads()
+
+
 def ready() -> bool:
   """Whether oneDNN serves here; builds, loads and checks it the first time."""
   return reason() is None
@@ -254,11 +281,11 @@ def _build() -> pathlib.Path:
   machine = (platform.system(), platform.machine())
   if machine != ("Linux", "x86_64"):
     raise Unavailable(f"it needs Linux on x86_64, and this is {machine}")
-  library = _file(_LIBRARY, "libdnnl.so.3")
+  library = _file(LIBRARY, "libdnnl.so.3")
   header = _file(_HEADERS, "oneapi/dnnl/dnnl.hpp")
   versions = [
     f"{package} {importlib.metadata.version(package)}"
-    for package in ("jaxlib", _LIBRARY, _HEADERS)
+    for package in ("jaxlib", LIBRARY, _HEADERS)
   ]
   sources = [source.read_text() for source in _SOURCES]
   text = "\n".join([*sources, str(library), *_FLAGS, *versions, instructions()])

@@ -213,6 +213,15 @@ def read_phase(directory: pathlib.Path) -> dict[str, Any]:
     ) from e
 
 
+def latest_step(directory: pathlib.Path) -> int | None:
+  """The step that a phase would go on from; None if it has not begun."""
+  names = [p.name for p in (directory / "checkpoints").glob("*")]
+  steps = [int(name) for name in names if name.isdecimal()]
+  if not steps and (directory / "phase.json").exists():
+    return 0
+  return max(steps, default=None)
+
+
 def mend_checkpoint(path: pathlib.Path) -> str:
   """Says what to do about a checkpoint that is damaged or gone.
 
