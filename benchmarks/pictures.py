@@ -62,7 +62,11 @@ def search() -> Figure:
 def results() -> Figure:
   """All runs among the published results: test accuracy against the score."""
   found, _ = runs.find([str(RESULTS)])
-  entries = [entry.Entry(g, None, "") for g in points.group(found)]
+  entries = [
+    entry.Entry(group, None, "")
+    for group in points.group(found)
+    if group.task == points.published_task()
+  ]
   return report_pictures.pareto(
     entry.all_points(entries, "exact"), "exact score"
   )

@@ -459,6 +459,10 @@ def knobs(
     yield from _flat(f"{name}.", PHASE)
 
 
+# What may differ between a run and its resumption: it changes no number.
+FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress", "writers")
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """A saved config's fields by their dotted names."""
   out = {}

@@ -32,7 +32,7 @@ from jaxr18 import (
   teaching,
 )
 from jaxr18.compress import ensemble, factorize, gradual, prune
-from jaxr18.config import completed, flatten, within
+from jaxr18.config import FREE, completed, flatten, within
 from jaxr18.cost import score as score_lib
 from jaxr18.distillconfig import factors, member_seeds, names
 from jaxr18.netconfig import quantized
@@ -55,9 +55,6 @@ from jaxr18.train.step import make_mesh, make_train_step, shard
 from jaxr18.train.writers import Writer
 from jaxr18.validate import ConfigError, network_spec, validate
 from jaxr18.workdir import FORMAT, read_result
-
-# What may differ between a run and its resumption: it changes no number.
-FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress", "writers")
 
 
 def run(

@@ -105,6 +105,8 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
     except ValueError as e:
       if i <= len(whole):
         damaged[i] = str(e)
+    except RecursionError:
+      damaged[i] = "it is nested too deeply"
   return Lines(rows, numbers, damaged)
 
 

@@ -11,6 +11,7 @@ import pytest
 import tiny_run
 
 from jaxr18 import experiment
+from jaxr18.report import page as page_lib
 
 pytest.importorskip("matplotlib")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -87,6 +88,11 @@ def site(tmp_path_factory):
     (root / "runs" / name).mkdir()
     (root / "runs" / name / "result.json").write_text(json.dumps(result))
 
+  cifar10 = {"data": first["config"]["data"] | {"name": "cifar10"}}
+  of_10000 = {"test_count": 10_000, "test_correct": 9_100}
+  write("ours", of_10000 | {"test_accuracy": 0.91}, cifar10)
+  write("odd", {"test_accuracy": float("nan")})
+
   write("tiny_s1", {"seed": 1, "test_accuracy": 0.5}, {"seed": 1})
   write("a<b>&quot;", {"test_accuracy": 0.955}, {"eval_batch_size": 7})
   (root / "runs" / "speed").mkdir()
@@ -106,6 +112,7 @@ def test_files(site):
   out, said, first = site
   assert "left out, not finished: begun" in said
   assert "no result of a run: speed" in said
+  assert "test_accuracy is nan, and not a number from 0 to 1: odd" in said
   page = (out / "index.html").read_text()
   assert len(page) < 400_000
   assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
@@ -128,7 +135,7 @@ def test_files(site):
 def test_numbers_of_the_network(site):
   page, _, first = site[0] / "index.html", *site[1:]
   text = page.read_text()
-  cells = re.findall(r'<td class="right"[^>]*>(\d+)</td>', text)
+  cells = re.findall(r'<td class="right[^>]*>(\d+)</td>', text)
   assert sum(map(int, cells)) == first["test_correct"]
   assert "Computed here" not in text
   assert "checkpoints are not beside" in text  # of the result alone
@@ -179,6 +186,46 @@ def _point(page, label, size="wide"):
 
 @needs_browser
 class TestPage:
+  def test_one_chart_a_task(self, visit):
+    page = visit()
+    names = page.locator("h2.task").all_inner_texts()
+    assert names == [
+      "digits, 64 test images, 10 classes",
+      "cifar10, 10,000 test images, 10 classes",
+    ]
+    of = lambda tabs, what: tabs.locator(f".panel:visible .wide {what}").count()
+    tiny, ours = page.locator(".tabs").all()  # in the order of the runs
+    assert of(ours, ".point") == 21 and of(ours, ".goal") == 1
+    assert of(tiny, ".point") == 2 and of(tiny, ".goal") == 0
+    assert of(tiny, ".tick") >= 5  # at least three accuracies
+    assert "90%" in ours.inner_text() and "90%" not in tiny.inner_text()
+    heads = page.locator("table:has(a) thead").all_inner_texts()
+    assert ["90%" in head for head in heads] == [False, True]
+    assert "odd" in page.locator("#left-out").inner_text()
+
+  def test_nothing_but_its_own_style_and_script(self, visit, tmp_path):
+    page = visit()
+    assert page.locator("[style]").count() == 0
+    own = page_lib.document(
+      "mine",
+      "<script>document.title = 'x'</script><style>h1 { color: red }</style>"
+      '<p style="color: red" onclick="document.title = 1">a</p>'
+      '<img src="https://example.com/a.png" onerror="document.title = 2">',
+    )
+    (tmp_path / "own.html").write_text(own)
+    context = page.context.browser.new_context()
+    other, asked = context.new_page(), []
+    other.on("requestfinished", lambda request: asked.append(request.url))
+    other.goto(f"file://{tmp_path}/own.html")
+    other.locator("p").click()
+    color = "(e) => getComputedStyle(e).color"
+    assert other.title() == "mine" and len(asked) == 1
+    black = other.locator("body").evaluate(color)
+    assert other.locator("p").evaluate(color) == black
+    assert other.locator("h1").evaluate(color) == black
+    assert other.locator("#theme").is_visible()  # its own script ran
+    context.close()
+
   def test_pointing_shows_the_config(self, visit):
     page = visit()
     tip = page.locator("#tip")
@@ -217,7 +264,7 @@ class TestPage:
   def test_keyboard(self, visit):
     page = visit()
     tip = page.locator("#tip")
-    page.locator(".panel:visible .legend button").last.focus()
+    page.locator(".panel:visible .legend button").first.focus()
     page.keyboard.press("Tab")
     focused = page.evaluate("document.activeElement.ariaLabel")
     assert re.match(r".+: \d+\.\d\d%.* at a score of", focused)
@@ -231,12 +278,13 @@ class TestPage:
     page = visit()
     said = lambda: _point(page, "tiny").get_attribute("aria-label")
     course = said()
-    page.get_by_text("stored", exact=True).first.click()
-    assert page.locator(".panel:visible").get_attribute("class") == (
-      "panel stored"
-    )
+    tiny, ours = page.locator(".tabs").all()
+    tiny.get_by_text("stored", exact=True).click()
+    panels = [x.locator(".panel:visible") for x in (ours, tiny)]
+    assert panels[0].get_attribute("class") == "panel course"
+    assert panels[1].get_attribute("class") == "panel stored"
     assert said() != course and said().startswith("tiny, runs: ")
-    button = page.locator(".panel:visible .legend button").nth(1)
+    button = panels[0].locator(".legend button").nth(1)
     dense = _point(page, "dense ResNet18 fp32")
     assert dense.is_visible()
     button.click()
@@ -298,7 +346,8 @@ class TestPage:
           || said(svg, "aria-describedby").length < 40)
         .concat([...document.querySelectorAll("img:not([alt])")])
         .concat([...document.querySelectorAll(".chart")]
-          .filter((e) => e.querySelectorAll("tbody tr").length < 20))
+          .filter((e) => e.querySelectorAll("tbody tr").length
+            !== e.querySelectorAll(".wide .point").length))
         .map((e) => e.outerHTML.slice(0, 100));
     }""")
     assert missing == []
@@ -310,4 +359,4 @@ class TestPage:
     page = visit(java_script_enabled=False)
     assert _point(page, "tiny").is_visible()
     page.get_by_text("exact", exact=True).first.click()
-    assert page.locator(".panel.exact").is_visible()
+    assert page.locator(".panel.exact").first.is_visible()

@@ -1,11 +1,18 @@
 """What a report says: points, groups, the front, layers, answers, masks."""
 
+import copy
+import html
 import io
 import json
+import math
+import os
+import pathlib
 import random
+import re
 import subprocess
 import sys
 
+import markdown_it
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +21,19 @@ from jaxr18 import spec
 from jaxr18.config import base
 from jaxr18.cost import several
 from jaxr18.cost.score import score
-from jaxr18.report import curves, evidence, layers, page, points, runs, svg
+from jaxr18.report import (
+  curves,
+  entry,
+  evidence,
+  layers,
+  markdown,
+  page,
+  points,
+  runs,
+  scatter,
+  sections,
+  svg,
+)
 from jaxr18.report.points import Point
 from jaxr18.workdir import WorkdirError
 
@@ -34,11 +53,29 @@ def result(seed=0, correct=80, learning_rate=0.1, charged=None, **more):
     "seed": seed,
     "config": json.loads(config.to_json()),
     "spec": json.loads(NET.to_json()),
+    "seconds": 1.5,
+    "command": "python -m jaxr18.main",
+    "device": "1 x cpu",
+    "platform": "x86_64",
+    "python": "3.11",
+    "versions": {"jax": "0.10"},
   } | more
 
 
 def run(name, *args, **kwargs):
   return runs.Run(name, None, result(*args, **kwargs), {})
+
+
+def entries(*found):
+  return [entry.Entry(g, None, "none.") for g in points.group(found)]
+
+
+def _places(tree):
+  """(parent, key) of everything in nested dicts and lists."""
+  if isinstance(tree, dict | list):
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+      yield tree, key
+      yield from _places(tree[key])
 
 
 class TestPoints:
@@ -53,6 +90,30 @@ class TestPoints:
     assert last[1:3] == pytest.approx((0.9347, 0.597288))
     assert "selimgit-hub" in published[0].detail
     assert len({p.label for p in found}) == 20
+    assert points.published_task() == ("cifar10", 10_000, 10)
+
+  def test_published_points_stand_beside_their_task_alone(self):
+    of = lambda **more: entries(run("a", test_count=10_000, **more))
+    assert len(entry.all_points(of(), "exact")) == 21
+    digits = result()["config"]
+    digits["data"]["name"] = "digits"
+    for other in (of(config=digits), entries(run("a"))):  # of 100 images
+      assert [p.label for p in entry.all_points(other, "exact")] == ["a"]
+      assert "90%" not in entry.overview_texts(other)[0]
+    coarse = result()["spec"]
+    coarse["head"]["classes"] = 2
+    assert len(entry.all_points(of(spec=coarse), "exact")) == 1
+    members = [{"seed": i, "test_accuracy": 0.7,
+                "score": dict.fromkeys(points.FIGURES, 0.1)}
+               for i in range(3)]  # fmt: skip
+    three = entries(run("p", test_count=30_000, members=members))
+    assert len(entry.all_points(three, "exact")) == 21
+
+  def test_what_did_not_end_is_no_front(self):
+    halved = Point("halved", 0.9, 0.1, ended=False)
+    ended = Point("ended", 0.8, 0.2)
+    assert points.front([halved, ended]) == [ended]
+    assert page.pareto([ended, halved]).count('class="point s0 best"') == 2
 
   def test_front_is_what_nothing_beats(self):
     draw = random.Random(0)
@@ -110,6 +171,19 @@ class TestPoints:
     assert len(points.group(both)) == 2
     assert len(points.group(both, ["data.dir"])) == 1
     assert len(points.group(both, ["data"])) == 1
+
+  def test_names_and_links_differ(self):
+    names = ["a b", "a-b", "A-B", "a-b-2", "é b", "ensemble of five"]
+    found = points.group(
+      [run(n, learning_rate=0.1 + i) for i, n in enumerate(names)]
+    )
+    assert [g.name for g in found[:5]] == names[:5]
+    assert found[5].name == "ensemble of five-2"  # there is a published one
+    slugs = [g.slug for g in found]
+    assert len(set(slugs)) == 6 and slugs[1:4] == ["a-b-2", "a-b-3", "a-b-2-2"]
+    made = sections.report([entry.Entry(g, None, "none.") for g in found])
+    for slug in slugs:
+      assert made.count(f'id="run-{slug}"') == 1
 
   def test_a_population_is_its_members(self):
     members = [
@@ -210,21 +284,109 @@ class TestRuns:
       if i < 2:
         (folder / "result.json").write_text(json.dumps(result(i)))
     last = tmp_path / "study" / "trials" / "0001"
-    (last / "train" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    lines = ['{"epoch": 1}', '{"epoch": 2, "loss": NaN}', "7", '{"epo']
+    (last / "train" / "metrics.jsonl").write_text("\n".join(lines))
     (tmp_path / "study" / "speed").mkdir()
     (tmp_path / "study" / "speed" / "result.json").write_text('{"rows": 1}')
     found, remarks = runs.find([f"{tmp_path}/study", str(last)])
     assert [r.name for r in found] == ["0000", "0001"]
     assert found[1].metrics == {"train": [{"epoch": 1}]}
-    assert len(remarks) == 2
-    assert remarks[1] == "not finished: trials/0002"
-    assert remarks[0] == "no result of a run: speed"
+    assert remarks == [
+      "no result of a run: speed",
+      "not finished: trials/0002",
+      "0001/train/metrics.jsonl, line 2: loss is nan, and not a number from"
+      " -1e+15 to 1e+15, and 1 more",
+    ]
     with pytest.raises(WorkdirError, match="0002 is not finished"):
       runs.find([str(last.parent / "0002")])
     with pytest.raises(WorkdirError, match="no result of a run: speed"):
       (tmp_path / "two").mkdir()
       (tmp_path / "study" / "speed").rename(tmp_path / "two" / "speed")
       runs.find([str(tmp_path / "two")])
+
+  def test_names_of_any_bytes(self, tmp_path):
+    for i, name in enumerate((b"caf\xe9", b"a\nb", b"$x_$ \\frac")):
+      folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+      folder.mkdir()
+      text = json.dumps(result(learning_rate=1 + i, device="half \ud800"))
+      (folder / "result.json").write_text(text)
+    found, remarks = runs.find([str(tmp_path)])
+    assert remarks == []
+    assert {r.name for r in found} == {"caf\ufffd", "a\ufffdb", "$x_$ \\frac"}
+    made = sections.report(entries(*found)) + markdown.report(entries(*found))
+    assert "half ?" in made and made.encode()
+
+  def test_odd_results_are_left_out_and_the_others_shown(self, tmp_path):
+    """Changes of any part of a result, each beside one that is whole."""
+    draw = random.Random(0)
+    members = [{"seed": 0, "test_accuracy": 0.7, "validation_accuracy": 0.5,
+                "score": dict.fromkeys(points.FIGURES, 0.1)}]  # fmt: skip
+    votes = {"majority": {"test_accuracy": 0.8, "validation_accuracy": None}}
+    whole = result(1, members=members, votes=votes, vote="majority",
+                   disagreement=[[0.0, 0.1], [0.1, 0.0]])  # fmt: skip
+    odd = [None, math.nan, math.inf, -1, 0, 1e300, 10**400, True, "", "x", [],
+           {}, [[1]], {"a": {}}]  # fmt: skip
+    shown = left_out = 0
+    for _ in range(300):
+      changed = copy.deepcopy(whole)
+      places = list(_places(changed))
+      parent, key = draw.choice(places)
+      if draw.random() < 0.3:
+        del parent[key]
+      else:
+        parent[key] = draw.choice(odd)
+      if why := runs.fault(changed):
+        assert why[0] in "abcdefghijklmnopqrstuvwxyz", why
+        left_out += 1
+        continue
+      both = entries(run("good"), runs.Run("odd", tmp_path, changed, {}))
+      made = sections.report(both) + markdown.report(both)
+      assert "nan" not in made and "inf%" not in made
+      shown += 1
+    assert shown > 50 and left_out > 100
+
+  @pytest.mark.parametrize(
+    "line, said",
+    [
+      (
+        '{"epoch": 1, "validation_accuracy": NaN}',
+        "validation_accuracy is nan",
+      ),
+      ('{"epoch": 1, "loss": 1e999}', "loss is inf"),
+      ('{"epoch": 1, "loss": "low"}', "loss is 'low'"),
+      ('{"epoch": -1}', "epoch is -1"),
+      ('{"loss": 1}', "it lacks epoch"),
+      ('{"epoch": 1, "validation_accuracies": [0.5]}', "it has 1 members"),
+      ("[1]", "it is list, expected an object"),
+      ('{"epoch": 1, "hash": "0"}', "its hash is '0'"),
+      ("[" * 9999, "it is nested too deeply"),
+    ],
+  )
+  def test_odd_lines(self, line, said, tmp_path):
+    good = '{"epoch": 2, "loss": 0.5}'
+    text = f"{good}\n{line}\n{good}\n"
+    (tmp_path / "train.jsonl").write_text(text)
+    rows, remarks = runs.read_metrics(tmp_path, result())
+    assert rows == {"train": [json.loads(good)] * 2}
+    assert len(remarks) == 1 and f"train.jsonl, line 2: {said}" in remarks[0]
+
+  def test_three_hundred_runs(self, tmp_path):
+    for i in range(300):
+      folder = tmp_path / "runs" / f"run {i}"
+      folder.mkdir(parents=True)
+      text = json.dumps(result(learning_rate=1 + i, correct=i % 100))
+      (folder / "result.json").write_text(text)
+      rows = [{"epoch": e, "loss": 1 / (e + 1), "validation_accuracy": 0.5}
+              for e in range(30)]  # fmt: skip
+      lines = "".join(json.dumps(row) + "\n" for row in rows)
+      (folder / "train.jsonl").write_text(lines)
+    done = subprocess.run(
+      [sys.executable, "-m", "jaxr18.report", "runs", "--quick"],
+      capture_output=True, text=True, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = (tmp_path / "report" / "index.html").read_text()
+    assert len(re.findall('id="run-[^"]+"', made)) == 300
 
   @pytest.mark.parametrize(
     "arguments, status, said",
@@ -272,6 +434,27 @@ class TestDrawing:
     made = page.document(bad, page.pareto([Point(bad, 0.9, 0.1, detail=bad)]))
     assert bad not in made and "<b>" not in made
     assert made.count("</script>") == 2  # the data's and the page's
+
+  def test_markdown_shows_names_as_they_are(self):
+    bad = "</b>*a* _b_ `c` [d](e) & &amp; | ~f~ # \\ $g$ <script>"
+    both = entries(run(bad, command="```\n# x"), run("- 1. x", 0, 90, 2.0))
+    text = markdown.report(both, remarks=[f"1. {bad}"])
+    shown = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    assert shown.count("<h1>") == 1 and shown.count("<h2>") == 3
+    assert f"<h2>{html.escape(bad)}</h2>" in shown
+    assert "<h2>- 1. x</h2>" in shown
+    assert f"<li>1. {html.escape(bad)}</li>" in shown
+    assert f"<td>{html.escape(bad)}</td>" in shown
+    assert "```\n# x\n" in shown
+    for markup in ("<script", "<em>", "<s>", "<a "):
+      assert markup not in shown
+
+  def test_axes_without_a_goal_have_ticks(self):
+    near = [Point("a", 0.953, 0.1), Point("b", 0.957, 0.1)]
+    f = scatter.frame(near, 900, 470, None)
+    assert len(scatter.accuracy_ticks(f, None)) >= 3
+    assert len(scatter.score_ticks(f)) >= 3
+    assert "goal" not in scatter.draw(near, key="k", goal=None)
 
   def test_a_single_perfect_network(self):
     made = page.pareto([Point("all right", 1.0, 0.1, 0.01)])

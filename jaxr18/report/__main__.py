@@ -4,14 +4,15 @@
     python -m jaxr18.report runs --out=report --quick
 
 Each WORKDIR is a finished run's folder or a folder that holds some, whose
-unfinished ones are named. Writes OUT/index.html, which needs no other file and
-opens from disk, and the same as OUT/report.md with pictures in OUT/pictures/
-(they need the extra `report`). What takes the network (masks, the confusion
-matrix, wrong answers) needs its checkpoints and the data, and some seconds a
-run; it is left out with --quick, and where only result.json is there.
+unfinished ones are named, and so is what cannot be shown. Writes
+OUT/index.html, which needs no other file and opens from disk, and the same as
+OUT/report.md with pictures in OUT/pictures/ (they need the extra `report`).
+What takes the network (masks, the confusion matrix, wrong answers) needs its
+checkpoints and the data, and some seconds a run; it is left out where only
+result.json is there, and with --quick, as are pictures of single runs.
 
-Exit status: 0 when it is written; 1 when a run is not finished or damaged; 2
-when the command cannot be run.
+Exit status: 0 when it is written; 1 when there is no finished run; 2 when the
+command cannot be run.
 """
 
 import functools
@@ -35,33 +36,35 @@ def main(argv: list[str]) -> None:
   from jaxr18.report import runs
 
   found, remarks = runs.find(argv[1:])
-  # Imported late: --help and a wrong argument need no JAX.
-  from jaxr18 import experiment
+  from jaxr18 import config
   from jaxr18.report import entry, markdown, points, sections
-  from jaxr18.train.files import write_atomically
+  from jaxr18.train.files import write_atomically, writing
 
   for remark in remarks:
     print(f"left out, {remark}")
+  out = pathlib.Path(_OUT.value).expanduser()
+  with writing(out, "--out"):  # before the work
+    out.mkdir(parents=True, exist_ok=True)
   entries = []
-  for group in points.group(found, experiment.FREE):
+  for group in points.group(found, config.FREE):
     evidence, why = None, "the command was given --quick."
     if not _QUICK.value:
       print(group.name, flush=True)
       evidence, why = look_at(group.runs[0])
     entries.append(entry.Entry(group, evidence, why))
-  out = pathlib.Path(_OUT.value).expanduser()
-  out.mkdir(parents=True, exist_ok=True)
   page = sections.report(entries, remarks, _FIGURE.value)
-  write_atomically(out / "index.html", page)
+  write_atomically(out / "index.html", page, "--out")
   try:
     from jaxr18.report import pictures
   except ImportError as e:
     print(f"No pictures: {e}; pip install 'jaxr18[report]'")
     drawn = None
   else:
-    drawn = pictures.draw(entries, out / "pictures", _FIGURE.value)
+    folder, each = out / "pictures", not _QUICK.value
+    with writing(folder, "--out"):
+      drawn = pictures.draw(entries, folder, _FIGURE.value, each)
   text = markdown.report(entries, remarks, _FIGURE.value, drawn)
-  write_atomically(out / "report.md", text)
+  write_atomically(out / "report.md", text, "--out")
   print(
     f"{out}/index.html ({len(page.encode()) / 1e6:.1f} MB), {out}/report.md"
   )
@@ -69,22 +72,15 @@ def main(argv: list[str]) -> None:
 
 def look_at(run):
   """(what the run's network shows, ''), or (None, why that is not known)."""
-  from jaxr18 import cifar10, configfile, torch_weights
-  from jaxr18.train import checkpoint
-
   name = run.result["config"]["phases"][-1]
   if not (run.folder / name / "checkpoints").is_dir():
     return None, "the run's checkpoints are not beside its result.json."
-  expected = (
-    cifar10.DataError,
-    configfile.ConfigError,
-    checkpoint.CheckpointError,
-    torch_weights.WeightsError,
-  )
   try:
     return evidence_of(run), ""
-  except expected as e:
-    return None, f"{e}."
+  except Exception as e:  # of one run among many, of which the others are shown
+    ours = type(e).__module__.startswith("jaxr18.")
+    what = str(e) if ours else f"{type(e).__name__}: {e}"
+    return None, f"{' '.join(what.split())}."
 
 
 def evidence_of(run):
@@ -95,7 +91,7 @@ def evidence_of(run):
   from jaxr18.compress import ensemble
   from jaxr18.finished import settings
   from jaxr18.report import evidence, points
-  from jaxr18.train.evaluate import predict
+  from jaxr18.train.evaluate import check_finite, predict
   from jaxr18.train.step import make_mesh
 
   config = settings(run.folder, _DATA_DIR.value)
@@ -115,6 +111,7 @@ def evidence_of(run):
     remarks.append("This is the population's first member.")
   else:
     logits = predict(nets[0], test.images, dataset, size, mesh)
+  check_finite(logits)
   counts = evidence.confusion(logits.argmax(-1), test.labels, dataset.classes)
   if (right := int(counts.trace())) != was["test_correct"]:
     remarks.append(

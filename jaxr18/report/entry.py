@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxr18.report import evidence, points
-from jaxr18.report.points import FIGURES, Group, Point
+from jaxr18.report.points import FIGURES, Group, Point, Task
 
 NOTES = {
-  "course": "By the published points' own formula: one number of bits for a"
+  "course": "By the published points' formula: one number of bits for a"
   " whole network, the largest of any layer.",
   "exact": "Summed over layers, each with its own bits and the MACs that are"
-  " really done; the published points stay by their formula.",
+  " really done.",
   "stored": "As exact, the weights at what a file of them needs, scales and"
-  " all; the published points stay by their formula.",
+  " all.",
 }
 
 
@@ -30,28 +30,37 @@ class Entry(NamedTuple):
   why: str = ""
 
   @property
-  def anchor(self) -> str:
-    kept = (c if c.isalnum() or c in "-_." else "-" for c in self.group.name)
-    return "run-" + "".join(kept)
-
-  @property
   def result(self) -> dict[str, Any]:
     return self.group.runs[0].result
 
 
+def by_task(entries: Sequence[Entry]) -> dict[Task, list[Entry]]:
+  """What can be compared, in the order of the first of each."""
+  out: dict[Task, list[Entry]] = {}
+  for e in entries:
+    out.setdefault(e.group.task, []).append(e)
+  return out
+
+
 def all_points(entries: Sequence[Entry], figure: str) -> list[Point]:
-  """The entries, and then the public reference points."""
+  """The entries of one task, and the reference points if it is theirs."""
   own = [points.of_group(e.group, figure) for e in entries]
-  return own + points.reference_points()
+  return own + (points.reference_points() if is_published(entries) else [])
+
+
+def is_published(entries: Sequence[Entry]) -> bool:
+  """Whether their task is the published points', whose goal is 90%."""
+  return all(e.group.task == points.published_task() for e in entries)
 
 
 OVERVIEW = ("run", "accuracy, %", "seeds", "score: course", "exact", "stored",
-            "MACs", "weights kept", "90%")  # fmt: skip
+            "MACs", "weights kept")  # fmt: skip
 
 
 def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
-  """A row of texts for each entry, as `OVERVIEW` names them."""
-  rows = []
+  """The names and a row of texts for each entry of one task."""
+  goal = is_published(entries)
+  rows = [[*OVERVIEW, *(["90%"] if goal else [])]]
   for e in entries:
     g, score = e.group, e.result["score"]
     bar = f" ± {100 * g.error:.2f}" if len(g.accuracies) > 1 else ""
@@ -63,9 +72,10 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
         *(f"{g.scores[f]:.4f}" for f in FIGURES),
         f"{score['macs']:,}",
         f"{sum(r['kept'] for r in score['rows']):,}",
-        "yes" if g.accuracy >= points.GOAL else "no",
       ]
     )
+    if goal:
+      rows[-1].append("yes" if g.accuracy >= points.GOAL else "no")
   return rows
 
 

@@ -150,12 +150,14 @@ def _swatch(class_: str) -> str:
 
 
 def _track(*shares: tuple[str, float]) -> str:
-  parts = (
-    f'<i class="{class_}" style="width:{width:.1f}%"></i>'
-    for class_, width in shares
-    if width > 0.05
-  )
-  return f'<span class="track">{"".join(parts)}</span>'
+  parts, left = [], 0.0
+  for class_, width in shares:
+    if width > 0.05:
+      parts.append(
+        f'<rect class="{class_}" x="{left:.1f}%" width="{width:.1f}%"/>'
+      )
+    left += width
+  return f'<svg class="track" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _bar(words: str, *shares, title: str | None = None) -> str:

@@ -1,9 +1,10 @@
 """The page's charts as files, each an SVG and a PNG, through matplotlib."""
 
+import functools
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -19,49 +20,67 @@ COLORS = (BLUE, "#5c6672", "#a04f00", TEAL, "#8d2b93", "#5d6b00")
 
 
 def draw(
-  entries: Sequence[entry.Entry], folder: pathlib.Path, score: str
+  entries: Sequence[entry.Entry],
+  folder: pathlib.Path,
+  score: str,
+  each: bool = True,
 ) -> dict[tuple[str, str], str]:
   """Writes every picture of a report as .svg and .png.
 
   Args:
     score: 'course', 'exact' or 'stored'.
+    each: with those of single runs, some seconds a run.
 
   Returns:
-    The .svg's path from the folder above, by the entry's name ('' for all
-    together) and the picture's: 'pareto', 'curves', 'layers', 'masks',
+    The .svg's path from the folder above, by the entry's name, or the task's
+    of all together, and the picture's: 'pareto', 'curves', 'layers', 'masks',
     'confusion', 'wrong'. Images of pixels are .png alone.
   """
+  # A name may have two $, and is no formula.
+  with matplotlib.rc_context({"text.parse_math": False}):
+    return _draw(entries, folder, score, each)
+
+
+def _draw(entries, folder, score, each):
   out = {}
 
-  def save(name: str, what: str, fig, only_png: bool = False):
-    below = folder / re.sub(r"[^\w.=-]", "-", name)
+  def save(name: str, slug: str, what: str, fig, only_png: bool = False):
+    below = folder / slug
     below.mkdir(parents=True, exist_ok=True)
     suffixes = (".png",) if only_png else (".png", ".svg")
     paths = [below / f"{what}{suffix}" for suffix in suffixes]
     figure.save(fig, *paths)
     out[name, what] = paths[-1].relative_to(folder.parent).as_posix()
 
-  every = entry.all_points(entries, score)
-  save("", "pareto", pareto(every, f"{score} score"))
-  for e in entries:
-    name, metrics = e.group.name, e.group.runs[0].metrics
+  for number, (task, own) in enumerate(entry.by_task(entries).items()):
+    goal = GOAL if entry.is_published(own) else None
+    fig = pareto(entry.all_points(own, score), f"{score} score", goal=goal)
+    save(str(task), f"task-{number}" if number else "", "pareto", fig)
+  for e in entries if each else ():
+    metrics = e.group.runs[0].metrics
+    add = functools.partial(save, e.group.name, f"run-{e.group.slug}")
     if any(len(rows) > 1 for rows in metrics.values()):
-      save(name, "curves", curves(metrics))
-    save(name, "layers", layers(layers_lib.bars(e.result)))
+      add("curves", curves(metrics))
+    add("layers", layers(layers_lib.bars(e.result)))
     if e.evidence is None:
       continue
-    save(name, "confusion", confusion(e.evidence))
+    add("confusion", confusion(e.evidence))
     if e.evidence.masks:
-      save(name, "masks", masks(e.evidence), True)
+      add("masks", masks(e.evidence), True)
     if e.evidence.wrong:
-      save(name, "wrong", wrong(e.evidence), True)
+      add("wrong", wrong(e.evidence), True)
   return out
 
 
-def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
+def pareto(
+  points: Sequence[Point],
+  score_label: str,
+  split: str = "test",
+  goal: float | None = GOAL,
+):
   """As `scatter.draw`, with its axes and its places of labels."""
   width, height = 920, 470
-  f = scatter.frame(points, width, height)
+  f = scatter.frame(points, width, height, goal)
   above = 34  # for the legend
   fig = Figure(figsize=(width / 100, (height + above) / 100))
   # The axes' unit is a pixel of the page's picture.
@@ -72,12 +91,12 @@ def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
   for tick in scatter.score_ticks(f):
     ax.plot([f.x(tick)] * 2, [top, bottom], color=GRAY, lw=0.7)
     ax.text(f.x(tick), bottom + 17, f"{tick:g}", ha="center", **text)
-  for tick in scatter.accuracy_ticks(f):
-    goal = tick == GOAL
-    style = dict(color=RED, ls="--", lw=1) if goal else dict(color=GRAY, lw=0.7)
+  for tick in scatter.accuracy_ticks(f, goal):
+    own = tick == goal
+    style = dict(color=RED, ls="--", lw=1) if own else dict(color=GRAY, lw=0.7)
     ax.plot([left, right], [f.y(tick)] * 2, **style)
     ax.text(left - 7, f.y(tick), f"{100 * tick:g}", ha="right", va="center",
-            **text | ({"color": RED} if goal else {}))  # fmt: skip
+            **text | ({"color": RED} if own else {}))  # fmt: skip
   ax.text((left + right) / 2, height - 8, f"{score_label}, lower is better",
           ha="center", **text)  # fmt: skip
   ax.text(12, (top + bottom) / 2, f"{split} accuracy, %", rotation=90,
@@ -96,7 +115,7 @@ def pareto(points: Sequence[Point], score_label: str, split: str = "test"):
         ax.plot([x, x], ends, color=color, lw=1.2, marker="_", ms=5)
       ax.plot(x, y, mfc=color if p in best else "white", **style)
     ax.plot([], [], mfc="white", label=name, **style)
-  placed = scatter.label_places(points, f, 26)
+  placed = scatter.label_places(points, f, 26, goal)
   for i, (words, x, y) in placed.items():
     color = COLORS[order.index(points[i].series) % 6]
     ax.text(x, y, words, fontsize=8, color=color, va="baseline")

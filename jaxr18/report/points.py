@@ -4,6 +4,8 @@ Runs that differ in their seed alone are one point, their mean with the
 standard deviation over seeds.
 """
 
+import functools
+import itertools
 import json
 import math
 import os
@@ -14,12 +16,29 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxr18 import config as config_lib
-from jaxr18.report.runs import Run
+from jaxr18.report.runs import FIGURES as FIGURES
+from jaxr18.report.runs import Run, defaults
 
-FIGURES = ("course", "exact", "stored")
-GOAL = 0.9  # the accuracy that the score asks for
+GOAL = 0.9  # the accuracy that the score asks for, on the published task
 REFERENCES = pathlib.Path(__file__).with_name("reference_points.json")
 SERIES = ("published results", "published, recounted")  # as in that file
+
+
+class Task(NamedTuple):
+  """What an accuracy is of; those of two tasks cannot be compared.
+
+  Attributes:
+    data: the data set's name.
+    images: of its test split.
+    classes: that are told apart.
+  """
+
+  data: str
+  images: int
+  classes: int
+
+  def __str__(self) -> str:
+    return f"{self.data}, {self.images:,} test images, {self.classes} classes"
 
 
 class Point(NamedTuple):
@@ -32,6 +51,8 @@ class Point(NamedTuple):
     error: half the length of its error bar, in the accuracy's unit.
     series: points of one series share a color and a mark.
     detail: more about it, in lines; shown where it is pointed at.
+    link: where all about it is, such as '#run-3'; '' if nowhere.
+    ended: whether it was trained to its end; no other is of the front.
   """
 
   label: str
@@ -40,22 +61,30 @@ class Point(NamedTuple):
   error: float = 0.0
   series: str = "runs"
   detail: str = ""
+  link: str = ""
+  ended: bool = True
 
 
 class Group(NamedTuple):
   """Runs, or members of a population, that differ in their seed alone.
 
   Attributes:
-    name: of the runs together.
+    name: of the runs together; no other group has it.
+    slug: the same for links and folders.
     runs: in the order of their seeds; one for a population.
     accuracies: one for each seed.
     scores: the mean of each figure, by its name.
   """
 
   name: str
+  slug: str
   runs: tuple[Run, ...]
   accuracies: tuple[float, ...]
   scores: dict[str, float]
+
+  @property
+  def task(self) -> Task:
+    return task_of(self.runs[0].result)
 
   @property
   def accuracy(self) -> float:
@@ -66,6 +95,20 @@ class Group(NamedTuple):
     """The standard deviation over seeds (n - 1); 0 for a single one."""
     several = len(self.accuracies) > 1
     return statistics.stdev(self.accuracies) if several else 0.0
+
+
+def task_of(result: dict[str, Any]) -> Task:
+  images = result["test_count"]
+  if is_population(result):
+    images //= len(result["members"])  # each has answered all of them
+  return Task(
+    result["config"]["data"]["name"], images, result["spec"]["head"]["classes"]
+  )
+
+
+def published_task() -> Task:
+  """What the public reference points are measured on."""
+  return Task(**json.loads(REFERENCES.read_text())["task"])
 
 
 def sources() -> list[dict[str, Any]]:
@@ -92,9 +135,13 @@ def reference_points() -> list[Point]:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-  """Those that no other beats: cheaper ones are less accurate; by score."""
+  """Those that no other beats: cheaper ones are less accurate; by score.
+
+  What was not trained to its end beats nothing, and is not one of them.
+  """
   best, out = -math.inf, []
-  for point in sorted(points, key=lambda p: (p.score, -p.accuracy)):
+  ended = [p for p in points if p.ended]
+  for point in sorted(ended, key=lambda p: (p.score, -p.accuracy)):
     if point.accuracy > best:
       best = point.accuracy
       out.append(point)
@@ -102,7 +149,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
-  """Runs put together where their configs differ in the seed alone.
+  """Runs of one task put together where they differ in the seed alone.
 
   Of two runs with the same config and seed the first counts: they are no
   second draw.
@@ -117,20 +164,31 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
       for k, v in config_lib.flatten(run.result["config"]).items()
       if k != "seed" and not config_lib.within(k, free)
     }
-    key = json.dumps(rest, sort_keys=True)
+    key = json.dumps([rest, task_of(run.result)], sort_keys=True)
     found.setdefault(key, {}).setdefault(run.result["seed"], run)
-  out, names = [], set()
+  out: list[Group] = []
   for by_seed in found.values():
     together = tuple(by_seed[seed] for seed in sorted(by_seed))
-    name = _name([run.name for run in together])
-    if name in names:
-      name = together[0].name
-    names.add(name)
-    out.append(_group(name, together))
+    names = _name([run.name for run in together]), together[0].name
+    name = _first_new(names, {g.name for g in out} | _published())
+    # A file system may not tell large letters from small ones.
+    slug = re.sub(r"[^\w.=-]", "-", name).lower()
+    slug = _first_new([slug], {g.slug for g in out})
+    out.append(_group(name, slug, together))
   return out
 
 
-def _group(name: str, runs: tuple[Run, ...]) -> Group:
+def _first_new(names: Sequence[str], taken: Collection[str]) -> str:
+  more = (f"{names[-1]}-{i}" for i in itertools.count(2))
+  return next(n for n in itertools.chain(names, more) if n not in taken)
+
+
+@functools.cache
+def _published() -> frozenset[str]:
+  return frozenset(p.label for p in reference_points())
+
+
+def _group(name: str, slug: str, runs: tuple[Run, ...]) -> Group:
   accuracies, scores = [], {figure: [] for figure in FIGURES}
   for run in runs:
     r = run.result
@@ -143,7 +201,7 @@ def _group(name: str, runs: tuple[Run, ...]) -> Group:
       for figure in FIGURES:
         scores[figure].append(r["score"][figure]["total"])
   means = {figure: statistics.mean(scores[figure]) for figure in FIGURES}
-  return Group(name, runs, tuple(accuracies), means)
+  return Group(name, slug, runs, tuple(accuracies), means)
 
 
 def _name(names: list[str]) -> str:
@@ -169,7 +227,13 @@ def of_group(one: Group, figure: str) -> Point:
     one.error,
     "runs",
     detail(one),
+    f"#{anchor(one)}",
   )
+
+
+def anchor(one: Group) -> str:
+  """The id of the group's part of the page."""
+  return f"run-{one.slug}"
 
 
 def detail(one: Group) -> str:
@@ -205,8 +269,7 @@ def changes(config: dict[str, Any]) -> list[str]:
 
   The seed is left out, for which there are the groups.
   """
-  defaults = json.loads(config_lib.base(tuple(config["phases"])).to_json())
-  before = config_lib.flatten(defaults)
+  before = defaults(tuple(config["phases"]))
   return [
     f"{name}={_short(value)}"
     for name, value in sorted(

@@ -8,7 +8,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxr18.report import svg
@@ -53,14 +53,19 @@ def height_of(accuracy: float) -> float:
   return -math.log10(max(1 - accuracy, LEAST_ERROR))
 
 
-def frame(points: Sequence[Point], width: float, height: float) -> Frame:
-  """Axes that hold all points, their error bars and the goal."""
+def frame(
+  points: Sequence[Point],
+  width: float,
+  height: float,
+  goal: float | None = GOAL,
+) -> Frame:
+  """Axes that hold all points, their error bars and a goal."""
   scores = [p.score for p in points] or [0.01, 1.0]
-  ends = [height_of(GOAL)]
+  ends = [height_of(goal)] if goal or not points else []
   for p in points:
     ends += [height_of(p.accuracy - p.error), height_of(p.accuracy + p.error)]
   wide = math.log(max(scores) / min(scores)) or 1.0
-  apart = math.exp(0.05 * wide)
+  apart = max(math.exp(0.05 * wide), 1.1)
   tall = max(ends) - min(ends) or 1.0
   return Frame(
     width,
@@ -71,14 +76,15 @@ def frame(points: Sequence[Point], width: float, height: float) -> Frame:
   )
 
 
-def accuracy_ticks(f: Frame, apart: float = 24.0) -> list[float]:
+def accuracy_ticks(
+  f: Frame, goal: float | None = GOAL, apart: float = 24.0
+) -> list[float]:
   """Round accuracies, the goal among them, at least `apart` from each other."""
-  kept = [GOAL]
-  for a in _ACCURACIES:
-    y = f.y(a)
-    if f.box[1] <= y <= f.box[3] and all(
-      abs(y - f.y(k)) >= apart for k in kept
-    ):
+  kept = [goal] if goal else []
+  low, high = (1 - 10**-h for h in f.heights)
+  inside = [a for a in _ACCURACIES if low <= a <= high]
+  for a in inside if len(inside) > 2 else svg.ticks(max(low, 0), high):
+    if all(abs(f.y(a) - f.y(k)) >= apart for k in kept):
       kept.append(a)
   return sorted(kept)
 
@@ -86,6 +92,8 @@ def accuracy_ticks(f: Frame, apart: float = 24.0) -> list[float]:
 def score_ticks(f: Frame, apart: float = 44.0) -> list[float]:
   kept: list[float] = []
   every = list(svg.log_ticks(*f.scores))
+  if len(every) < 3:  # the runs' scores are nearly the same
+    every = svg.ticks(*f.scores)
   for tick in sorted(every, key=lambda t: f"{t:e}"[0] != "1"):  # 1, 10, 100
     if all(abs(f.x(tick) - f.x(k)) >= apart for k in kept):
       kept.append(tick)
@@ -143,7 +151,7 @@ def draw(
   score_label: str = "score",
   split: str = "test",
   letters: int = 26,
-  links: Mapping[str, str] | None = None,
+  goal: float | None = GOAL,
 ) -> str:
   """The picture; the page's script shows what belongs to `data-point`.
 
@@ -154,9 +162,9 @@ def draw(
     score_label: says which score it is.
     split: whose images the accuracy is of.
     letters: the longest label.
-    links: by label, where more is to be found.
+    goal: an accuracy that is drawn as a line, if there is one.
   """
-  f = frame(points, width, height)
+  f = frame(points, width, height, goal)
   left, top, right, bottom = f.box
   parts = []
   for tick in score_ticks(f):
@@ -165,17 +173,16 @@ def draw(
     parts.append(
       svg.text(x, bottom + 17, f"{tick:g}", text_anchor="middle", class_="tick")
     )
-  for tick in accuracy_ticks(f):
-    y = f.y(tick)
-    goal = tick == GOAL
-    parts.append(_line(left, y, right, y, "goal" if goal else "grid"))
+  for tick in accuracy_ticks(f, goal):
+    y, own = f.y(tick), tick == goal
+    parts.append(_line(left, y, right, y, "goal" if own else "grid"))
     parts.append(
       svg.text(
         left - 7,
         y + 4,
         f"{100 * tick:g}",
         text_anchor="end",
-        class_="tick goal-text" if goal else "tick",
+        class_="tick goal-text" if own else "tick",
       )  # fmt: skip
     )
   parts.append(
@@ -190,7 +197,7 @@ def draw(
   parts.append(
     svg.tag(
       "text",
-      f"{split} accuracy, %",
+      html.escape(f"{split} accuracy, %"),
       class_="axis",
       text_anchor="middle",
       transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)",
@@ -199,9 +206,9 @@ def draw(
   parts.append(svg.path(steps(points, f), class_="front"))
   order = series_of(points)
   best = set(front(points))
-  parts += _labels(points, f, order, letters)
+  parts += _labels(points, f, order, letters, goal)
   for i, p in reversed(list(enumerate(points))):
-    parts.append(_mark(i, p, f, order.index(p.series), p in best, links))
+    parts.append(_mark(i, p, f, order.index(p.series), p in best))
   names = [p.label for p in front(points)]
   about = (
     f"{len(points)} networks by {split} accuracy, upwards, and {score_label},"
@@ -211,7 +218,9 @@ def draw(
   return svg.tag(
     "svg",
     svg.tag(
-      "title", f"{split.title()} accuracy against score", id=f"{key}-title"
+      "title",
+      html.escape(f"{split.title()} accuracy against score"),
+      id=f"{key}-title",
     ),
     svg.tag("desc", html.escape(about), id=f"{key}-desc"),
     *parts,
@@ -228,7 +237,7 @@ def _line(x1, y1, x2, y2, class_: str) -> str:
   return svg.tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def label_places(points, f: Frame, letters: int, size: float = 12.0):
+def label_places(points, f: Frame, letters: int, goal, size: float = 12.0):
   """(label, left, baseline) of what fits, by the point's number."""
   texts = [shorten(p.label, letters) for p in points]
   places = svg.place_labels(
@@ -237,7 +246,7 @@ def label_places(points, f: Frame, letters: int, size: float = 12.0):
     label_order(points) if points else [],
     f.box,
     taken=[
-      (f.box[0], f.y(GOAL) - 1, f.box[2], f.y(GOAL) + 1),
+      *((f.box[0], f.y(g) - 1, f.box[2], f.y(g) + 1) for g in [goal] if g),
       *_boxes(steps(points, f)),
       *(
         (
@@ -258,15 +267,15 @@ def _boxes(line):
     yield min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
-def _labels(points, f, order, letters):
-  for i, (words, x, y) in label_places(points, f, letters).items():
+def _labels(points, f, order, letters, goal):
+  for i, (words, x, y) in label_places(points, f, letters, goal).items():
     number = order.index(points[i].series)
     yield svg.text(
       x, y, words, class_=f"label s{number % 6}", data_series=number
     )
 
 
-def _mark(i, p, f, number, best, links) -> str:
+def _mark(i, p, f, number, best) -> str:
   x, y = f.x(p.score), f.y(p.accuracy)
   inside = []
   if p.error:
@@ -277,14 +286,13 @@ def _mark(i, p, f, number, best, links) -> str:
       )
     )
   inside.append(svg.tag("path", class_="mark", d=MARKS[number % len(MARKS)]))
-  role = "link" if links and p.label in links else "img"
   return svg.tag(
     "g",
     *inside,
     class_=f"point s{number % 6}" + (" best" if best else ""),
     transform=f"translate({x:.1f} {y:.1f})",
     tabindex=0,
-    role=role,
+    role="link" if p.link else "img",
     aria_label=f"{p.label}, {p.series}: {said(p)}",
     data_point=i,
     data_series=number,

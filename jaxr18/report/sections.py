@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,13 +28,20 @@ def report(
   names = ", ".join(e.group.name for e in entries)
   title = f"{len(entries)} networks" if len(entries) > 1 else names
   about = "Accuracy on the test split and the score of what it costs."
-  links = {e.group.name: f"#{e.anchor}" for e in entries}
-  body = [_pareto(entries, figure, links), _sources()]
-  if len(entries) > 1:
-    body.append("<h3>The runs</h3>" + overview(entries, links))
+  tasks = entry.by_task(entries)
+  body = []
+  for number, (task, own) in enumerate(tasks.items()):
+    if len(tasks) > 1:
+      body.append(f'<h2 class="task">{html.escape(str(task))}</h2>')
+    body.append(_pareto(own, figure, number))
+    if entry.is_published(own):
+      body.append(_sources())
+    if len(entries) > 1:
+      body.append("<h3>The runs</h3>" + overview(own))
   if remarks:
     items = "".join(f"<li>{html.escape(r)}</li>" for r in remarks)
-    body.append(f'<p class="soft small">Left out:</p><ul class="soft small">'
+    body.append(f'<p class="soft small">Left out:</p>'
+                '<ul class="soft small" id="left-out">'
                 f"{items}</ul>")  # fmt: skip
   whole = len(entries) <= OPEN
   body += [section(e, i, whole) for i, e in enumerate(entries)]
@@ -45,21 +53,22 @@ def report(
   return page.document(f"jaxr18: {title}", "\n".join(body), about)
 
 
-def _pareto(entries, figure, links) -> str:
-  """One chart for each of the score's figures, one shown at a time."""
+def _pareto(entries, figure, number: int) -> str:
+  """One task's chart for each of the score's figures, one shown at a time."""
+  goal = points.GOAL if entry.is_published(entries) else None
   inputs, panels = [], []
   for name in FIGURES:
     chosen = " checked" if name == figure else ""
-    ident = f"figure-{name}"
+    ident = f"figure-{number}-{name}"
     inputs.append(
-      f'<input type="radio" name="figure" id="{ident}"{chosen}>'
-      f'<label for="{ident}">{name}</label>'
+      f'<input type="radio" name="figure-{number}" id="{ident}"'
+      f' class="figure-{name}"{chosen}><label for="{ident}">{name}</label>'
     )
     chart = page.pareto(
       entry.all_points(entries, name),
-      key=f"pareto-{name}",
+      key=f"pareto-{number}-{name}",
       score_label=f"{name} score",
-      links=links,
+      goal=goal,
     )
     note = f'<p class="soft small">{html.escape(entry.NOTES[name])}</p>'
     panels.append(f'<div class="panel {name}">{note}{chart}</div>')
@@ -84,8 +93,11 @@ def _sources() -> str:
   )
 
 
-def overview(entries: Sequence[entry.Entry], links: dict[str, str]) -> str:
-  return page.table_of(entry.OVERVIEW, entry.overview_texts(entries), links)
+def overview(entries: Sequence[entry.Entry]) -> str:
+  """The runs of one task as a table with links to their parts."""
+  links = {e.group.name: f"#{points.anchor(e.group)}" for e in entries}
+  head, *rows = entry.overview_texts(entries)
+  return page.table_of(head, rows, links)
 
 
 def section(e: entry.Entry, number: int, whole: bool = True) -> str:
@@ -123,7 +135,7 @@ def section(e: entry.Entry, number: int, whole: bool = True) -> str:
   return svg.tag(
     "details",
     f"<summary>{line}</summary>",
-    svg.tag("section", *parts, id=e.anchor),
+    svg.tag("section", *parts, id=points.anchor(e.group)),
     class_="run",
     open="" if whole else None,
   )
@@ -201,8 +213,8 @@ def _confusion(found: evidence.Evidence) -> str:
     cells = []
     for j, n in enumerate(counts[i]):
       kind = "right" if i == j else "wrong" if n else "wrong none"
-      share = 45 * n / (right if i == j else wrong)
-      cells.append(f'<td class="{kind}" style="--v:{share:.0f}">{n}</td>')
+      shade = math.ceil(9 * n / (right if i == j else wrong))
+      cells.append(f'<td class="{kind} v{shade}">{n}</td>')
     recall = f"<td>{100 * counts[i, i] / max(1, each[i]):.1f}%</td>"
     label = f'<th scope="row">{html.escape(name)}</th>'
     rows.append(f"<tr>{label}{''.join(cells)}{recall}</tr>")

@@ -4,6 +4,8 @@ import html
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 
 def tag(name: str, *children: str, **attributes) -> str:
   """An element; its children are markup, its attributes plain text.
@@ -83,8 +85,10 @@ def place_labels(
   Returns:
     The left upper corner of each label that fits, by its point.
   """
-  used = list(taken)
-  used += [(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+  marks = [(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+  used = np.empty((len(taken) + len(marks) + len(order), 4))
+  count = len(taken) + len(marks)
+  used[:count] = np.array([*taken, *marks]).reshape(-1, 4)
   out = {}
   for i in order:
     (x, y), (w, h) = points[i], sizes[i]
@@ -94,8 +98,9 @@ def place_labels(
         new[0] >= box[0] and new[1] >= box[1]
         and new[2] <= box[2] and new[3] <= box[3]
       )  # fmt: skip
-      if inside and not any(_overlap(new, old) for old in used):
-        used.append(new)
+      if inside and not _overlaps(new, used[:count]):
+        used[count] = new
+        count += 1
         out[i] = (left, top)
         break
   return out
@@ -113,5 +118,7 @@ def _places(x, y, w, h, gap):
         yield x + dx, y + dy
 
 
-def _overlap(a, b) -> bool:
-  return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlaps(box, others: np.ndarray) -> bool:
+  left, top, right, bottom = box
+  x = (left < others[:, 2]) & (others[:, 0] < right)
+  return bool((x & (top < others[:, 3]) & (others[:, 1] < bottom)).any())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxr18.report.page import document, pareto
-from jaxr18.report.points import Point
+from jaxr18.report.points import GOAL, Point, published_task
 from jaxr18.searchconfig import describe_candidate
 from jaxr18.study import halving, storage
 from jaxr18.study.storage import Study
@@ -47,15 +47,25 @@ def write(study: Study, workdir: pathlib.Path) -> list[Row]:
     ],
   }
   write_json(workdir / "search.json", summary)
-  write_atomically(workdir / "pareto.html", page(rows))
+  data = summary["config"]["data"]["name"]
+  write_atomically(workdir / "pareto.html", page(rows, data))
   return rows
 
 
-def page(rows: list[Row]) -> str:
-  """The trained candidates as a page with a picture to point at."""
+def page(rows: list[Row], data: str) -> str:
+  """The trained candidates as a page with a picture to point at.
+
+  Args:
+    data: the data set's name; the goal of 90% is CIFAR-10's.
+  """
   markup = "<p>No candidate has been trained yet.</p>"
   if found := points(rows):
-    markup = pareto(found, score_label="exact score", split="validation")
+    markup = pareto(
+      found,
+      score_label="exact score",
+      split="validation",
+      goal=GOAL if data == published_task().data else None,
+    )
   return document(
     "Search",
     markup,
@@ -73,6 +83,7 @@ def points(rows: list[Row]) -> list[Point]:
       row["score"],
       series=name,
       detail="\n".join([line(row), describe_candidate(row["params"])]),
+      ended=state == storage.COMPLETE,
     )
     for state, name in ((storage.COMPLETE, "trained to the end"),
                         (storage.HALVED, "halved: accuracy at that rung"))
