@@ -341,9 +341,9 @@ class TestRuns:
         continue
       both = entries(run("good"), runs.Run("odd", tmp_path, changed, {}))
       made = sections.report(both) + markdown.report(both)
-      assert "nan" not in made and "inf%" not in made
+      assert not re.findall(r"\b(nan|inf)\b", made), (parent, key)
       shown += 1
-    assert shown > 50 and left_out > 100
+    assert shown > 100 and left_out > 50
 
   @pytest.mark.parametrize(
     "line, said",
@@ -358,7 +358,6 @@ class TestRuns:
       ('{"loss": 1}', "it lacks epoch"),
       ('{"epoch": 1, "validation_accuracies": [0.5]}', "it has 1 members"),
       ("[1]", "it is list, expected an object"),
-      ('{"epoch": 1, "hash": "0"}', "its hash is '0'"),
       ("[" * 9999, "it is nested too deeply"),
     ],
   )

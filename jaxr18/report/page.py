@@ -18,7 +18,8 @@ def document(title: str, body: str, subtitle: str = "") -> str:
 
   Args:
     title: plain text.
-    body: markup.
+    body: markup, without style= attributes and scripts: a browser lets in
+      the page's own alone.
     subtitle: plain text below the title.
   """
   style = "\n" + (_HERE / "page.css").read_text()

@@ -299,7 +299,7 @@ def read_metrics(
 
 
 def _rows(lines: sealed.Lines) -> tuple[list[dict[str, Any]], dict[int, str]]:
-  """The lines that can be drawn, and by number what is wrong with the others."""
+  """The lines that can be drawn, and what is wrong with each other line."""
   rows, odd, members = [], dict(lines.damaged), None
   for number, row in zip(lines.numbers, lines.rows, strict=True):
     try:
