@@ -552,3 +552,26 @@ def test_a_cache_of_another_user_is_not_trusted(tmp_path, monkeypatch):
   monkeypatch.setattr(onednn.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
   with pytest.raises(onednn.Unavailable, match="set XDG_CACHE_HOME"):
     onednn._own_folder(tmp_path)
+
+
+@pytest.mark.skipif(
+  bool(onednn.bfloat16_reason()), reason=f"{onednn.bfloat16_reason()}"
+)
+def test_bfloat16_sums_do_not_depend_on_threads():
+  code = """
+    import hashlib, jax, numpy as np
+    from jax import numpy as jnp
+    from jaxr18.nn.conv import conv
+    rng = np.random.default_rng(0)
+    digest = hashlib.sha256()
+    for size, features in ((16, 12), (8, 24), (4, 64)):
+      shape = (32, size, size, features)
+      x = jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+      k = jnp.asarray(rng.standard_normal((3, 3, features, features)))
+      loss = lambda x, k: (conv(x, k).astype(jnp.float32) ** 2).sum()
+      for g in jax.jit(jax.grad(loss, (0, 1)))(x, k.astype(jnp.float32)):
+        digest.update(np.asarray(g).tobytes())
+    print(digest.hexdigest())
+    """
+  one, two = (run_python(code, OMP_NUM_THREADS=n) for n in "12")
+  assert one == two

@@ -9,7 +9,10 @@
 // XLA runs independent calls side by side, so calls take turns and the scratch
 // memory is ours: the library's own, shared, would be overwritten.
 
+#include <omp.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -81,6 +84,7 @@ struct Plan {
   memory::desc x, y, kernel, blocked;
   Step convolve, reorder;
   Rows rows;
+  int64_t parts = 1;  // of the batch; x and y are those of one part
 };
 
 struct Library {
@@ -88,6 +92,7 @@ struct Library {
   dnnl::stream stream{engine};
   std::map<std::vector<int64_t>, Plan> plans;
   Arena scratch, weights, x_rows, y_rows;
+  std::vector<dnnl::stream> streams;  // one for each part of a batch
 
   memory Wrap(const memory::desc& desc, const void* data) {
     return memory(desc, engine, const_cast<void*>(data));
@@ -157,22 +162,45 @@ Rows MakeRows(Type type, Shape x, Shape k, Shape y, int64_t stride,
 }
 
 // [images, height, width] of pixels to [images / side, height, side, pitch].
-const void* SideBySide(const void* from, Arena& arena, Shape shape,
-                       int64_t side, int64_t pitch) {
-  const int64_t height = shape[1], rows = shape[0] * height;
+void SideBySide(const char* from, char* to, int64_t images, Shape shape,
+                int64_t side, int64_t pitch) {
+  const int64_t height = shape[1], rows = images * height;
   const int64_t pixel = shape[3] * 2, row = shape[2] * pixel;
-  char* to = static_cast<char*>(arena.Get(rows * pitch * pixel));
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t y = i / side % height;
     const int64_t n = i / side / height * side + i % side;
     char* out = to + i * pitch * pixel;
-    std::memcpy(out, static_cast<const char*>(from) + (n * height + y) * row,
-                row);
+    std::memcpy(out, from + (n * height + y) * row, row);
     std::memset(out + row, 0, pitch * pixel - row);
   }
-  return to;
 }
+
+// A kernel gradient in bfloat16 is the sum of those of up to eight parts of the
+// batch, each computed by one thread: in oneDNN's own division of the work
+// threads wait for each other in a loop at every row, which takes up to a hundred
+// times as long where another process has one of the cores. The parts depend on
+// the shape alone, so the sum does not depend on the number of threads. Kernels
+// above a megabyte are left to oneDNN, which divides them by channels.
+int64_t CountParts(Type type, Shape k, int64_t images) {
+  const int64_t bytes = 4 * k[0] * k[1] * k[2] * k[3];
+  int64_t parts = 1;
+  if (type != Type::bf16 || bytes > (1 << 20)) return parts;
+  while (parts < 8 && images % (2 * parts) == 0) parts *= 2;
+  return parts;
+}
+
+// Primitives that are made in its life run on one thread.
+class OneThread {
+ public:
+  explicit OneThread(bool one) : before_(omp_get_max_threads()) {
+    if (one) omp_set_num_threads(1);
+  }
+  ~OneThread() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
 
 Plan MakePlan(Kind kind, Type type, Type kernel_type, Shape x, Shape k, Shape y,
               int64_t stride, int64_t padding, int64_t groups) {
@@ -195,10 +223,12 @@ Plan MakePlan(Kind kind, Type type, Type kernel_type, Shape x, Shape k, Shape y,
   const bool merged = side > 1;
   const int64_t x_width = merged ? side * plan.rows.x_pitch : x[2];
   const int64_t y_width = merged ? side * plan.rows.y_pitch : y[2];
+  if (of_kernel) plan.parts = CountParts(type, k, x[0] / side);
+  const int64_t images = x[0] / side / plan.parts;
   memory::dims right = pads;
   if (merged) right[1] = (y_width - 1) * stride + k[1] - x_width - padding;
-  plan.x = memory::desc({x[0] / side, x[3], x[1], x_width}, type, Tag::nhwc);
-  plan.y = memory::desc({y[0] / side, y[3], y[1], y_width}, type, Tag::nhwc);
+  plan.x = memory::desc({images, x[3], x[1], x_width}, type, Tag::nhwc);
+  plan.y = memory::desc({images, y[3], y[1], y_width}, type, Tag::nhwc);
   plan.kernel =
       memory::desc(dims, kernel_type, groups == 1 ? Tag::hwio : Tag::hwigo);
   const auto make_forward = [&] {
@@ -221,13 +251,14 @@ Plan MakePlan(Kind kind, Type type, Type kernel_type, Shape x, Shape k, Shape y,
     plan.blocked = backward.weights_desc();
     plan.convolve.Set(backward);
   } else {
+    const OneThread guard(plan.parts > 1);
     const dnnl::convolution_backward_weights::primitive_desc backward(
         engine, direct, plan.x, any, plan.y, strides, pads, right,
         make_forward(), attr);
     plan.blocked = backward.diff_weights_desc();
     plan.convolve.Set(backward);
   }
-  if (plan.blocked != plan.kernel) {
+  if (plan.blocked != plan.kernel || plan.parts > 1 || merged) {
     plan.reorder.Set(dnnl::reorder::primitive_desc(
         engine, of_kernel ? plan.blocked : plan.kernel, engine,
         of_kernel ? plan.kernel : plan.blocked, attr));
@@ -242,16 +273,74 @@ struct Operand {
   const char* data;
   int64_t step;  // bytes from one member to the next
 
+  int64_t Bytes() const {
+    int64_t bytes = type == Type::bf16 ? 2 : 4;
+    for (int64_t n : shape) bytes *= n;
+    return bytes;
+  }
+
   explicit Operand(const ffi::AnyBuffer& buffer)
       : shape(buffer.dimensions().end() - 4, 4),
         type(buffer.element_type() == ffi::BF16 ? Type::bf16 : Type::f32),
         data(static_cast<const char*>(buffer.untyped_data())),
         step(0) {
-    if (buffer.dimensions().size() == 4) return;
-    step = type == Type::bf16 ? 2 : 4;
-    for (int64_t n : shape) step *= n;
+    if (buffer.dimensions().size() == 5) step = Bytes();
   }
 };
+
+int64_t Aligned(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+// The kernel gradient by parts of the batch, in the plan's layout.
+void* InParts(Library& lib, const Plan& plan, const Operand& x,
+              const char* x_data, const Operand& y, const char* y_data) {
+  const int64_t parts = plan.parts, images = x.shape[0] / parts;
+  const int64_t scratch_size = Aligned(plan.convolve.scratch.get_size());
+  const int64_t sum_size = Aligned(plan.blocked.get_size());
+  const int64_t x_size = plan.x.get_size(), y_size = plan.y.get_size();
+  const Rows& rows = plan.rows;
+  const bool merged = rows.images > 1;
+  char* scratch = static_cast<char*>(lib.scratch.Get(parts * scratch_size));
+  char* sums = static_cast<char*>(lib.weights.Get(parts * sum_size));
+  char* x_rows = static_cast<char*>(lib.x_rows.Get(merged * parts * x_size));
+  char* y_rows = static_cast<char*>(lib.y_rows.Get(merged * parts * y_size));
+  while (static_cast<int64_t>(lib.streams.size()) < parts) {
+    lib.streams.emplace_back(lib.engine);
+  }
+  std::atomic<bool> failed{false};
+  // One part is made for all threads, and would wait for them for ever in here.
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int64_t i = 0; i < parts; ++i) {
+    try {
+      const char* in = x_data + i * (x.Bytes() / parts);
+      const char* out = y_data + i * (y.Bytes() / parts);
+      if (merged) {
+        SideBySide(in, x_rows + i * x_size, images, x.shape, rows.images,
+                   rows.x_pitch);
+        SideBySide(out, y_rows + i * y_size, images, y.shape, rows.images,
+                   rows.y_pitch);
+        in = x_rows + i * x_size;
+        out = y_rows + i * y_size;
+      }
+      plan.convolve.primitive.execute(
+          lib.streams[i],
+          {{DNNL_ARG_SRC, lib.Wrap(plan.x, in)},
+           {DNNL_ARG_DIFF_DST, lib.Wrap(plan.y, out)},
+           {DNNL_ARG_DIFF_WEIGHTS, lib.Wrap(plan.blocked, sums + i * sum_size)},
+           {DNNL_ARG_SCRATCHPAD,
+            lib.Wrap(plan.convolve.scratch, scratch + i * scratch_size)}});
+    } catch (const std::exception&) {
+      failed = true;
+    }
+  }
+  if (failed) throw std::runtime_error("a part of a kernel gradient failed");
+  float* total = reinterpret_cast<float*>(sums);
+  for (int64_t i = 1; i < parts; ++i) {
+    const float* more = reinterpret_cast<const float*>(sums + i * sum_size);
+    const int64_t n = plan.blocked.get_size() / 4;
+    for (int64_t j = 0; j < n; ++j) total[j] += more[j];
+  }
+  return sums;
+}
 
 void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
               const Operand& y, int64_t stride, int64_t padding,
@@ -275,20 +364,20 @@ void Convolve(Kind kind, int64_t members, const Operand& x, const Operand& k,
   const bool reordered = static_cast<bool>(plan.reorder.primitive);
   for (int64_t i = 0; i < members; ++i) {
     const memory kernel = lib.Wrap(plan.kernel, k.data + i * k.step);
+    if (kind == kGradKernel && (plan.parts > 1 || plan.rows.images > 1)) {
+      const memory sum =
+          lib.Wrap(plan.blocked, InParts(lib, plan, x, x.data + i * x.step, y,
+                                         y.data + i * y.step));
+      lib.Run(plan.reorder, {{DNNL_ARG_FROM, sum}, {DNNL_ARG_TO, kernel}});
+      lib.stream.wait();
+      continue;
+    }
     const memory blocked =
         reordered
             ? lib.Wrap(plan.blocked, lib.weights.Get(plan.blocked.get_size()))
             : kernel;
-    const void* x_data = x.data + i * x.step;
-    const void* y_data = y.data + i * y.step;
-    if (const Rows& rows = plan.rows; rows.images > 1) {
-      x_data =
-          SideBySide(x_data, lib.x_rows, x.shape, rows.images, rows.x_pitch);
-      y_data =
-          SideBySide(y_data, lib.y_rows, y.shape, rows.images, rows.y_pitch);
-    }
-    const memory in = lib.Wrap(plan.x, x_data);
-    const memory out = lib.Wrap(plan.y, y_data);
+    const memory in = lib.Wrap(plan.x, x.data + i * x.step);
+    const memory out = lib.Wrap(plan.y, y.data + i * y.step);
     if (reordered && kind != kGradKernel) {
       lib.Run(plan.reorder, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
     }
