@@ -45,6 +45,14 @@ _OF_THE_DISK = (
 )  # fmt: skip
 
 
+# What mends a folder that others may read or have made: to leave it alone.
+ANOTHER = (
+  "`python -m jaxr18.data --data_dir=NEW` prepares a folder beside it, from the"
+  " internet or from --archive=FILE; TFDS_DATA_DIR=NEW or --config.data.dir=NEW"
+  " then names it to every command, and a run that had begun goes on."
+)
+
+
 class DataError(RuntimeError):
   """The data can't be had, or is not what it should be."""
 
@@ -78,17 +86,23 @@ def open_folder(data_dir: pathlib.Path):
   """TFDS's builder of the prepared CIFAR-10 under `data_dir`, or None.
 
   Raises:
-    DataError: the folder is there, but in a format that needs TensorFlow.
+    DataError: the folder is there, but damaged, or in a format that needs
+      TensorFlow.
   """
   folder = data_dir / NAME / str(cifar.Cifar10.VERSION)
   if not (folder / "dataset_info.json").exists():
     return None
-  builder = tfds.builder(NAME, data_dir=data_dir)
+  try:
+    builder = tfds.builder(NAME, data_dir=data_dir)
+  except Exception as e:  # there is no end to how files can be damaged
+    raise DataError(
+      f"CIFAR-10 in {folder} can not be read: {type(e).__name__}: {e}\n"
+      + ANOTHER
+    ) from e
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise DataError(
       f"{folder} holds CIFAR-10 as {builder.info.file_format.value}, expected "
-      "array_record (the other formats need TensorFlow to be read). Name "
-      "another data_dir, and it will be prepared there."
+      "array_record (the other formats need TensorFlow to be read). " + ANOTHER
     )
   return builder
 

@@ -297,8 +297,7 @@ def _cifar10_arrays(data_dir: str, cache_dir: str):
   except Exception as e:  # there is no end to how files can be damaged
     raise DataError(
       f"CIFAR-10 in {builder.data_path} can not be read: "
-      f"{type(e).__name__}: {e}\nDelete that folder, and "
-      f"`python -m jaxr18.data --data_dir={root}` prepares it again."
+      f"{type(e).__name__}: {e}\n{cifar10.ANOTHER}"
     ) from e
   return arrays, fingerprint
 

@@ -47,8 +47,10 @@ from jaxr18.train.files import (
   alone_in,
   latest_step,
   read_phase,
+  removing,
   write_json,
   write_sealed,
+  writing,
 )
 from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.step import make_mesh, make_train_step, shard
@@ -144,15 +146,12 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
       config.
   """
   path, new = workdir / "config.json", json.loads(config.to_json())
-  try:
+  with writing(path):
     workdir.mkdir(parents=True, exist_ok=True)
     write_together(path, {"version": sealed.VERSION} | new, _write_new)
-    kept = json.loads(path.read_bytes())
-  except (OSError, ValueError) as e:
-    raise _unusable(workdir, e) from e
   changed = check_config(config, workdir)
   if changed:
-    version = {k: v for k, v in kept.items() if k == "version"}
+    version = {"version": sealed.VERSION} if sealed.demanded(workdir) else {}
     write_together(path, version | new, write_json)
   if jax.process_index() == 0:
     _keep_start(config, workdir, changed)
@@ -224,13 +223,29 @@ def _touches(field: str, old, new, begun: list[str]) -> bool:
 
 
 def _write_new(path: pathlib.Path, value: Any) -> None:
-  if not path.exists():
-    write_json(path, value)
+  """Keeps a config where there is none, of a run that began with no other."""
+  if path.exists():
+    return
+  for name in value["phases"]:
+    directory = path.parent / name
+    if latest := latest_step(directory):
+      kept = directory / "checkpoints" / str(latest)
+      _, meta = checkpoint.read(kept)
+      changed = changes(meta["config"], value)
+      known = flatten(meta["config"])
+      if late := [said for field, said in changed.items() if field in known]:
+        raise checkpoint.CheckpointError(
+          f"{path} is gone, and {kept} was made with another config:"
+          f" {'; '.join(late)}; set it back, or give another --workdir"
+        )
+  write_json(path, value)
 
 
 def _unusable(workdir: pathlib.Path, e: Exception):
+  gone = removing([workdir / "config.json", workdir / "result.json"])
   return checkpoint.CheckpointError(
-    f"cannot use {workdir} as a workdir: {e}; give another --workdir"
+    f"cannot use {workdir} as a workdir: {e}; {gone}, and the run's own command"
+    " makes it again: nothing is trained anew"
   )
 
 

@@ -311,14 +311,19 @@ class TestLoad:
     ):
       assert words in str(e.value)
 
-  def test_refuses_a_folder_that_needs_tensorflow(self, folder, tmp_path):
+  def test_refuses_a_folder_that_needs_tensorflow(
+    self, folder, tmp_path, monkeypatch
+  ):
     info = folder / FOLDER / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(data.DataError, match="as tfrecord, expected array_r"):
-      load(folder, tmp_path)
+    _prepared_beside_it(
+      folder, tmp_path, monkeypatch, "as tfrecord, expected array_r"
+    )
 
   @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
-  def test_damaged_records_are_an_error(self, folder, tmp_path, damage):
+  def test_damaged_records_are_an_error(
+    self, folder, tmp_path, monkeypatch, damage
+  ):
     (path,) = (folder / FOLDER).glob("*-test.*")
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -328,10 +333,29 @@ class TestLoad:
       path.write_bytes(content[: len(content) // 2])
     else:
       path.unlink()
-    with pytest.raises(
-      data.DataError, match="(?s)can not be read.*Delete that folder"
-    ):
-      load(folder, tmp_path)
+    _prepared_beside_it(folder, tmp_path, monkeypatch, "can not be read")
+
+  def test_a_damaged_description_is_an_error(
+    self, folder, tmp_path, monkeypatch
+  ):
+    info = folder / FOLDER / "dataset_info.json"
+    info.write_text(info.read_text()[:100])
+    _prepared_beside_it(folder, tmp_path, monkeypatch, "can not be read")
+
+
+def _prepared_beside_it(folder, tmp_path, monkeypatch, told):
+  """Does what the error says; the folder may be another's and stays."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+  before = sorted(folder.rglob("*"))
+  with pytest.raises(data.DataError, match=told) as e:
+    load(folder, tmp_path)
+  (command,) = re.findall("`python -m jaxr18.data (.*)`", str(e.value))
+  new, archive = tmp_path / "new", tmp_path / "archive.tar.gz"
+  source = write_archive(archive)
+  argv = [*command.replace("NEW", str(new)).split(), f"--archive={archive}"]
+  assert data.main(argv, source) == 0
+  assert len(load(new, tmp_path).train) == 40
+  assert sorted(folder.rglob("*")) == before
 
 
 class TestCache:

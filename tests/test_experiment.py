@@ -347,6 +347,28 @@ class TestGoingOn:
     ]
     assert add({"one": 1}, "xla") == []
 
+  def test_a_config_that_is_damaged_is_made_again(self, begun):
+    """And cannot become another one's, since the checkpoints keep it too."""
+    config, workdir, result = begun
+    path = workdir / "config.json"
+    for text in ("{", '{"version": 3, "phases": ["one"]}'):
+      path.write_text(text)
+      (workdir / "result.json").write_text("{}")
+      with pytest.raises(
+        checkpoint.CheckpointError, match="as a workdir.*not a config"
+      ) as e:
+        experiment.check_config(config, workdir, finished=True)
+      remedy.follow(e.value)
+      assert not path.exists() and not (workdir / "result.json").exists()
+    other = config.copy_and_resolve_references()
+    other.one.weight_decay = 0.0
+    with pytest.raises(
+      checkpoint.CheckpointError, match="is gone.*one.weight_decay was 0.0005"
+    ):
+      experiment.run(other, workdir)
+    again = experiment.run(config, workdir)
+    assert again["test_correct"] == result["test_correct"]
+
   def test_a_damaged_start(self, begun):
     config, workdir, result = begun
     path = workdir / "starts.jsonl"

@@ -83,7 +83,8 @@ class Table:
     except OSError as e:
       raise TableError(
         f"cannot keep a teacher's logits in {folder}: {e.strerror or e}; make"
-        " room, give another --workdir, or set teacher_cache = 'none'"
+        " room or mend the folder, and the same command goes on; or set"
+        " teacher_cache = 'none', in a new --workdir if the phase has begun"
       ) from e
     self._drop_damaged()
 

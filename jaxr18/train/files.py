@@ -201,14 +201,14 @@ def read_phase(directory: pathlib.Path) -> dict[str, Any]:
     result = workdir / "result.json"
     mend = "run its command again to its end"
     if result.exists():  # the command would take it for finished
-      mend = f"{_removing([result])}, and the run's own command ends it"
+      mend = f"{removing([result])}, and the run's own command ends it"
     raise CheckpointError(
       f"{directory} is not finished: it has no phase.json; {mend}"
     ) from e
   except (OSError, ValueError) as e:
     gone = [path, workdir / "result.json"]
     raise CheckpointError(
-      f"{path} is damaged ({e}); {_removing(gone)}, and the run's own command"
+      f"{path} is damaged ({e}); {removing(gone)}, and the run's own command"
       " makes it again: nothing is trained anew"
     ) from e
 
@@ -238,10 +238,10 @@ def mend_checkpoint(path: pathlib.Path) -> str:
   gone = [folder / str(s) for s in later]
   gone += [phase / "phase.json", phase.parent / "result.json"]
   where = f"goes on at step {max(earlier)}" if earlier else "begins the phase"
-  return f"{_removing(gone)}, and the run's own command {where}"
+  return f"{removing(gone)}, and the run's own command {where}"
 
 
-def _removing(paths: list[pathlib.Path]) -> str:
+def removing(paths: list[pathlib.Path]) -> str:
   """Names the shell's command that removes those of the paths that exist."""
   there = [str(p) for p in paths if p.exists()]
   return f"`{shlex.join(['rm', '-r', *there])}`" if there else "do no more"
@@ -266,6 +266,11 @@ def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
     yield
     return
   path = workdir / ".lock"
+  if workdir.exists() and not workdir.is_dir():
+    raise CheckpointError(
+      f"cannot use {workdir} as a workdir: it is no folder; give another"
+      " --workdir"
+    )
   with writing(path):
     workdir.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
