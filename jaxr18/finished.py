@@ -1,13 +1,16 @@
 """A finished run, opened again by the commands that look at one."""
 
+import json
 import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from jaxr18 import configfile, data, experiment
+from jaxr18.config import flatten
+from jaxr18.train.files import removing
 from jaxr18.validate import validate
-from jaxr18.workdir import read_result
+from jaxr18.workdir import WorkdirError, read_result
 
 
 class Finished(NamedTuple):
@@ -51,4 +54,20 @@ def reopen(workdir: str, data_dir: str | None = None) -> Finished:
   folder = pathlib.Path(workdir).expanduser()
   result = read_result(folder)
   config = settings(folder, data_dir)
+  _check_config(folder, config, result)
   return Finished(folder, config, result, experiment.load_data(config))
+
+
+def _check_config(folder: pathlib.Path, config, result: dict[str, Any]) -> None:
+  """Raises WorkdirError where config.json is another than the result has."""
+  made_with = flatten(result["config"])
+  kept = json.loads(config.to_json())
+  changed = experiment.changes(result["config"], kept)
+  said = [text for field, text in changed.items() if field in made_with]
+  if said:
+    gone = removing([folder / "config.json", folder / "result.json"])
+    raise WorkdirError(
+      f"{folder}/config.json is not what {folder}/result.json was made with:"
+      f" {'; '.join(said)}; {gone}, and the run's own command makes them again:"
+      " nothing is trained anew"
+    )

@@ -14,7 +14,7 @@ import remedy
 import tiny_run
 from jax.extend import core as jax_core
 
-from jaxr18 import configfile, experiment, network, sealed, sources
+from jaxr18 import configfile, experiment, finished, network, sealed, sources
 from jaxr18.compress import shrink as shrink_lib
 from jaxr18.compress.channels import channel_groups
 from jaxr18.config import base
@@ -235,6 +235,26 @@ class TestWorkdir:
     with pytest.raises(ConfigError, match="config.train.epochs"):
       experiment.run(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_config_that_is_not_the_results(trained, tmp_path):
+  """A command that opens the run would look at it by another one's fields."""
+  config, workdir, result = trained
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  path = copy / "config.json"
+  assert (
+    finished.reopen(str(copy)).result["test_correct"]
+    == (result["test_correct"])
+  )
+  text = path.read_text().replace('"split_seed": 0', '"split_seed": 1')
+  path.write_text(text)
+  with pytest.raises(WorkdirError, match="data.split_seed was 0 and is 1") as e:
+    finished.reopen(str(copy))
+  remedy.follow(e.value)
+  again = experiment.run(config, copy)
+  assert again["test_correct"] == result["test_correct"]
+  finished.reopen(str(copy))
 
 
 class TestGoingOn:
