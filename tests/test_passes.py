@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from jaxr18.cost.macs import count_macs
 from jaxr18.nn import onednn
 from jaxr18.nn.batch_norm import batch_norm
+from jaxr18.nn.passes import fork
 from jaxr18.nn.quantize import input_levels, input_step, quantize_input
 
 PATHS = [
@@ -216,6 +217,20 @@ def test_quantizer(monkeypatch, shape, bits, signed, scales, dtype, path):
     want = 0
   size = np.abs(np.asarray(g, np.float64)).sum()
   np.testing.assert_allclose(dbound, want, rtol=0, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(3, 5), (16, 32, 32, 12)], ids=str)
+def test_fork_adds_the_gradients(monkeypatch, shape, dtype, path):
+  monkeypatch.setenv("JAXR18_CONV", path)
+  x, a, b = (normal(shape, seed, dtype) for seed in range(3))
+  (one, two), grad = jax.vjp(fork, x)
+  np.testing.assert_array_equal(one, x)
+  np.testing.assert_array_equal(two, x)
+  (total,) = grad((a, b))
+  assert total.dtype == dtype
+  np.testing.assert_array_equal(total, a + b)
 
 
 def test_ties_round_to_the_even_level():

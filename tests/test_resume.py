@@ -1,5 +1,6 @@
 """Whatever stops a run, the same command ends with the same bits."""
 
+import functools
 import json
 import shutil
 import signal
@@ -67,6 +68,15 @@ def test_stopped_in_an_epoch_and_at_its_end(tmp_path, whole, n):
     tiny_run.run_phase(tmp_path, stop=tiny_run.StopAfter(n))
   assert max(steps(tmp_path)) == n
   assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
+
+
+def test_stopped_in_bfloat16_on_3_bits(tmp_path):
+  run = functools.partial(tiny_run.run_phase, dtype="bfloat16", bits=3)
+  whole = tmp_path / "whole", run(tmp_path / "whole")[1]
+  with pytest.raises(Stopped, match="at step 8 of 18"):
+    run(tmp_path / "stopped", stop=tiny_run.StopAfter(8))
+  info = run(tmp_path / "stopped")[1]
+  assert_same(tmp_path / "stopped", info, whole)
 
 
 def test_stopped_at_every_third_step(tmp_path, whole):

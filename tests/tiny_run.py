@@ -71,22 +71,25 @@ def train_step(tx, ema_decay: float = 0.9, **changes):
 
 
 @functools.cache
-def _default(learning_rate: float):
+def _default(learning_rate: float, dtype: str):
   tx = optimizer(learning_rate=learning_rate, clip_norm=0.0)
-  return tx, train_step(tx)
+  return tx, train_step(tx, dtype=jnp.dtype(dtype))
 
 
 def run_phase(
   directory: pathlib.Path,
   *,
   learning_rate: float = 0.05,
+  dtype: str = "float32",
+  bits: int = 32,
   every_seconds: float = 1e9,
   stop: StopSignal | None = None,
 ):
   """Trains or goes on in a directory: a pruned net with a teacher and EMA."""
-  tx, step = _default(learning_rate)
+  tx, step = _default(learning_rate, dtype)
+  net = half_pruned(tiny_network(bits=bits))
   return loop.train(
-    state.create(half_pruned(tiny_network()), tx, average=True, estimated=True),
+    state.create(net, tx, average=True, estimated=True),
     step,
     dataset(),
     phase="tiny",

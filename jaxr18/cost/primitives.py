@@ -58,7 +58,7 @@ MOVEMENT = frozenset(
 # sorting. Charged 0 MACs; their elements are listed apart when asked.
 ARITHMETIC = frozenset(
   """
-  _copysign abs accum_grad_in_ref acos acosh add add_any addupdate
+  _copysign abs accum_grad_in_ref acos acosh add add_any add_gradients addupdate
   all_reduce_ffs all_reduce_population_count and approx_top_k argmax argmin asin
   asinh atan atan2 atanh atomic_rmw batch_norm batch_norm_add
   batch_norm_add_grad batch_norm_grad bessel_i0e bessel_i1e cbrt ceil clamp clz

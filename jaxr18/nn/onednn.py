@@ -40,6 +40,7 @@ _SYMBOLS = {
   "conv_grad_kernel": "ConvGradKernel",
 }
 _PASSES = {
+  "add_gradients": "AddGradients",
   "batch_norm": "BatchNorm",
   "batch_norm_add": "BatchNormAdd",
   "batch_norm_grad": "BatchNormGrad",

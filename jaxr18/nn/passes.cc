@@ -504,7 +504,7 @@ ffi::Error BatchNormAddGradCall(Any x, Any dy, Floats scale, Floats bias,
                                      dscale, dbias, *dresidual, epsilon);
 }
 
-// The quantizer: [members, elements].
+// Elementwise: [members, elements].
 
 template <typename Run>
 void EachBlock(const Layout& layout, Run run) {
@@ -515,6 +515,27 @@ void EachBlock(const Layout& layout, Run run) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < layout.blocks; ++i) run(i);
   }
+}
+
+ffi::Error AddCall(Any a, Any b, AnyOut sum) {
+  const auto shape = a.dimensions();
+  const Layout layout(shape[0] * shape[1], 1);
+  return ByType(a, [&](auto type) {
+    using T = decltype(type);
+    EachBlock(layout, [&](int64_t block) {
+      Piece<T> one(layout, block, Data<T>(a)), two(layout, block, Data<T>(b));
+      Piece<T> out(layout, block, Data<T>(*sum));
+      const int64_t n =
+          std::max<int64_t>(1, layout.Periods(block)) * layout.period;
+      const T* p = one.get();
+      const T* r = two.get();
+      T* q = out.get();
+      for (int64_t j = 0; j < n; j += kLanes) {
+        Store(q + j, Load(p + j) + Load(r + j));
+      }
+      out.WriteBack();
+    });
+  });
 }
 
 ffi::Error QuantizeCall(Any x, Floats step, AnyOut y, float low, float high) {
@@ -647,6 +668,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormAddGrad, BatchNormAddGradCall,
                                   .Ret<Floats>()
                                   .Ret<Any>()
                                   .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    AddGradients, AddCall,
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Quantize, QuantizeCall,
                               ffi::Ffi::Bind()
                                   .Arg<Any>()

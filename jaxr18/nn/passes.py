@@ -103,3 +103,19 @@ def _batch(primitive, args, axes, **params):
   return [y.reshape(size, -1, *y.shape[1:]) for y in results], [0] * len(
     results
   )
+
+
+@jax.custom_vjp
+def fork(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """x for two uses of it, whose gradients are added in one pass."""
+  return x, x
+
+
+def _add(_, gradients):
+  a, b = gradients
+  (total,) = add_gradients_p.bind(a.reshape(1, -1), b.reshape(1, -1))
+  return (total.reshape(a.shape),)
+
+
+fork.defvjp(lambda x: ((x, x), None), _add)
+add_gradients_p = define("add_gradients", lambda a, b: [a + b])

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxr18.nn import calibrate, quantize
+from jaxr18.nn import calibrate, passes, quantize
 from jaxr18.nn import conv as fast_conv
 from jaxr18.nn.batch_norm import batch_norm
 from jaxr18.spec import (
@@ -164,7 +164,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    y = _conv(self.spec.conv1, "conv1")(x)
+    x, y = passes.fork(x)
+    y = _conv(self.spec.conv1, "conv1")(y)
     y = BatchNorm(self.train, name="bn1")(y)
     y = _conv(self.spec.conv2, "conv2")(y)
     if self.spec.proj is not None:
