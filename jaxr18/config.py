@@ -288,7 +288,7 @@ PHASE = {
                      "squared error of each channel is least, or learned, one "
                      "end a layer or a channel", choices=W_SCALES),
   },
-  "init": Knob("", "start from this earlier phase, workdir, .pt or .pth; of "
+  "init": Knob("", "start from this earlier phase, workdir or .pth file; of "
                "several, comma-separated, from the mean of their weights"),
   "rewind": Knob("", "then take the numbers of this one, under init's masks"),
   "shrink": Knob(False, "the network is init's without the channels that it "
@@ -333,7 +333,7 @@ PHASE = {
   },
   "group_lasso": Knob(0.0, "weight of the group lasso on batch norm's scales",
                       0, 10),
-  "teacher": Knob("", "distil from this earlier phase, workdir, .pt or .pth; "
+  "teacher": Knob("", "distil from this earlier phase, workdir or .pth file; "
                   "of several, comma-separated, from their mean probability"),
   "self_teach": Knob(False, "the student's own average teaches; needs "
                      "ema_decay"),

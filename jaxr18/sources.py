@@ -26,7 +26,7 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
   Args:
     workdir: of the run.
     source: a phase's name; '' for the last phase; another workdir; or a file
-      of a PyTorch state_dict (.pt, .pth).
+      of a PyTorch state_dict, known by `torch_weights.SUFFIXES`.
 
   Raises:
     checkpoint.CheckpointError: there is none, it is damaged, or there are
@@ -76,7 +76,7 @@ def load_for(
 
 def _load(workdir: pathlib.Path, source: str) -> list[Network]:
   file = pathlib.Path(source).expanduser()
-  if file.suffix in torch_weights.SUFFIXES:
+  if torch_weights.is_name(file):
     return [torch_weights.load(file)]
   phases = _phases_of(workdir)
   if source and source not in phases:

@@ -305,7 +305,7 @@ class Problems:
     """The network of another run's workdir, or of PyTorch's weights."""
     workdir = pathlib.Path(value).expanduser()
     must = _must_be_source(earlier)
-    if workdir.suffix in torch_weights.SUFFIXES:
+    if torch_weights.is_name(workdir):
       try:
         spec = torch_weights.load(workdir).spec
       except torch_weights.WeightsError as e:
@@ -365,7 +365,7 @@ def _fields(values: dict[str, Any]) -> str:
 
 
 def _must_be_source(earlier) -> str:
-  must = "must be a finished run's workdir, a .pt or .pth file of PyTorch's"
+  must = "must be a finished run's workdir, a file of PyTorch's weights"
   return f"{must} or an earlier phase ({', '.join(earlier) or 'none here'})"
 
 

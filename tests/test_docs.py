@@ -109,8 +109,9 @@ def _module_of(line: list[str]) -> tuple[str, list[str]]:
   name, flags = rest[1], rest[2:]
   if name == "jaxr18.report":
     name += ".__main__"
-  # The flags of this one are argparse's.
-  ours = name.startswith("jaxr18.") and name != "jaxr18.data"
+  # The flags of these are argparse's.
+  others = ("jaxr18.data", "jaxr18.torch_weights")
+  ours = name.startswith("jaxr18.") and name not in others
   return (name, flags) if ours else ("", flags)
 
 

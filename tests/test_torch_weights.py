@@ -1,7 +1,9 @@
 """PyTorch's weights: the same logits, and errors that name the tensor."""
 
+import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -14,7 +16,9 @@ import pytest
 from golden import random_weights
 
 from jaxr18 import network, sources, torch_weights
+from jaxr18.augment import normalize
 from jaxr18.config import base
+from jaxr18.data import CIFAR10_MEAN, CIFAR10_STD
 from jaxr18.spec import resnet, resnet18, with_bits
 from jaxr18.torch_weights import WeightsError, derive_spec, from_state_dict
 from jaxr18.validate import ConfigError, validate
@@ -122,6 +126,107 @@ class TestNames:
     ] == [0, 1, 2]
 
 
+class TestWrappers:
+  """What training scripts put around and beside the weights."""
+
+  @pytest.mark.parametrize(
+    "prefix",
+    ["model.", "net.", "backbone.", "encoder.net.", "module.model.",
+     "model._orig_mod.", "_orig_mod.backbone.module."],
+  )  # fmt: skip
+  def test_a_prefix_that_all_share(self, grouped, prefix):
+    d = {f"{prefix}{k}": v for k, v in weights().items()}
+    assert derive_spec(d) == grouped.spec
+    assert same(from_state_dict(d, grouped.spec), grouped)
+
+  def test_a_wrapper_within(self, grouped):
+    d = {
+      k.replace("layer2.", "layer2._orig_mod.").replace("v1.", "v1.module."): v
+      for k, v in weights().items()
+    }
+    assert "layer2._orig_mod.0.conv1.module.weight" in d
+    assert same(from_state_dict(d, grouped.spec), grouped)
+
+  def test_a_prefix_of_some_is_not_taken_away(self, grouped):
+    d = {f"model.{k}": v for k, v in weights().items()}
+    d["criterion.weight"] = np.ones(10, np.float32)
+    with pytest.raises(WeightsError, match="there are model.conv1.weight"):
+      derive_spec(d)
+
+  @pytest.mark.parametrize(
+    "names",
+    [["weights"], ["params"], ["model_state"], ["state_dict_ema"], ["model"],
+     ["model", "state_dict"], ["checkpoint", "net"], ["whatever"]],
+  )  # fmt: skip
+  def test_dicts_around(self, grouped, names):
+    d = weights()
+    momentum = {"state": {0: {"momentum_buffer": d["conv1.weight"]}}}
+    for name in reversed(names):
+      d = {name: d, "optimizer": momentum, "epoch": 3, "rng": np.ones(9, "u1")}
+    assert same(from_state_dict(d, derive_spec(d)), grouped)
+
+  def test_of_several_the_usual_one_is_read(self, grouped, caplog):
+    other = {k: v * 2 for k, v in weights().items()}
+    d = {"state_dict_ema": other, "state_dict": weights()}
+    assert same(from_state_dict(d, grouped.spec), grouped)
+    assert "state_dict_ema are not read" in caplog.records[0].getMessage()
+
+  def test_of_several_none_is_guessed(self, grouped):
+    with pytest.raises(WeightsError, match="several networks, a, b"):
+      derive_spec({"a": weights(), "b": weights()})
+
+  def test_what_is_counted_beside_is_ignored(self, grouped):
+    d = weights() | {
+      "n_averaged": np.array(7), "total_ops": np.ones(1),
+      "layer1.0.conv1.total_ops": np.ones(1), "total_params": np.ones(1),
+      "layer1.0.bn1.num_batches_tracked": np.array(9), "epoch": 3, "name": "x",
+    }  # fmt: skip
+    assert same(from_state_dict(d, grouped.spec), grouped)
+
+  def test_pruned_weights_have_masks(self, grouped):
+    d = weights()
+    kernel = d.pop("layer1.0.conv2.weight")
+    mask = (np.random.default_rng(0).random(kernel.shape) < 0.3).astype("f4")
+    d |= {"layer1.0.conv2.weight_orig": kernel,
+          "layer1.0.conv2.weight_mask": mask}  # fmt: skip
+    net = from_state_dict(d, derive_spec(d))
+    ours = net.masks["stage1_block1"]["conv2"]["kernel"]
+    assert ours.dtype == bool and jax.tree.structure(net.masks) == (
+      jax.tree.structure(net.params)
+    )
+    np.testing.assert_array_equal(ours, mask.transpose(2, 3, 1, 0))
+    assert same(net.replace(masks=grouped.masks), grouped)
+    whole = weights() | {"layer1.0.conv2.weight": kernel * mask}
+    images = random_weights.uniform(SEED, GOLDEN["images_shape"], -2, 2)
+    np.testing.assert_array_equal(
+      network.forward(net, images),
+      network.forward(from_state_dict(whole, grouped.spec), images),
+    )
+
+  @pytest.mark.parametrize(
+    "new, told",
+    [
+      ({"conv1.weight_mask": np.ones(3)}, "without conv1.weight_orig"),
+      ({"conv1.weight_orig": np.ones((8, 3, 3, 3), "f4"),
+        "conv1.weight_mask": np.ones(3, "f4")}, r"weight_mask is \[3\]"),
+      ({"conv1.weight_g": np.ones((8, 1, 1, 1))}, "remove_weight_norm"),
+      ({"conv1.parametrizations.weight.original0": np.ones((8, 1, 1, 1))},
+       "remove_parametrizations"),
+      ({"conv1.weight": np.ones((8, 3, 3, 3), np.int8)}, "holds no floats"),
+      ({"conv1.weight": np.full((8, 3, 3, 3), np.nan, "f4")}, "NaN"),
+    ],
+  )  # fmt: skip
+  def test_what_cannot_be_read_is_said(self, grouped, new, told):
+    with pytest.raises(WeightsError, match=told):
+      from_state_dict(weights() | new, grouped.spec)
+
+  def test_names_that_are_there_are_listed(self):
+    d = {f"features.{i}.kernel": np.ones((3, 3)) for i in range(9)}
+    with pytest.raises(WeightsError, match="conv1.weight is missing; there are"
+                       " features.0.kernel, .* and 3 more"):  # fmt: skip
+      derive_spec(d)
+
+
 class TestDerivedSpec:
   @pytest.mark.parametrize("name", NETWORKS)
   def test_equals_the_given_one(self, name):
@@ -174,6 +279,18 @@ class TestDerivedSpec:
   def test_errors(self, d, message):
     with pytest.raises(WeightsError, match=message):
       from_state_dict(d, derive_spec(d))
+
+
+class _Settings:
+  """A class of the training script's own, beside the weights."""
+
+  made = 0
+
+  def __setstate__(self, state):
+    _Settings.made += 1
+
+  def __getstate__(self):
+    return {"lr": 0.1}
 
 
 class TestErrors:
@@ -250,6 +367,83 @@ class TestLoad:
     expected = grouped.params["stem"]["kernel"].astype(jnp.bfloat16)
     np.testing.assert_array_equal(kernel, expected.astype(jnp.float32))
 
+  @pytest.mark.parametrize(
+    "name", ["a.th", "a.pth.tar", "a.ckpt", "a.bin", "a.pt"]
+  )
+  @pytest.mark.parametrize("legacy", [True, False])
+  def test_endings_and_what_stands_beside(
+    self, tmp_path, grouped, name, legacy
+  ):
+    torch = pytest.importorskip("torch")
+    d = {k: torch.from_numpy(v) for k, v in weights().items()}
+    beside = {
+      "best": np.float64(93.5), "count": np.int64(3), "args": _Settings(),
+      "options": argparse.Namespace(lr=0.1, sizes={1, 2}),
+      "path": tmp_path, "kind": complex(1, 2), "slice": slice(3),
+    }  # fmt: skip
+    path = tmp_path / name
+    torch.save(
+      {"state_dict": d} | beside,
+      path,
+      _use_new_zipfile_serialization=not legacy,
+    )
+    _Settings.made = 0
+    assert torch_weights.is_name(path)
+    assert same(torch_weights.load(path), grouped)
+    assert _Settings.made == 0  # no code of the file's classes has run
+
+  def test_numpy_arrays(self, tmp_path, grouped):
+    torch = pytest.importorskip("torch")
+    torch.save(weights(), tmp_path / "a.pt")
+    assert same(torch_weights.load(tmp_path / "a.pt"), grouped)
+
+  def test_sparse_and_quantized_and_meta(self, tmp_path, grouped):
+    torch = pytest.importorskip("torch")
+    d = {k: torch.from_numpy(v) for k, v in weights().items()}
+    name = "layer1.0.conv1.weight"
+    sparse = d | {name: d[name].to_sparse()}
+    assert same(from_state_dict(sparse, grouped.spec), grouped)
+    codes = torch.quantize_per_tensor(d[name], 0.01, 0, torch.qint8)
+    got = from_state_dict(d | {name: codes}, grouped.spec)
+    expected = weights() | {name: codes.dequantize().numpy()}
+    assert same(got, from_state_dict(expected, grouped.spec))
+    with pytest.raises(WeightsError, match=f"{name} is a meta tensor"):
+      from_state_dict(d | {name: d[name].to("meta")}, grouped.spec)
+
+  @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+  def test_safetensors(self, tmp_path, grouped, dtype):
+    library = pytest.importorskip("safetensors.numpy")
+    import ml_dtypes
+
+    kind = getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
+    d = {k: v.astype(kind) for k, v in weights().items()}
+    path = tmp_path / "a.safetensors"
+    library.save_file(d, path, {"format": "pt"})
+    net = torch_weights.load(path)
+    wide = {k: v.astype(np.float32) for k, v in d.items()}
+    assert same(net, from_state_dict(wide, grouped.spec))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="a.safetensors is truncated"):
+      torch_weights.load(path)
+
+  def test_a_packed_network_is_told_apart(self, tmp_path):
+    path = tmp_path / "a.safetensors"
+    head = b'{"__metadata__":{"format":"jaxr18 packed 1"}}'
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(WeightsError, match="give the workdir"):
+      torch_weights.load(path)
+
+  def test_a_pipe(self, tmp_path):
+    for name in ("a.pt", "a.safetensors"):
+      os.mkfifo(tmp_path / name)
+      with pytest.raises(WeightsError, match="expected a file"):
+        torch_weights.load(tmp_path / name)
+
+  def test_a_folder_of_such_a_name_is_a_workdir(self, tmp_path):
+    (tmp_path / "run.ckpt").mkdir()
+    assert not torch_weights.is_name(tmp_path / "run.ckpt")
+    assert not torch_weights.is_name("runs/a.tar")
+
   def test_a_pickled_model_is_not_run(self, tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pt"
@@ -299,3 +493,34 @@ def test_a_phase_takes_a_file(tmp_path, field):
     )
     with pytest.raises(ConfigError, match="same widths"):
       validate(config)
+
+
+class TestCheck:
+  """What shapes do not tell, the accuracy does."""
+
+  @pytest.fixture
+  def files(self, tmp_path, grouped):
+    library = pytest.importorskip("safetensors.numpy")
+    library.save_file(weights(), tmp_path / "net.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), "u1")
+    x = normalize(images, CIFAR10_MEAN, CIFAR10_STD, 32)
+    labels = np.array(jax.jit(network.forward)(grouped, x).argmax(-1))
+    labels[:5] = (labels[:5] + 1) % 10
+    np.savez(tmp_path / "t.npz", test_images=images, test_labels=labels)
+    return [f"{tmp_path}/net.safetensors", f"--images={tmp_path}/t.npz"]
+
+  def test_the_right_accuracy(self, files, capsys):
+    assert torch_weights.main([*files, "--accuracy=0.75"]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy 75.00% (15 of 20)" in out
+    assert "widths [8, 16, 24], blocks [2, 1, 1]" in out
+
+  def test_another_accuracy(self, files, capsys):
+    assert torch_weights.main([*files, "--accuracy=0.93"]) == 1
+    err = capsys.readouterr().err
+    assert "expected 93.00%" in err and "a pooling behind the stem" in err
+
+  def test_errors(self, files, capsys):
+    assert torch_weights.main([files[0], "--images=none.npz"]) == 1
+    assert torch_weights.main(["none.safetensors", files[1]]) == 1
+    assert "cannot read none.safetensors" in capsys.readouterr().err
