@@ -72,10 +72,11 @@ def called(tmp_path_factory):
       stub = where / name
       stub.write_text(_STUB.format(python=sys.executable, log=str(log)))
       stub.chmod(0o755)
-  local = folder / "launch" / "local.sh"
-  local.parent.mkdir()
-  local.write_text(_STUB.format(python=sys.executable, log=str(log)))
-  local.chmod(0o755)
+  (folder / "launch").mkdir()
+  for script in (ROOT / "launch").glob("*.sh"):
+    stub = folder / "launch" / script.name
+    stub.write_text(_STUB.format(python=sys.executable, log=str(log)))
+    stub.chmod(0o755)
   env = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
   out = []
   for page in PAGES:
