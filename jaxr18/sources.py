@@ -37,7 +37,7 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
   if len(nets) > 1:
     raise checkpoint.CheckpointError(
       f"{source or workdir} holds {len(nets)} networks, and one is expected;"
-      " name a phase or a run of one network"
+      " give the --workdir of a run of one network"
     )
   return nets[0]
 

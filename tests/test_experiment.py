@@ -522,6 +522,22 @@ class TestSources:
     with pytest.raises(ConfigError, match=f"train.{field}.*holds no run"):
       experiment.run(config, tmp_path / "run")
 
+  def test_a_source_whose_checkpoint_is_gone(self, trained, tmp_path):
+    """Its command alone would say that it is finished, and do nothing."""
+    config, workdir, result = trained
+    source = tmp_path / "source"
+    shutil.copytree(workdir, source)
+    step = result["phases"]["train"]["step"]
+    shutil.rmtree(source / "train" / "checkpoints" / str(step))
+    student = two_stages("train")
+    student.train.teacher = str(source)
+    with pytest.raises(ConfigError, match="there is no .* any more") as e:
+      experiment.run(student, tmp_path / "student")
+    remedy.follow(e.value)
+    again = experiment.run(config, source)
+    assert again["test_correct"] == result["test_correct"]
+    assert experiment.run(student, tmp_path / "student")["test_count"] == 64
+
   def test_a_workdir_that_is_not_finished(self, tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")

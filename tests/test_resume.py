@@ -163,6 +163,8 @@ def test_a_loss_that_is_not_finite(tmp_path):
   assert "learning_rate" in str(e.value)
   for step in steps(tmp_path):
     assert all(np.isfinite(a).all() for a in read(tmp_path, step).values())
+  # What it says would mend it: a lower rate in a new folder.
+  assert tiny_run.run_phase(tmp_path / "new")[1]["step"] in (6, 12, 18)
 
 
 def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):

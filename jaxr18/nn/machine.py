@@ -20,8 +20,8 @@ def arithmetic() -> dict[str, Any]:
   Returns:
     JSON: the devices; `convolutions`, their path; `instructions`, the widest
     set of the processor, and `onednn_instructions`, the set that oneDNN uses;
-    `threads`, the cores by affinity, and `onednn_threads`; XLA_FLAGS; the
-    versions of what compiles and computes.
+    `threads`, the cores by affinity, and `onednn_threads`; XLA_FLAGS
+    and JAX's own settings; the versions of what compiles and computes.
   """
   path = os.environ.get("JAXR18_CONV") or "auto"
   alone = jax.default_backend() == "cpu" and jax.device_count() == 1
@@ -38,6 +38,9 @@ def arithmetic() -> dict[str, Any]:
     "threads": threads(),
     "onednn_threads": onednn.threads() if serves else None,
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "optimized": not jax.config.read("jax_disable_most_optimizations"),
+    "x64": jax.config.jax_enable_x64,
+    "matmul_precision": jax.config.jax_default_matmul_precision,
     **{name: _version(name) for name in _PACKAGES},
   }
 
