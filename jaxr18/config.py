@@ -226,7 +226,12 @@ WEIGHT_CRITERIA = ("magnitude_l1", "magnitude_l2", "random", "gradient",
 CHANNEL_CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
 CRITERIA = tuple(dict.fromkeys(WEIGHT_CRITERIA + CHANNEL_CRITERIA))
 CALIBRATIONS = ("mse", "percentile", "absmax", "lsq")
-DISTRIBUTIONS = ("uniform", "global", "erk", "lamp", "explicit")
+WEIGHT_DISTRIBUTIONS = ("uniform", "per_output", "global", "erk", "lamp",
+                        "explicit")  # fmt: skip
+CHANNEL_DISTRIBUTIONS = ("uniform", "global", "global_raw")
+DISTRIBUTIONS = tuple(
+  dict.fromkeys(WEIGHT_DISTRIBUTIONS + CHANNEL_DISTRIBUTIONS)
+)
 
 EXPERIMENT = {
   "seed": Knob(0, "of weights, batches and augmentation", 0, 2**31 - 1),
@@ -309,8 +314,9 @@ PHASE = {
     "structured": Knob(False, "whole channels, in coupled groups"),
     "criterion": Knob("magnitude_l1", "what matters; whole channels have their "
                       "own", choices=CRITERIA),
-    "distribution": Knob("global", "over layers or channel groups",
-                         choices=DISTRIBUTIONS),
+    "distribution": Knob("global", "over layers or channel groups; global_raw "
+                         "is of channels, and global then of scores over "
+                         "their group's mean", choices=DISTRIBUTIONS),
     "rules": Knob((), "(regex on layer paths, density) of explicit, first "
                   "match wins, others stay", density_rules=True),
     "pattern": Knob("", "N:M along input channels in place of density, such "

@@ -352,8 +352,10 @@ def run_phase(
     clip_norm=c.clip_norm,
     bounds_rate=c.bounds.learning_rate,
     bounds_decay=c.bounds.weight_decay,
+    movement=plan is not None and plan.criterion == "movement",
   )
-  train_step = make_train_step(
+  step_of = functools.partial(
+    make_train_step,
     optimizer,
     mesh,
     mean=dataset.mean,
@@ -393,7 +395,7 @@ def run_phase(
     state_lib.create(
       net, optimizer, averages, projections, estimate is not None
     ),
-    train_step,
+    step_of(),
     dataset,
     phase=name,
     directory=directory,
@@ -410,6 +412,7 @@ def run_phase(
     stop=stop,
     update=_update_each(begun) if plan else None,
     update_due=plan.due if plan else lambda step: False,
+    gradients=step_of(only_gradients=True) if plan else None,
     estimate=estimate,
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
@@ -473,7 +476,7 @@ class Beginning(NamedTuple):
   projections: Any
   key: jax.Array
   plan: gradual.Plan | None
-  update: Callable[[Network, int], Network] | None
+  update: Callable[..., Network] | None
 
 
 def begin(
@@ -505,7 +508,6 @@ def begin(
     key=jax.random.fold_in(init_key, 1),
     images=_normalized(seen.images, dataset, net.spec),
     labels=jnp.asarray(seen.labels),
-    start=net,
     where=f"config.{name}.prune",
   )
   return Beginning(net, projections, train_key, plan, update)
@@ -522,15 +524,30 @@ def stacked(begun: list[Beginning]) -> tuple[Network, Any, jax.Array]:
 
 
 def _update_each(begun: list[Beginning]):
-  """Prunes each member by its own plan."""
-  if len(begun) == 1:
-    return begun[0].update
-  return lambda net, step: ensemble.stack(
-    [
-      b.update(member, step)
-      for b, member in zip(begun, ensemble.unstack(net), strict=True)
-    ]
-  )
+  """Prunes the network, or each member of a population by its own plan."""
+
+  def update(state, step: int, gradients) -> Network:
+    movement = state_lib.movement_of(state.opt_state)
+    if len(begun) == 1:
+      return begun[0].update(
+        state.net, step, gradients=gradients, movement=movement
+      )
+    nets = []
+    for i, (b, net) in enumerate(
+      zip(begun, ensemble.unstack(state.net), strict=True)
+    ):
+      own = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)
+      nets.append(
+        b.update(
+          net,
+          step,
+          gradients=lambda own=own: own(gradients()),
+          movement=own(movement),
+        )
+      )
+    return ensemble.stack(nets)
+
+  return update
 
 
 def start(

@@ -112,7 +112,17 @@ def with_kernels(tree: Any, new: dict[str, Any]) -> Any:
 
 def apply_masks(params: Any, masks: Any) -> Any:
   """Zero where a mask is False (`where`, since nan * 0 is nan)."""
-  return jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, masks)
+  return jax.tree.map(lambda p, m: jnp.where(over(m, p), p, 0), params, masks)
+
+
+def over(mask: jax.Array, param: jax.Array) -> jax.Array:
+  """The mask in a shape that broadcasts over its parameter.
+
+  A scalar mask of stacked networks is one bool a member, [members].
+  """
+  if 0 < jnp.ndim(mask) < jnp.ndim(param):
+    return mask.reshape(mask.shape + (1,) * (param.ndim - mask.ndim))
+  return mask
 
 
 def forward(net: Network, images: jax.Array, dtype=jnp.float32) -> jax.Array:

@@ -5,7 +5,13 @@ import re
 import ml_collections
 
 from jaxr18.compress.gradual import Plan
-from jaxr18.config import CHANNEL_CRITERIA, PHASE, WEIGHT_CRITERIA
+from jaxr18.config import (
+  CHANNEL_CRITERIA,
+  CHANNEL_DISTRIBUTIONS,
+  PHASE,
+  WEIGHT_CRITERIA,
+  WEIGHT_DISTRIBUTIONS,
+)
 
 _PATTERN = re.compile(r"([1-9]\d?):([1-9]\d?)")
 
@@ -74,13 +80,26 @@ def _check_plan(problems, prefix: str, p, epochs: int) -> None:
   if p.criterion not in allowed:
     what = "channels" if p.structured else "single weights"
     no("criterion", f"must be one of {allowed} for {what}", "choose one")
+  if (
+    p.criterion == "movement"
+    and p.schedule == "one_shot"
+    and (not p.begin or not epochs)
+  ):
+    no("begin", "must be above 0, in a phase with epochs: criterion 'movement'"
+       " sums what training does before", "raise it")  # fmt: skip
   if p.structured:
-    if p.distribution not in ("uniform", "global"):
-      no("distribution", "must be 'uniform' or 'global' for channels",
+    if p.distribution not in CHANNEL_DISTRIBUTIONS:
+      no("distribution", f"must be one of {CHANNEL_DISTRIBUTIONS} for channels",
          "choose one")  # fmt: skip
     for field, off in (("pattern", ""), ("regrow", "none"), ("layers", ".*")):
       if p[field] != off:
         no(field, "is of single weights", f"write {off!r}, or structured=False")
+  elif p.distribution not in WEIGHT_DISTRIBUTIONS:
+    no("distribution", f"must be one of {WEIGHT_DISTRIBUTIONS} for single"
+       " weights", "choose one")  # fmt: skip
+  elif p.distribution == "lamp" and not p.criterion.startswith("magnitude_"):
+    no("criterion", "must be 'magnitude_l1' or 'magnitude_l2' where"
+       " distribution='lamp', which ranks by w^2", "choose one")  # fmt: skip
   if (p.distribution == "explicit") != bool(p.rules):
     no("rules", "must be given with distribution='explicit', and only then",
        "such as (('stage4.*', 0.1),)")  # fmt: skip

@@ -74,6 +74,51 @@ class TestWeights:
     experiment.run(_config(**CUBIC), tmp_path)
     chex.assert_trees_all_equal(_arrays(tmp_path), _arrays(whole[0]))
 
+  @pytest.mark.parametrize(
+    "how",
+    [
+      dict(prune__density=0.3, prune__regrow="rigl", prune__every=3),
+      dict(prune__density=0.3, prune__criterion="movement", prune__begin=0.4),
+    ],
+    ids=["rigl", "movement"],
+  )
+  def test_what_looks_at_training_resumes_with_the_same_bits(
+    self, how, tmp_path
+  ):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    how = how | dict(epochs=2)
+    experiment.run(_config(**how), whole)
+    for n in (3, 4):  # just before an update, and after it
+      with pytest.raises(Stopped):
+        experiment.run(_config(**how), cut, StopAfter(n))
+    experiment.run(_config(**how), cut)
+    chex.assert_trees_all_equal(_arrays(cut), _arrays(whole))
+
+  @pytest.mark.parametrize("how", ["rigl", "movement"])
+  def test_members_of_a_population_look_at_their_own(self, how, tmp_path):
+    config = _config(epochs=2, prune__density=0.3, prune__every=3)
+    config.train.population.members = 2
+    if how == "rigl":
+      config.train.prune.regrow = "rigl"
+    else:
+      config.train.prune.criterion, config.train.prune.begin = "movement", 0.4
+    experiment.run(config, tmp_path / "two")
+    one = config.copy_and_resolve_references()
+    one.train.population.members, one.seed = 1, 1
+    experiment.run(one, tmp_path / "one")
+    net = sources.load_network(tmp_path / "one")
+    two = sources.load_networks(tmp_path / "two")
+    for member in two:
+      assert prune.total_density(member) == pytest.approx(0.3, abs=0.01)
+    # Sums in another order may move a weight or two across a threshold.
+    same = [
+      np.mean([np.mean(a == b) for a, b in zip(
+        jax.tree.leaves(network.kernels(member.masks)),
+        jax.tree.leaves(network.kernels(net.masks)), strict=True)])
+      for member in two
+    ]  # fmt: skip
+    assert same[1] > 0.99 > same[0]
+
   def test_nothing_masked_comes_back(self, whole):
     arrays = _arrays(whole[0])
     for of in ("net", "average"):

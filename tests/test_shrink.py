@@ -302,7 +302,8 @@ class TestImportance:
     np.testing.assert_allclose(median["stage1_block1/inner"], far, rtol=1e-4)
     scale = channels.importance("bn_scale", net)["stage2_block1/stream"]
     both = [p["stage2_block1"][n]["scale"] for n in ("bn2", "proj_bn")]
-    np.testing.assert_allclose(scale, sum(map(np.abs, both)), rtol=1e-6)
+    mean = (np.abs(both[0]) + np.abs(both[1])) / 2
+    np.testing.assert_allclose(scale, mean, rtol=1e-6)
     grads = jax.tree.map(jnp.ones_like, net.params)
     taylor = channels.importance("taylor", net, grads=grads)
     bn = p["stage1_block1"]["bn1"]
@@ -319,6 +320,49 @@ class TestImportance:
     with pytest.raises(ValueError, match="criterion .='l1'. must be one of"):
       channels.importance("l1", net)
 
+  @pytest.mark.parametrize("criterion", ["taylor", "bn_scale"])
+  def test_raw_scores_are_ranked_as_in_the_papers(self, criterion):
+    """The best of all channels by |scale|, or by (g scale + g bias)^2."""
+    net = _net(GRID["dense"])
+    weak = jax.tree.map(lambda p: p / 4, net.params["stage2_block1"]["bn1"])
+    block = net.params["stage2_block1"] | {"bn1": weak}
+    net = net.replace(params=net.params | {"stage2_block1": block})
+    grads = jax.tree.map(lambda p: jnp.sin(9 * p), net.params)
+    scores = channels.importance(criterion, net, grads=grads)
+    every = np.concatenate(list(scores.values()))
+    keep = channels.kept_channels(
+      net.spec, scores, 0.6, distribution="global_raw"
+    )
+    threshold = np.sort(every)[-round(0.6 * every.size)]
+    for name, s in scores.items():
+      np.testing.assert_array_equal(keep[name], s >= threshold, name)
+    over_mean = channels.kept_channels(
+      net.spec, scores, 0.6, distribution="global"
+    )
+    assert any((keep[n] != over_mean[n]).any() for n in keep)
+    p = jax.tree.map(np.asarray, net.params)["stage1_block1"]["bn1"]
+    g = jax.tree.map(np.asarray, grads)["stage1_block1"]["bn1"]
+    of_one = {
+      "bn_scale": np.abs(p["scale"]),
+      "taylor": (p["scale"] * g["scale"] + p["bias"] * g["bias"]) ** 2,
+    }[criterion]
+    np.testing.assert_allclose(
+      scores["stage1_block1/inner"], of_one, rtol=1e-4, atol=1e-7
+    )
+
+  def test_group_lasso_of_a_stream_costs_what_lone_channels_do(self):
+    net = _net(GRID["dense"])
+    ones = jax.tree_util.tree_map_with_path(
+      lambda path, p: jnp.ones_like(p) * (path[-1].key == "scale"), net.params
+    )
+    scales = sum(
+      p.size
+      for path, p in jax.tree_util.tree_leaves_with_path(net.params)
+      if path[-1].key == "scale"
+    )
+    value = channels.group_lasso(ones, net.spec)
+    assert float(value) == pytest.approx(scales, rel=1e-5)
+
   def test_group_lasso(self):
     net = _net(GRID["dense"])
     value = channels.group_lasso(net.params, net.spec)
@@ -326,7 +370,7 @@ class TestImportance:
     total = 0.0
     for group in channels.channel_groups(net.spec):
       squares = sum(channels.at(p, n)["scale"] ** 2 for n in group.norms)
-      total += np.sqrt(squares).sum()
+      total += np.sqrt(len(group.norms)) * np.sqrt(squares).sum()
     assert float(value) == pytest.approx(total, rel=1e-5)
     zero = jax.tree.map(jnp.zeros_like, net.params)
     grads = jax.grad(channels.group_lasso)(zero, net.spec)

@@ -14,9 +14,11 @@ import optax
 import pytest
 import tiny_run
 
-from jaxr18 import data, spec
-from jaxr18.train import evaluate, files, progress, state
+from jaxr18 import data, network, spec
+from jaxr18.compress import criteria, prune
+from jaxr18.train import evaluate, files, loop, progress, state
 from jaxr18.train.step import Batch, make_mesh, replicate, shard
+from jaxr18.train.stop import StopSignal
 
 DIGITS = tiny_run.dataset()
 KEY = jax.random.key(0)
@@ -70,6 +72,131 @@ def test_the_step_is_compiled_once_and_donates_its_state(trained):
   )
   size = sum(x.nbytes for x in jax.tree.leaves(used))
   assert memory.alias_size_in_bytes >= size
+
+
+class TestOnlyGradients:
+  def test_are_those_that_the_step_would_take(self):
+    """Of what is masked too: those of the same network with nothing masked."""
+    rate = 0.25
+    tx = optax.sgd(rate)
+    teacher, how = tiny_run.tiny_network(seed=1), dict(flip="random", cutout=2)
+    pruned = state.create(
+      tiny_run.half_pruned(tiny_run.tiny_network()), tx, False
+    )
+    every = jax.tree.map(jnp.ones_like, pruned.net.masks)
+    dense = pruned.replace(net=pruned.net.replace(masks=every))
+    of = tiny_run.train_step(tx, only_gradients=True, **how)
+    found = jax.device_get(of(pruned, teacher, batch(3), KEY, np.int32(0)))
+    step = tiny_run.train_step(tx, **how)
+    now = replicate(dense, make_mesh())
+    now, _ = step(now, teacher, batch(3), KEY, np.int32(0))
+    before, after = (network.kernels(s.net.params) for s in (pruned, now))
+    assert found.keys() == before.keys()
+    would_help = 0
+    for path, g in found.items():
+      np.testing.assert_allclose(
+        rate * g, before[path] - after[path], rtol=1e-4, atol=1e-6
+      )
+      mask = np.asarray(network.kernels(pruned.net.masks)[path])
+      assert not np.any(np.asarray(before[path])[~mask])
+      would_help += np.count_nonzero(g[~mask])
+    assert would_help > 0
+
+  def test_leave_the_state(self):
+    tx = tiny_run.optimizer()
+    now = state.create(tiny_run.tiny_network(), tx, True)
+    of = tiny_run.train_step(tx, only_gradients=True)
+    of(now, None, batch(), KEY, np.int32(0))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(now))
+
+
+class TestMovement:
+  @pytest.mark.parametrize("name", ["sgd", "adamw"])
+  def test_is_the_sum_under_momentum_decay_and_clipping(self, name):
+    how = dict(clip_norm=0.1, warmup_steps=2)
+    tx = tiny_run.optimizer(name, movement=True, **how)
+    gradients = tiny_run.train_step(tx, only_gradients=True)
+    step = tiny_run.train_step(tx)
+    rate = optax.warmup_cosine_decay_schedule(0.05 / 2, 0.05, 2, tiny_run.STEPS)
+    pruned = tiny_run.half_pruned(tiny_run.tiny_network())
+    now = replicate(state.create(pruned, tx, True), make_mesh())
+    sums = {p: 0.0 for p in network.kernels(pruned.params)}
+    for i in range(6):
+      args = batch(i), KEY, np.int32(0)
+      g = jax.device_get(gradients(now, None, *args))
+      w = jax.device_get(network.kernels(now.net.params))
+      for path in sums:
+        sums[path] = sums[path] - float(rate(i)) * g[path] * w[path]
+      now, _ = step(now, None, *args)
+    movement = jax.device_get(state.movement_of(now.opt_state))
+    found = criteria.score("movement", now.net, movement=movement)
+    for path, s in sums.items():
+      np.testing.assert_allclose(found[path], s, rtol=1e-3, atol=1e-7)
+
+  def test_changes_no_step(self):
+    """But for the rounding of another program."""
+    ends = []
+    for movement in (False, True):
+      tx = tiny_run.optimizer(movement=movement)
+      now = state.create(tiny_run.tiny_network(), tx, False)
+      step = tiny_run.train_step(tx)
+      ends.append(steps(step, replicate(now, make_mesh()), 3)[-1].net)
+    chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+class TestForget:
+  @pytest.mark.parametrize("name", ["sgd", "adamw"])
+  def test_what_grew_and_nothing_else(self, name):
+    tx = tiny_run.optimizer(name, movement=True)
+    net = tiny_run.tiny_network()
+    now = state.create(net, tx, False)
+    now = steps(tiny_run.train_step(tx), replicate(now, make_mesh()), 2)[-1]
+    grown = jax.tree.map(lambda m: ~m, tiny_run.half_pruned(net).masks)
+    after = state.forget(now.opt_state, grown)
+    assert jax.tree.structure(after) == jax.tree.structure(now.opt_state)
+    # Momentum, or both moments of Adam, and the movement.
+    memories = {"sgd": ("trace",), "adamw": ("mu", "nu")}[name]
+    for memory in (*memories, "movement"):
+      old = optax.tree_utils.tree_get(now.opt_state, memory)
+      new = optax.tree_utils.tree_get(after, memory)
+      expected = jax.tree.map(lambda g, x: np.where(g, 0, x), grown, old)
+      chex.assert_trees_all_equal(new, expected)
+      assert np.any(old["stem"]["kernel"] != new["stem"]["kernel"])
+
+  def test_in_training_what_grows_has_no_momentum(self, tmp_path):
+    """Between the last two updates is the first step of what grew."""
+    tx = tiny_run.optimizer(clip_norm=0.0, warmup_steps=0)
+    pruned = tiny_run.half_pruned(tiny_run.tiny_network())
+    every = jax.tree.map(jnp.ones_like, pruned.masks)
+    dense = prune.full_masks(pruned.replace(masks=every))
+    seen = {}
+
+    def update(now, step, gradients):
+      seen[step] = jax.device_get(now)
+      if step in (3, 6):  # masks half, and some steps later all is back
+        masks = prune.full_masks(pruned).masks if step == 3 else dense.masks
+        seen["gradients"] = jax.device_get(gradients())
+        params = network.apply_masks(now.net.params, masks)
+        return now.net.replace(params=params, masks=masks)
+      return now.net
+
+    loop.train(
+      state.create(dense, tx, average=True), tiny_run.train_step(tx), DIGITS,
+      phase="tiny", directory=tmp_path, meta={}, teacher=None, key=KEY, seed=5,
+      epochs=2, batch_size=tiny_run.BATCH_SIZE, eval_batch_size=20,
+      every_seconds=1e9, progress="none", mesh=make_mesh(), stop=StopSignal(),
+      update=update, update_due=lambda step: step in (3, 6, 7),
+      gradients=tiny_run.train_step(tx, only_gradients=True),
+    )  # fmt: skip
+    mask = np.asarray(network.kernels(pruned.masks)["stem"])
+    trace = optax.tree_utils.tree_get(seen[6].opt_state, "trace")
+    assert np.any(trace["stem"]["kernel"][~mask])  # 0.9^3 of it is left
+    trace = optax.tree_utils.tree_get(seen[7].opt_state, "trace")
+    # Only the gradient of the one step: decay of 0 is 0, momentum is forgotten.
+    np.testing.assert_allclose(
+      trace["stem"]["kernel"][~mask], seen["gradients"]["stem"][~mask],
+      rtol=1e-3, atol=1e-6,
+    )  # fmt: skip
 
 
 def test_the_average_is_numpys(trained):

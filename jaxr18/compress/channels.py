@@ -19,7 +19,7 @@ from jaxr18.network import Network
 from jaxr18.spec import Layer, NetSpec
 
 CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
-DISTRIBUTIONS = ("uniform", "global")
+DISTRIBUTIONS = ("uniform", "global", "global_raw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,8 @@ def importance(
   A channel's filter is what all writers of its group compute it with.
 
   - l2: the filter's norm (Li et al., 2017, arXiv:1608.08710, with L2).
-  - bn_scale: the sum of |scale| of the batch norms behind it (Liu et al.,
-    2017, arXiv:1708.06519).
+  - bn_scale: |scale| of the batch norm behind it, the mean of those of a
+    stream (Liu et al., 2017, arXiv:1708.06519).
   - taylor: (sum of g p)^2 over batch norm's scales and biases (Molchanov et
     al., 2019, arXiv:1906.10771, section 3.2).
   - geometric_median: the filter's summed distance to the others (He et al.,
@@ -142,7 +142,8 @@ def importance(
       one = jax.random.fold_in(key, i)
       value = np.asarray(jax.random.uniform(one, (group.size,)))
     elif name == "bn_scale":
-      value = sum(np.abs(at(params, n)["scale"]) for n in group.norms)
+      scales = [np.abs(at(params, n)["scale"]) for n in group.norms]
+      value = np.mean(scales, axis=0, dtype=np.float64)
     elif name == "taylor":
       value = sum(
         np.asarray(at(grads, n)[v]) * at(params, n)[v]
@@ -184,10 +185,12 @@ def kept_channels(
     spec: the network.
     scores: of `importance`; a negative one is of a channel that is gone.
     density: share of channels to keep, (0, 1]: in each group if uniform, in
-      all together if global. Global compares scores over their group's mean.
-    distribution: one of `DISTRIBUTIONS`.
-    floor: share that each group keeps at least; global lowers it where all
-      together are more than the density allows.
+      all together otherwise.
+    distribution: one of `DISTRIBUTIONS`. Global compares scores over their
+      group's mean, so that no group goes for its scale alone; global_raw the
+      scores as they are, as the papers of taylor and bn_scale do.
+    floor: share that each group keeps at least; the two global ones lower it
+      where all together are more than the density allows.
     multiple: the number kept is a multiple of it, unless the group's own size
       is none: then it is as near as the blocks allow.
 
@@ -210,6 +213,8 @@ def kept_channels(
   if distribution == "uniform":
     wanted = evenly(groups, density, steps, floor)
   else:
+    if distribution == "global":
+      scores = {name: _over_mean(s) for name, s in scores.items()}
     wanted = _globally(groups, scores, density, steps, floor)
   return {
     g.name: _best_by_block(
@@ -245,6 +250,13 @@ def _best_by_block(scores: np.ndarray, blocks: int, kept: int) -> np.ndarray:
   return (ranks < kept // blocks).reshape(-1)
 
 
+def _over_mean(scores: np.ndarray) -> np.ndarray:
+  """Scores over the mean of those above 0; others are of what is gone."""
+  above = scores > 0
+  mean = scores[above].mean() if above.any() else 1.0
+  return np.where(above, scores / mean, scores)
+
+
 def _globally(groups, scores, density, steps, floor) -> dict[str, int]:
   """Steps of channels by group, the best of all under the budget."""
   sizes = {g.name: g.size for g in groups}
@@ -253,9 +265,7 @@ def _globally(groups, scores, density, steps, floor) -> dict[str, int]:
   spent = sum(kept[g.name] * steps[g.name] for g in groups)
   offers = []
   for g in groups:
-    s = scores[g.name]
-    mean = s[s > 0].mean() if (s > 0).any() else 1.0
-    s = np.where(s > 0, s / mean, s)
+    s = np.asarray(scores[g.name])
     # The i-th best of every block, several ranks to a step.
     ranked = -np.sort(-s.reshape(g.blocks, -1), axis=1).mean(axis=0)
     ranked = ranked[: g.size // steps[g.name] * (steps[g.name] // g.blocks)]
@@ -335,14 +345,17 @@ def at(tree, path: str):
 
 
 def group_lasso(params, spec: NetSpec) -> jax.Array:
-  """Sum over groups and channels of the norm of the channel's scales.
+  """Sum over channels of sqrt(n) times the norm of the channel's n scales.
 
-  Coupled batch norms go to zero together (Yuan and Lin, 2006, on the scales
-  of Liu et al., 2017). It is a term of a loss, times a weight.
+  Coupled batch norms go to zero together (Yuan and Lin, 2006, equation 2.1, on
+  the scales of Liu et al., 2017); the square root of the group's size makes a
+  stream's channel of n batch norms cost what n lone ones do. It is a term of a
+  loss, times a weight.
   """
   total = jnp.zeros(())
   for group in channel_groups(spec):
     squares = sum(at(params, n)["scale"] ** 2 for n in group.norms)
     # The square root has no gradient at 0, where a channel is gone.
-    total += jnp.sum(jnp.sqrt(squares + 1e-12))
+    size = math.sqrt(len(group.norms))
+    total += size * jnp.sum(jnp.sqrt(squares + 1e-12))
   return total

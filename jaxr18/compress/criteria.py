@@ -6,6 +6,7 @@ compare across layers where `distribution` compares them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def score(
   key: jax.Array | None = None,
   images: jax.Array | None = None,
   labels: jax.Array | None = None,
-  start: Network | None = None,
+  movement: Any = None,
 ) -> Scores:
   """Scores of every weight.
 
@@ -55,9 +56,8 @@ def score(
     arXiv:1906.10771, equation 8).
   - snip: |g w| / sum |g w| over the network (Lee et al., 2019,
     arXiv:1810.02340, equation 6).
-  - movement: (w^2 - w_start^2) / 2. Movement pruning sums -lr g w over
-    training (Sanh et al., 2020, arXiv:2005.07683, equation 5); for small plain
-    gradient steps that is the integral of w dw, which is this.
+  - movement: the sum of -rate g w over the steps so far (Sanh et al., 2020,
+    arXiv:2005.07683, section 4), which training sums where it is asked to.
   - wanda: |w| * ||x||_2, the norm over images and pixels of the input channel
     that the weight multiplies (Sun et al., 2023, arXiv:2306.11695, equation 1).
 
@@ -69,7 +69,7 @@ def score(
     images: [n, size, size, channels], normalized, for gradient, taylor, snip
       and wanda.
     labels: [n], ints, for gradient, taylor and snip.
-    start: the same network before its training, for movement.
+    movement: the sums of `train.state.sum_movement`, a tree like `params`.
 
   Raises:
     ValueError: an unknown name, or what the criterion needs is missing.
@@ -78,7 +78,7 @@ def score(
     raise ValueError(f"criterion (={name!r}) must be one of {NAMES}")
   needs = {
     "random": {"key": key},
-    "movement": {"start": start},
+    "movement": {"movement": movement},
     "wanda": {"images": images},
   } | dict.fromkeys(
     ("gradient", "taylor", "snip"), {"images": images, "labels": labels}
@@ -98,8 +98,8 @@ def score(
       for one, (k, v) in zip(keys, w.items(), strict=True)
     }
   if name == "movement":
-    before = kernels(masked(start).params)
-    return {k: (v**2 - np.asarray(before[k]) ** 2) / 2 for k, v in w.items()}
+    sums = kernels(movement)
+    return {k: np.asarray(sums[k]) for k in w}
   if name == "wanda":
     return _wanda(net, w, images)
   g = {k: np.asarray(v) for k, v in dense_gradient(net, images, labels).items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxr18.compress.criteria import Scores, check_finite
 
-NAMES = ("uniform", "global", "erk", "lamp", "explicit")
+NAMES = ("uniform", "per_output", "global", "erk", "lamp", "explicit")
 
 
 def counts(
@@ -26,10 +26,12 @@ def counts(
   """Weights to keep by layer path.
 
   - uniform: round(size * density) in each layer.
+  - per_output: of each output's n weights all but floor(n (1 - density)), in
+    each layer: Wanda's comparison group (Sun et al., 2023, arXiv:2306.11695).
   - global: the best round(total * density) of all layers together.
   - lamp: the same on scores by which a layer's weights are put in proportion
-    to those above them (Lee et al., 2021, arXiv:2010.07611, equation 1); made
-    for magnitude_l2.
+    to those above them (Lee et al., 2021, arXiv:2010.07611, equation 1). LAMP
+    is of w^2, the scores of magnitude_l2; `prune.prune` takes no others.
   - erk: Erdos-Renyi-Kernel, a layer's density in proportion to the sum of its
     kernel's dimensions over their product (Evci et al., 2020,
     arXiv:1911.11134, section 3).
@@ -58,6 +60,11 @@ def counts(
     kept = {p: round(n * found[p]) for p, n in sizes.items()}
   elif name == "uniform":
     kept = {p: round(n * density) for p, n in sizes.items()}
+  elif name == "per_output":
+    kept = {
+      p: s.shape[-1] * of_output(n // s.shape[-1], density)
+      for (p, s), n in zip(scores.items(), sizes.values(), strict=True)
+    }
   elif name == "erk":
     shapes = {path: s.shape for path, s in scores.items()}
     kept = {p: round(sizes[p] * d) for p, d in erk(shapes, density).items()}
@@ -128,6 +135,11 @@ def feasible(
     middle = (low + high) / 2
     low, high = (middle, high) if fits(middle) else (low, middle)
   return at_least(sizes, low, steps)
+
+
+def of_output(size: int, density: float) -> int:
+  """How many of an output's weights per_output keeps, at least 1."""
+  return size - math.floor(size * (1 - density) + 1e-9)
 
 
 def erk(

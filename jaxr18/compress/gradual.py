@@ -5,6 +5,8 @@ and images, run on the host between two steps, so a resumed run prunes alike.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +105,8 @@ def update(
   key: jax.Array,
   images: jax.Array,
   labels: jax.Array,
-  start: Network,
+  gradients: Callable[[], Any] | None = None,
+  movement: Any = None,
 ) -> Network:
   """The network with the masks that the plan has from this step on.
 
@@ -114,7 +117,9 @@ def update(
     key: for random criteria and growth.
     images: [n, size, size, channels], normalized, for criteria that look.
     labels: [n], ints.
-    start: the network at the phase's start, for movement.
+    gradients: returns those of the step's own batch by layer path, as if
+      nothing were masked; for rigl.
+    movement: of `criteria.score`, a tree like `params`.
 
   Raises:
     ValueError: as `prune.prune` and `channels.kept_channels`.
@@ -126,15 +131,27 @@ def update(
     plan.density,
     progress,
   )
+  if plan.criterion == "movement" and step == 0 and target < plan.start_density:
+    raise ValueError(
+      "criterion 'movement' sums what training does before weights are pruned,"
+      " and at the first step it has seen nothing: raise begin"
+    )
   if plan.structured:
     return _channels(net, plan, target, key, images, labels)
   if plan.regrow != "none" and step > plan.begin:
-    name = {"rigl": "gradient", "set": "random"}[plan.regrow]
-    growth = criteria.score(name, net, key=key, images=images, labels=labels)
+    if plan.regrow == "rigl":
+      growth = {p: np.abs(np.asarray(g)) for p, g in gradients().items()}
+    else:
+      growth = criteria.score("random", net, key=key)
     share = prune.drop_share(plan.drop, progress)
     return prune.regrow(net, growth, share, plan.layers)
   scores = criteria.score(
-    plan.criterion, net, key=key, images=images, labels=labels, start=start
+    plan.criterion,
+    net,
+    key=key,
+    images=images,
+    labels=labels,
+    movement=movement,
   )
   if plan.pattern:
     return prune.prune_pattern(net, scores, *plan.pattern, layers=plan.layers)

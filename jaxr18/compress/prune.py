@@ -135,7 +135,7 @@ def prune(
 
   Args:
     net: one network.
-    scores: of `criteria.score`.
+    scores: of `criteria.score`; lamp takes magnitudes alone.
     target: share to keep of all weights in the layers that match.
     distribution: one of `density.NAMES`.
     layers: regex on whole layer paths; others are not touched.
@@ -144,10 +144,18 @@ def prune(
 
   Raises:
     ValueError: as `density.counts`; or more weights are wanted of a layer than
-      its mask has left.
+      its mask has left; or other scores for lamp.
   """
   chosen = scored(net, scores, layers)
+  if distribution == "lamp":
+    chosen = _squares(net, chosen)
   kept = density.counts(distribution, chosen, target, floor=floor, rules=rules)
+  if distribution == "per_output":
+    # An output that has fewer left keeps these: masks only ever go.
+    return with_masks(
+      net,
+      {p: _of_outputs(s, kept[p] // s.shape[-1]) for p, s in chosen.items()},
+    )
   masks = {}
   for path, s in chosen.items():
     left = int(np.count_nonzero(_full(net, path, s.shape)))
@@ -158,6 +166,29 @@ def prune(
       )
     masks[path] = top_k(s, kept[path])
   return with_masks(net, masks)
+
+
+def _squares(net: Network, chosen: Scores) -> Scores:
+  """LAMP's w^2 of layers whose scores are |w| or w^2: the same order."""
+  squares = criteria.score("magnitude_l2", net)
+  out = scored(net, {p: squares[p] for p in chosen})
+  sizes = criteria.score("magnitude_l1", net)
+  for path, s in chosen.items():
+    mask = _full(net, path, s.shape)
+    if not any(np.array_equal(s[mask], x[path][mask]) for x in (sizes, out)):
+      raise ValueError(
+        f"{path}: distribution 'lamp' ranks by w^2, and the scores are others;"
+        " give it those of magnitude_l1 or magnitude_l2, or choose another"
+        " distribution"
+      )
+  return out
+
+
+def _of_outputs(scores: np.ndarray, kept: int) -> np.ndarray:
+  """Keeps the `kept` highest of each output, of equal ones the first."""
+  flat = scores.reshape(-1, scores.shape[-1])
+  ranks = np.argsort(np.argsort(-flat, axis=0, kind="stable"), axis=0)
+  return (ranks < kept).reshape(scores.shape)
 
 
 def prune_pattern(

@@ -9,6 +9,7 @@ metrics.jsonl. A run that was killed in between finds the checkpoint without
 the line, and makes up for it.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from jaxr18.train.files import (
   mend_checkpoint,
 )
 from jaxr18.train.progress import Reporter
-from jaxr18.train.state import TrainState
+from jaxr18.train.state import TrainState, forget
 from jaxr18.train.step import Batch, Teachers, replicate, shard
 from jaxr18.train.stop import Stopped, StopSignal
 from jaxr18.train.stop import on_stop_signals as on_stop_signals
@@ -63,8 +64,9 @@ def train(
   progress: str,
   mesh: Mesh,
   stop: StopSignal,
-  update: Callable[[Network, int], Network] | None = None,
+  update: Callable[..., Network] | None = None,
   update_due: Callable[[int], bool] = lambda step: False,
+  gradients: Callable | None = None,
   estimate: Callable[[Network], Network] | None = None,
   select_from: int = 0,
   cached: Callable | None = None,
@@ -81,9 +83,11 @@ def train(
     meta: goes into each checkpoint.
     every_seconds: between two checkpoints within an epoch; each epoch's end
       has one of its own.
-    update: (network, step) -> network, of the same shapes, such as with other
-      masks; called before each step that is `update_due`, and with no epochs
-      once.
+    update: (state, step, gradients) -> network, of the same shapes, such as
+      with other masks; called before each step that is `update_due`, and with
+      no epochs once. `gradients` takes nothing and returns those of the step
+      that follows, where there are any.
+    gradients: of `make_train_step` with `only_gradients`, if `update` asks.
     estimate: network -> network with other statistics of batch norm; called
       before each checkpoint with the network that is evaluated, and the state
       has been created as `estimated`.
@@ -160,6 +164,10 @@ def train(
       logits = cached(key, step, step // steps_per_epoch, part)
     whole = Batch(part.images, part.labels, part.index, logits)
     return shard(whole, mesh, rows.ndim - 1)
+
+  def gradients_at(step: int, rows: np.ndarray):
+    epoch = np.int32(step // steps_per_epoch)
+    return gradients(state, teacher, batch(step, rows), key, epoch)
 
   def save(step: int) -> None:
     nonlocal state
@@ -253,16 +261,19 @@ def train(
             raise Stopped(f"{phase} stopped at step {step} of {total}")
         zeros = jax.tree.map(jnp.zeros_like, state.totals)
         state = state.replace(totals=replicate(zeros, mesh))
+      if step < total and (i == 0 or step == done):
+        order = order_of(epoch)
       if (
         update is not None and update_due(step) and (step < total or not total)
       ):
         look()
-        state = _with_network(state, update(state.net, step), mesh)
+        seen = functools.cache(
+          functools.partial(gradients_at, step, order[i] if total else None)
+        )
+        state = _with_network(state, update(state, step, seen), mesh)
       if step == total:
         break
       stop.leave = None
-      if i == 0 or step == done:
-        order = order_of(epoch)
       state, loss = run_step(
         state, teacher, batch(step, order[i]), key, np.int32(epoch)
       )
@@ -303,15 +314,21 @@ def train(
 
 
 def _with_network(state: TrainState, net: Network, mesh: Mesh) -> TrainState:
-  """The state with another network; its average gets the masks."""
+  """The state with another network; its average gets the masks.
+
+  The optimizer remembers nothing of weights that the masks bring back.
+  """
   net = replicate(net, mesh)
+  grown = jax.tree.map(lambda new, old: new & ~old, net.masks, state.net.masks)
   average = state.average
   if average is not None:
     average = average.replace(
       masks=net.masks, params=apply_masks(average.params, net.masks)
     )
   # The step donates its input, and no buffer twice.
-  return jax.tree.map(jnp.copy, state.replace(net=net, average=average))
+  opt_state = forget(state.opt_state, grown)
+  state = state.replace(net=net, average=average, opt_state=opt_state)
+  return jax.tree.map(jnp.copy, state)
 
 
 def _restore(

@@ -1,13 +1,13 @@
 """What training carries from one step to the next, and its optimizer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxr18.network import Network, apply_masks
+from jaxr18.network import Network, apply_masks, over
 from jaxr18.spec import BOUNDS
 
 
@@ -114,6 +114,7 @@ def make_optimizer(
   clip_norm: float,
   bounds_rate: float = 1.0,
   bounds_decay: float = 0.0,
+  movement: bool = False,
 ) -> optax.GradientTransformation:
   """SGD with Nesterov momentum or AdamW, warm-up then cosine to zero.
 
@@ -123,6 +124,7 @@ def make_optimizer(
   Args:
     bounds_rate: factor of the learning rate for the learned ends of grids.
     bounds_decay: their weight decay.
+    movement: the state also holds what `sum_movement` sums.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=learning_rate / max(1, warmup_steps),
@@ -139,9 +141,69 @@ def make_optimizer(
     rates.append(optax.masked(optax.scale(bounds_rate), bounds))
   if name == "sgd":
     sgd = optax.sgd(schedule, momentum, nesterov=True)
-    return optax.chain(clip, *decays, sgd, *rates)
-  if name == "adamw":
+    optimizer = optax.chain(clip, *decays, sgd, *rates)
+  elif name == "adamw":
     descend = optax.scale_by_learning_rate(schedule)
     adamw = optax.chain(optax.scale_by_adam(), *decays, descend)
-    return optax.chain(clip, adamw, *rates)
-  raise ValueError(f"optimizer (={name!r}) must be 'sgd' or 'adamw'")
+    optimizer = optax.chain(clip, adamw, *rates)
+  else:
+    raise ValueError(f"optimizer (={name!r}) must be 'sgd' or 'adamw'")
+  if movement:
+    return optax.chain(sum_movement(schedule), optimizer)
+  return optimizer
+
+
+class MovementState(NamedTuple):
+  """The steps made, and a sum for each parameter, a tree like them."""
+
+  count: jax.Array
+  movement: Any
+
+
+def sum_movement(rate: optax.Schedule) -> optax.GradientTransformation:
+  """Sums -rate g w over the steps, and leaves the gradients as they are.
+
+  It is movement pruning's score (Sanh et al., 2020, arXiv:2005.07683, section
+  4): high for what moves away from 0. It stands first in a chain, so that g is
+  the loss's gradient alone, whatever momentum, decay and clipping make of it.
+  """
+
+  def init(params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return MovementState(jnp.zeros((), jnp.int32), zeros)
+
+  def update(updates, state, params):
+    summed = jax.tree.map(
+      lambda s, g, w: s - rate(state.count) * g * w,
+      state.movement,
+      updates,
+      params,
+    )
+    return updates, MovementState(state.count + 1, summed)
+
+  return optax.GradientTransformation(init, update)
+
+
+def movement_of(opt_state: Any) -> Any:
+  """What `sum_movement` summed so far, a tree like `params`; None without."""
+  return optax.tree_utils.tree_get(opt_state, "movement")
+
+
+@jax.jit
+def forget(opt_state: Any, grown: Any) -> Any:
+  """The optimizer's state with 0 for weights that grew, such as momentum.
+
+  Args:
+    opt_state: of any optimizer; its trees like `params` are changed.
+    grown: bool, a tree like `params`.
+  """
+  like_params = lambda x: isinstance(x, dict) and grown.keys() <= x.keys()
+
+  def zero(node):
+    if not like_params(node):
+      return node
+    new = {k: node[k] for k in grown}
+    zeroed = lambda g, x: jnp.where(over(g, x), 0, x)
+    return node | jax.tree.map(zeroed, grown, new)
+
+  return jax.tree.map(zero, opt_state, is_leaf=like_params)

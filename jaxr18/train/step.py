@@ -18,6 +18,7 @@ from jaxr18.network import (
   forward,
   forward_stages,
   forward_train,
+  kernels,
 )
 from jaxr18.train.state import TrainState
 
@@ -115,6 +116,7 @@ def make_train_step(
   mean_from: int | None = None,
   rates: tuple[float, ...] | None = None,
   temperatures: tuple[float, ...] | None = None,
+  only_gradients: bool = False,
 ) -> Callable:
   """Makes the jitted step.
 
@@ -129,6 +131,10 @@ def make_train_step(
     rates: makes it a population's step, vmapped over state, batch and key:
       factors of the learning rate by member.
     temperatures: of a population, factors of the temperature by member.
+    only_gradients: makes, of the same arguments, what tells which masked
+      weights would help: (state, teacher, batch, key, epoch) -> the step's own
+      gradients of all kernels by layer path, as if what is masked were there
+      and 0. The state stays.
 
   Returns:
     (state, teacher or None, batch, key, epoch) -> (state, loss). The teacher
@@ -210,6 +216,9 @@ def make_train_step(
       return x if partner is None else share * x + (1 - share) * x[partner]
 
     net = state.net
+    if only_gradients:
+      every = jax.tree.map(jnp.ones_like, net.masks)
+      net = net.replace(params=apply_masks(net.params, net.masks), masks=every)
     taught = teach(teacher, state.average, batch, inputs)
     params = net.params
     if state.projections is not None:
@@ -218,6 +227,8 @@ def make_train_step(
     (loss, (logits, batch_stats)), grads = grad_fn(
       params, net, taught, inputs(net), labels, heat
     )
+    if only_gradients:
+      return kernels({k: v for k, v in grads.items() if k in net.params})
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     if rates is not None:
       updates = jax.tree.map(lambda u: u * rate, updates)
@@ -259,8 +270,8 @@ def make_train_step(
   return jax.jit(
     step,
     in_shardings=(whole, whole, split, whole, whole),
-    out_shardings=(whole, whole),
-    donate_argnums=0,
+    out_shardings=whole,
+    donate_argnums=() if only_gradients else 0,
   )
 
 
