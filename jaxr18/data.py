@@ -28,6 +28,7 @@ from jaxr18.augment import FLIPS as FLIPS
 from jaxr18.augment import augment as augment
 from jaxr18.augment import normalize as normalize
 from jaxr18.cifar10 import DataError
+from jaxr18.inputs import check_file
 
 NAMES = ("cifar10", "digits")
 ORDERS = ("content", "folder")
@@ -307,6 +308,7 @@ def _digest(files) -> str:
   digest = hashlib.blake2b(digest_size=16)
   for path in files:
     digest.update(path.name.encode() + b"\0")
+    check_file(path)
     with open(path, "rb") as f:
       digest.update(hashlib.file_digest(f, "blake2b").digest())
   return digest.hexdigest()

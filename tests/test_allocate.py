@@ -200,6 +200,14 @@ def test_the_command(tmp_path):
   assert {b for _, b, _ in rules} == {8, 4}
   assert set(result["losses"]) >= {"stem", "head", "stage2_block1/proj"}
 
+  path = tmp_path / "sensitivity" / "bits.json"
+  path.unlink()
+  path.mkdir()
+  done = run_command(f"--workdir={tmp_path}", f"--target={target}")
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert f"cannot write {path}: it is a folder" in done.stderr
+  assert "KL divergence" not in done.stdout  # known before the work
+
 
 @pytest.mark.parametrize(
   "flags, told",

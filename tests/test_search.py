@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -418,6 +419,19 @@ class TestCommand:
     text, _ = process.communicate(timeout=100)
     assert process.returncode == status and "Traceback" not in text, text
     assert all(t in text for t in texts), text
+
+  def test_a_full_disk_is_known_before_the_study(self, tmp_path):
+    flags = [f"--config={CONFIG}", "--trials=1", f"--workdir={tmp_path}"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:  # which the process inherits
+      process = command(*flags)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 1 and "Traceback" not in text, text
+    assert f"cannot write {tmp_path}/search.json: File too large" in text
+    assert list(tmp_path.iterdir()) == []
 
   def test_another_config_is_refused_and_the_same_has_nothing_to_do(
     self, studied

@@ -102,8 +102,18 @@ def test_the_command(flag, tmp_path):
   assert result["split"] == "validation" and result["images"] == 40
   assert all(len(row) == 2 for row in result["accuracies"].values())
   pytest.importorskip("matplotlib")
-  picture = (tmp_path / "sensitivity" / f"{name}.svg").read_text()
-  assert picture.rstrip().endswith("</svg>")
+  path = tmp_path / "sensitivity" / f"{name}.svg"
+  assert path.read_text().rstrip().endswith("</svg>")
+  if flag:
+    return
+  path.unlink()
+  path.mkdir()
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path}"], capture_output=True, text=True
+  )
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert f"cannot write {path}: it is a folder" in done.stderr
+  assert "accuracy on" not in done.stdout  # known before the work
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import numpy as np
 from jaxr18 import data
 from jaxr18.augment import Views, apply_views, views_at
 from jaxr18.compress.distill import mean_probability
+from jaxr18.inputs import read_bytes
 from jaxr18.network import Network, forward
 
 FORMAT = "jaxr18 teacher table 1"
@@ -93,7 +94,7 @@ class Table:
     if not path.exists():
       return "new"
     try:
-      found = json.loads(path.read_text())
+      found = json.loads(read_bytes(path))
     except ValueError:
       return f"{path.name} is not JSON"
     if found != meta:

@@ -273,6 +273,7 @@ def alone_in(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
     )
   with writing(path):
     workdir.mkdir(parents=True, exist_ok=True)
+    check_file(path)
     file = path.open("a")
   with file:
     try:
@@ -292,6 +293,7 @@ def in_turn(folder: pathlib.Path) -> Iterator[None]:
   """Waits until no other process is in its turn; as `alone_in` otherwise."""
   path = folder / ".turn"
   with writing(path):
+    check_file(path)
     file = path.open("a")
   with file:
     with contextlib.suppress(OSError):
