@@ -575,3 +575,35 @@ def test_bfloat16_sums_do_not_depend_on_threads():
     """
   one, two = (run_python(code, OMP_NUM_THREADS=n) for n in "12")
   assert one == two
+
+
+@pytest.mark.skipif(
+  bool(onednn.bfloat16_reason()), reason=f"{onednn.bfloat16_reason()}"
+)
+def test_no_bfloat16_convolution_of_the_networks_is_slow():
+  # What was 5 to 40 times slower: groups of 8, depthwise with a stride.
+  done = run_python(
+    """
+    import jax
+    from jax import numpy as jnp
+    from jaxr18.nn.conv import conv
+    x = jnp.ones((2, 8, 8, 32), jnp.bfloat16)
+    for kernel, features, stride, groups in (
+      (3, 32, 1, 1), (3, 64, 2, 1), (1, 64, 2, 1), (3, 32, 1, 4), (3, 64, 2, 4),
+      (3, 32, 1, 32), (3, 32, 2, 32),
+    ):
+      k = jnp.ones((kernel, kernel, 32 // groups, features))
+      how = dict(stride=stride, padding=kernel // 2, groups=groups)
+      loss = lambda x, k: (conv(x, k, **how).astype(jnp.float32) ** 2).sum()
+      jax.jit(jax.grad(loss, (0, 1)))(x, k)
+    """,
+    ONEDNN_VERBOSE="1",
+  )
+  ran = re.findall(r"exec,cpu,convolution,([^,]+),(\w+),(.*_ic32.*),", done)
+  assert len(ran) >= 21
+  amx = any("amx" in name for name, _, _ in ran)
+  slow = ("ref", "jit_bf16:") if amx else "ref"
+  for name, direction, what in ran:
+    assert not name.startswith(slow), (name, direction, what)
+    if re.search(r"\bg32.*sh2", what) and direction == "backward_data":
+      assert name.startswith("jit_dw"), (name, what)

@@ -126,8 +126,17 @@ template <typename Make>
 auto Choose(Make make, Kind kind, Type type, Shape k, int64_t stride,
             int64_t groups) {
   auto desc = make();
-  if (type != Type::f32) return desc;
   const bool depthwise = groups > 1 && k[2] == 1, narrow = k[2] <= 32;
+  if (type != Type::f32) {
+    // 32 channels, 32x32 and stride 2, batch 128: 45 ms by the first choice.
+    if (!depthwise || kind != kGradInput || stride == 1) return desc;
+    do {
+      if (std::string(desc.impl_info_str()).rfind("jit_dw", 0) == 0) {
+        return desc;
+      }
+    } while (desc.next_impl());
+    return make();
+  }
   const bool plain = stride > 1 ? kind == kGradInput || k[0] == 1 || narrow
                                 : kind == kGradInput && narrow;
   if (!plain || depthwise || !HasAvx512()) return desc;
