@@ -178,6 +178,17 @@ def test_every_dependency_has_a_lowest_version():
   assert "jax>=0.10.0" in project["dependencies"]  # jaxprs_in_params
 
 
+def test_references_name_tests_that_are_there():
+  page = (ROOT / "docs" / "references.md").read_text()
+  named = re.findall(r"(test_\w+\.py)((?:::\w+)*)", page)
+  assert len(named) > 10
+  for file, parts in named:
+    source = (ROOT / "tests" / file).read_text()
+    for part in parts.split("::")[1:]:
+      kind = "class" if part.startswith("Test") else "def"
+      assert re.search(rf"^ *{kind} {part}\b", source, re.M), (file, part)
+
+
 @pytest.mark.parametrize(
   "page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name
 )
