@@ -4,13 +4,15 @@ import json
 import pathlib
 from typing import Any
 
+from jaxr18 import sealed
+
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 
 
 def load(name: str) -> dict[str, Any]:
   """docs/results/NAME/result.json."""
-  return json.loads((RESULTS / name / "result.json").read_text())
+  return sealed.read(RESULTS / name / "result.json", demanded=False)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
