@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
+from jaxr18 import paths
 from jaxr18.inputs import make_way
 
 NAME = "cifar10"
@@ -79,7 +80,7 @@ def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
     or os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it only at import
     or tfds.core.constants.DATA_DIR
   )
-  return pathlib.Path(path).expanduser()
+  return paths.folder(path)
 
 
 def open_folder(data_dir: pathlib.Path):
@@ -135,7 +136,7 @@ def prepare(
     if open_folder(root) is not None:  # another run was faster
       return root
     if archive:
-      path = pathlib.Path(archive).expanduser()
+      path = paths.folder(archive)
       if not path.is_file():
         raise DataError(f"No archive at {path}.")
       _check_sha256(path, source)

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from jaxr18 import configfile
+from jaxr18 import configfile, paths
 
 # A flag that a function here defines belongs to the command that called it.
 flags.disclaim_key_flags()
@@ -240,7 +240,7 @@ def _fail(status: int, message: str) -> None:
 
 def default_workdir(file: str) -> pathlib.Path:
   """runs/NAME[-ARGUMENT] of a config; a run's config.json has its own."""
-  path, _, argument = file.partition(":")
+  path, argument = paths.file_and_argument(file)
   if pathlib.Path(path).name == "config.json":
     return pathlib.Path(path).parent
   name = pathlib.Path(path).stem

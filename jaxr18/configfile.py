@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from jaxr18 import paths
 from jaxr18.config import Knob, base, completed, knobs
 from jaxr18.inputs import read_bytes
 from jaxr18.sealed import VERSION
@@ -38,8 +39,8 @@ def load(name: str) -> ml_collections.ConfigDict:
   Raises:
     ConfigError: there is no such file, or it gives no config.
   """
-  file, _, argument = name.partition(":")
-  path = find(file)
+  file, argument = paths.file_and_argument(name)
+  path = find(file, name)
   if path.suffix == ".json":
     config = from_json(path)
     _say_how_old(path, config)
@@ -68,7 +69,7 @@ def sweep(name: str) -> list[dict[str, Any]]:
     ConfigError: there is no such file or function, or it adds nothing, or one
       run twice.
   """
-  path = find(name.partition(":")[0])
+  path = find(paths.file_and_argument(name)[0], name)
   runs = []
 
   def add(fields=None, **more):
@@ -107,16 +108,25 @@ def _module(path: pathlib.Path):
   return module
 
 
-def find(file: str) -> pathlib.Path:
+def find(file: str, given: str = "") -> pathlib.Path:
   """Completes a relative path to a config.
+
+  Args:
+    file: its name.
+    given: what of the command line that is a part of, for an error.
 
   Raises:
     ConfigError: no such file; the project's own are listed.
   """
   for root in (pathlib.Path(), ROOT):
-    path = root / pathlib.Path(file).expanduser()
+    path = root / paths.folder(file)
     if path.is_file():
       return path
+  if given != file and paths.folder(given).is_file():
+    raise ConfigError(
+      f"--config={given}: a colon ends the file's name there, or a backslash"
+      f" changes it; write '--config={paths.escaped(given)}'"
+    )
   raise ConfigError(
     f"--config={file}: there is no such file in {pathlib.Path.cwd()}; the"
     f" project's own are\n{catalog()}"

@@ -23,7 +23,7 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxr18 import cifar10
+from jaxr18 import cifar10, paths
 from jaxr18.augment import FLIPS as FLIPS
 from jaxr18.augment import augment as augment
 from jaxr18.augment import normalize as normalize
@@ -336,9 +336,9 @@ def _read_records(builder, split: str, chunk: int = 2000):
 
 def _cache_folder(cache_dir: str) -> pathlib.Path:
   if cache_dir:
-    return pathlib.Path(cache_dir).expanduser()
+    return paths.folder(cache_dir)
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(home).expanduser() / "jaxr18"
+  return paths.folder(home) / "jaxr18"
 
 
 def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:

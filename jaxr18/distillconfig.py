@@ -2,14 +2,11 @@
 
 import ml_collections
 
+from jaxr18.paths import names as names
+
 TEACHING = ("teacher", "self_teach", "teacher_cache", "kd_loss", "kd_weight",
             "features", "others", "diversity_weight", "mixup", "ema_decay",
             "augment.cutout")  # fmt: skip
-
-
-def names(value: str) -> tuple[str, ...]:
-  """The sources in a field such as 'runs/a, runs/b'; none in ''."""
-  return tuple(filter(None, map(str.strip, value.split(","))))
 
 
 def member_seeds(c: ml_collections.ConfigDict, seed: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxr18 import packed, sources
+from jaxr18 import packed, paths, sources
 from jaxr18.augment import normalize
 from jaxr18.compress import integer
 from jaxr18.compress.fold import fold
@@ -63,7 +63,7 @@ def export_run(
   """
   folder, config, result, dataset = reopen(workdir, data_dir)
   net = sources.load_network(folder)
-  path = pathlib.Path(out).expanduser()
+  path = paths.folder(out)
   if not out:
     path = folder / "export" / f"network.{SUFFIXES[name]}"
   try_writing(path, "--out", make_folder=not out)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from jaxr18 import configfile, data, experiment
+from jaxr18 import configfile, data, experiment, paths
 from jaxr18.config import flatten
 from jaxr18.train.files import removing
 from jaxr18.validate import validate
@@ -51,7 +51,7 @@ def reopen(workdir: str, data_dir: str | None = None) -> Finished:
   Raises:
     WorkdirError: the run is not finished, there is none, or it is damaged.
   """
-  folder = pathlib.Path(workdir).expanduser()
+  folder = paths.folder(workdir)
   result = read_result(folder)
   config = settings(folder, data_dir)
   _check_config(folder, config, result)

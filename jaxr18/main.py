@@ -12,12 +12,11 @@ when the command or the config cannot be run, and then nothing was touched. A
 stopped run ends with JAXR18_STOPPED_STATUS in place of 0 where that is set.
 """
 
-import pathlib
 import sys
 
 from absl import app
 
-from jaxr18 import cli, configfile
+from jaxr18 import cli, configfile, paths
 from jaxr18.config import describe
 
 _CONFIG = cli.config_flag()
@@ -38,8 +37,9 @@ def main(argv: list[str]) -> None:
       f"--config={_CONFIG.file} describes a search; give it to"
       " python -m jaxr18.search, with --trials=16"
     )
-  workdir = pathlib.Path(_WORKDIR.value or cli.default_workdir(_CONFIG.file))
-  workdir = workdir.expanduser()
+  workdir = paths.folder(
+    _WORKDIR.value or str(cli.default_workdir(_CONFIG.file))
+  )
   # Imported late: --help and a wrong flag need no JAX. Memory is arranged
   # before JAX has threads, the cluster is joined before it has devices, and
   # signals are taken before the seconds that the imports need.

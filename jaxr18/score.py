@@ -10,11 +10,9 @@ Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 2 when the command or the config cannot be run.
 """
 
-import pathlib
-
 from absl import app, flags, logging
 
-from jaxr18 import cli
+from jaxr18 import cli, paths
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag("A finished run's folder: score its network.")
@@ -85,7 +83,7 @@ def _finished():
   """Spec and masks of each network of a finished run: one, or members."""
   from jaxr18 import sources
 
-  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  workdir = paths.folder(_WORKDIR.value)
   nets = sources.load_networks(workdir, _PHASE.value)
   return [(net.spec, net.masks) for net in nets]
 

@@ -23,7 +23,7 @@ import time
 
 from absl import app, flags
 
-from jaxr18 import cli
+from jaxr18 import cli, paths
 from jaxr18.config import describe_search
 
 _CONFIG = cli.config_flag()
@@ -47,11 +47,12 @@ _CLEAR_EVERY = 10
 def main(argv: list[str]) -> None:
   del argv
   config = _config()
-  workdir = _WORKDIR.value or cli.default_workdir(_CONFIG.file)
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = paths.folder(
+    _WORKDIR.value or str(cli.default_workdir(_CONFIG.file))
+  )
   path = workdir / "journal.log"
   if _STORAGE.value:
-    path = pathlib.Path(_STORAGE.value).expanduser()
+    path = paths.folder(_STORAGE.value)
   if _REPORT.value:
     return _report(workdir, path)
   # As in jaxr18.main: imported late, memory and signals first.

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 
-from jaxr18 import network, torch_weights
+from jaxr18 import network, paths, torch_weights
 from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.configfile import ConfigError
@@ -75,12 +75,12 @@ def load_for(
 
 
 def _load(workdir: pathlib.Path, source: str) -> list[Network]:
-  file = pathlib.Path(source).expanduser()
+  file = paths.folder(source)
   if torch_weights.is_name(file):
     return [torch_weights.load(file)]
   phases = _phases_of(workdir)
   if source and source not in phases:
-    workdir, source = pathlib.Path(source).expanduser(), ""
+    workdir, source = paths.folder(source), ""
     phases = _phases_of(workdir)
   directory = workdir / (source or phases[-1])
   step = read_phase(directory)["step"]

@@ -6,14 +6,13 @@ type inside a tuple. What is checked here can be relied on everywhere else.
 
 import difflib
 import json
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
-from jaxr18 import torch_weights
+from jaxr18 import paths, torch_weights
 from jaxr18.config import (
   EXPERIMENT,
   PHASE,
@@ -274,7 +273,13 @@ class Problems:
     """
     for field in ("init", "teacher", "rewind", "others", "ensemble.members"):
       full = f"{name}.{field}"
-      for value in names(self.get(full)) if self.good(full) else ():
+      if not self.good(full):
+        continue
+      if one := paths.misread(self.get(full), self.config.phases):
+        must = "has a name that a comma ends or a backslash changes"
+        self.add(full, must, f"write {one}, in Python {one!r}")
+        continue
+      for value in names(self.get(full)):
         self.source(name, field, value, spec, earlier)
 
   def source(self, name: str, field: str, value: str, spec, earlier) -> None:
@@ -303,7 +308,7 @@ class Problems:
 
   def finished(self, full: str, value: str, earlier) -> NetSpec | None:
     """The network of another run's workdir, or of PyTorch's weights."""
-    workdir = pathlib.Path(value).expanduser()
+    workdir = paths.folder(value)
     must = _must_be_source(earlier)
     if torch_weights.is_name(workdir):
       try:

@@ -10,7 +10,8 @@ A config file may have, beside get_config, a function
       add({"train.learning_rate": rate})
 
 Each run is `python -m jaxr18.main` in a workdir of its own, by default
-runs/NAME-sweep/train.learning_rate=0.05; --config.FIELD=VALUE holds for all.
+runs/NAME-sweep/train.learning_rate=0.05; --config.FIELD=VALUE holds for all. As
+a source of another run, a comma in such a name has a backslash before it.
 The same command goes on: finished runs are not run again. A run that fails is
 told at the end, and the others go on. Ctrl-C or SIGTERM stops all, saved.
 PYTHON names another interpreter for the runs.
@@ -34,7 +35,7 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxr18 import cli, configfile
+from jaxr18 import cli, configfile, paths
 from jaxr18.train.files import write_atomically
 
 _CONFIG = cli.config_flag()
@@ -58,12 +59,16 @@ def main(argv: list[str]) -> None:
   if _CONFIG.file is None:
     raise app.UsageError("give --config=FILE whose file has sweep(add)")
   folder = _WORKDIR.value or f"{cli.default_workdir(_CONFIG.file)}-sweep"
-  runs = commands(_CONFIG.file, _CONFIG.fields, pathlib.Path(folder))
+  runs = commands(_CONFIG.file, _CONFIG.fields, paths.folder(folder))
   if _ARRAY.value:
     lines = [shlex.join(["python", *command]) for command in runs.values()]
-    write_atomically(
-      pathlib.Path(_ARRAY.value), "\n".join(lines) + "\n", "--array"
-    )
+    if any("\n" in line for line in lines):
+      raise configfile.ConfigError(
+        f"--array={_ARRAY.value} has a command a line, and a value of this"
+        " sweep has a line's end; write it without one"
+      )
+    path = paths.folder(_ARRAY.value)
+    write_atomically(path, "\n".join(lines) + "\n", "--array")
     print(
       f"{len(lines)} commands in {_ARRAY.value}; on Slurm:\n"
       f"sbatch --array=1-{len(lines)} launch/slurm.sbatch {_ARRAY.value}"

@@ -16,6 +16,7 @@ PACKAGE = "jaxr18"
 # is a folder's __main__, is a command, which imports what it likes and is
 # imported by nobody.
 ORDER = (
+  "paths",
   "patterns",
   "inputs",
   "spec",

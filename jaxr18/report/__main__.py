@@ -17,11 +17,10 @@ command cannot be run.
 
 import functools
 import json
-import pathlib
 
 from absl import flags
 
-from jaxr18 import cli
+from jaxr18 import cli, paths
 
 _OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
 _DATA_DIR = cli.data_dir_flag()
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
 
   for remark in remarks:
     print(f"left out, {remark}")
-  out = pathlib.Path(_OUT.value).expanduser()
+  out = paths.folder(_OUT.value)
   with writing(out, "--out"):  # before the work
     out.mkdir(parents=True, exist_ok=True)
   entries = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxr18 import config as config_lib
-from jaxr18 import sealed
+from jaxr18 import paths, sealed
 from jaxr18.cost.figures import LayerScore
 from jaxr18.workdir import WorkdirError, read_result
 
@@ -52,7 +52,7 @@ def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
   remarks: list[str] = []
   seen, names = set(), set()
   for argument in arguments:
-    root = pathlib.Path(argument).expanduser()
+    root = paths.folder(argument)
     found = _workdirs(root, DEPTH, remarks) or [root]
     results, left_out = _read_all(found, root)
     remarks += left_out

@@ -5,6 +5,7 @@ dictionary by path, beside a description in JSON that holds the spec and hashes
 of both: Orbax restores a flipped byte without a word.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -14,6 +15,7 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -76,12 +78,30 @@ def open_manager(
   with writing(path):
     path.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
-      path,
+      _without_backslash(path),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_LatestAndBest(validation),
         cleanup_tmp_directories=True,
       ),
     )
+
+
+def _without_backslash(path: pathlib.Path) -> pathlib.Path:
+  """The path, or one that leads to it: TensorStore reads a \\ as a /."""
+  if "\\" not in str(path):
+    return path
+  link = _links() / hashlib.sha256(bytes(path)).hexdigest()
+  if not link.is_symlink():
+    link.symlink_to(path)
+  return link
+
+
+@functools.cache
+def _links() -> pathlib.Path:
+  """A folder of this process for links."""
+  folder = tempfile.TemporaryDirectory(prefix="jaxr18-")
+  atexit.register(folder.cleanup)
+  return pathlib.Path(folder.name)
 
 
 def save(
@@ -129,6 +149,8 @@ def _surfacing(directory) -> Iterator[None]:
     yield
   except Exception as e:  # of the file system, of TensorStore or of Orbax
     # What is on disk now, and not what the manager believes is there.
+    if os.path.islink(directory):
+      directory = os.readlink(directory)
     names = os.listdir(directory) if os.path.isdir(directory) else []
     steps = [int(name) for name in names if name.isdecimal()]
     left = f"the last good one is {max(steps)}" if steps else "none is there"
@@ -157,7 +179,7 @@ def read(
   reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
   try:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = reader.restore(path, args)["meta"]
+    meta = reader.restore(_without_backslash(path), args)["meta"]
   except Exception as e:
     raise CheckpointError(
       f"{path} is damaged or not a checkpoint of jaxr18 ({_first(e)}); {mend}"
@@ -177,7 +199,8 @@ def read(
     args = ocp.args.PyTreeRestore(
       restore_args=dict.fromkeys(meta["arrays"], as_numpy)
     )
-    arrays = reader.restore(path, ocp.args.Composite(arrays=args))["arrays"]
+    args = ocp.args.Composite(arrays=args)
+    arrays = reader.restore(_without_backslash(path), args)["arrays"]
     arrays = {name: np.asarray(a) for name, a in arrays.items()}
   except Exception as e:
     raise CheckpointError(f"{path} is damaged ({_first(e)}); {mend}") from e

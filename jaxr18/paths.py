@@ -1,0 +1,76 @@
+"""Names of folders and files as a person writes them, in configs and flags.
+
+A name that stands alone, such as --workdir or data.dir, is taken as it is. In a
+list of sources a comma ends a name, and in --config=FILE:ARGUMENT a colon ends
+the file's. There, and only there, a backslash takes the character behind it as
+it is: `runs/a\\,b` is one source, `a\\:b.py` a file, and `\\\\` a backslash.
+
+A ~ at the beginning of a name is somebody's home folder; ./~a is one called ~a.
+"""
+
+import os
+import pathlib
+import re
+
+# A character, or a backslash and the character that it takes.
+_TOKEN = re.compile(r"\\?.", re.DOTALL)
+
+
+def folder(name: str) -> pathlib.Path:
+  """A folder or file by its name; a ~ of nobody's is a part of the name."""
+  path = pathlib.Path(os.path.expanduser(name))
+  # pathlib drops a ./ before it, and who expands it again would be wrong.
+  return path.absolute() if str(path).startswith("~") else path
+
+
+def names(text: str) -> tuple[str, ...]:
+  """The names in a list such as 'runs/a, runs/b'; none in ''.
+
+  Spaces around a name are left out, but for those behind a backslash.
+  """
+  parts: list[list[str]] = [[]]
+  for token in _TOKEN.findall(text):
+    if token == ",":
+      parts.append([])
+    else:
+      parts[-1].append(token)
+  return tuple(filter(None, map(_plain, parts)))
+
+
+def file_and_argument(text: str) -> tuple[str, str]:
+  """The name in FILE or FILE:ARGUMENT, and the argument as it stands there."""
+  tokens = _TOKEN.findall(text)
+  end = tokens.index(":") if ":" in tokens else len(tokens)
+  return _plain(tokens[:end]), "".join(tokens[end + 1 :])
+
+
+def escaped(name: str) -> str:
+  """What a name is in a list and before a colon."""
+  text = re.sub(r"([\\,:])", r"\\\1", name)
+  return re.sub(r"^\s|\s\Z", r"\\\g<0>", text)
+
+
+def misread(text: str, known: tuple[str, ...] = ()) -> str:
+  """What to write where a text means one name and is read as others.
+
+  Args:
+    text: a list of names.
+    known: what of those is no file.
+
+  Returns:
+    '' where it is no such text: its names are there, or its whole is not.
+  """
+  found = names(text)
+  if found == (text,) or not folder(text).exists():
+    return ""
+  there = all(name in known or folder(name).exists() for name in found)
+  return "" if found and there else escaped(text)
+
+
+def _plain(tokens: list[str]) -> str:
+  first, last = 0, len(tokens)
+  while first < last and tokens[first].isspace():
+    first += 1
+  while last > first and tokens[last - 1].isspace():
+    last -= 1
+  return "".join(token[-1] for token in tokens[first:last])
