@@ -307,7 +307,7 @@ def main(argv: list[str]) -> int:
     }  # fmt: skip
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
   return 1 if bad else 0
 
 

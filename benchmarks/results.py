@@ -27,4 +27,4 @@ def write(out: dict[str, Any], path: str | None) -> None:
     return
   file = pathlib.Path(path)
   file.parent.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(out, indent=1) + "\n")
+  file.write_text(json.dumps(out, indent=1, allow_nan=False) + "\n")

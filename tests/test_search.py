@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -262,6 +263,19 @@ class TestStudy:
     page = (workdir / "pareto.html").read_text()
     for row in trial.finished(rows):
       assert f"trial {row['number']}" in page
+    marks = re.findall(
+      r'class="point s\d( best)?"[^>]*aria-label="trial (\d+),', page
+    )
+    assert {int(n) for best, n in marks if best} == set(kept["front"])
+    assert any(r["state"] == storage.HALVED for r in rows)
+    assert 'class="goal"' not in page  # 90% is CIFAR-10's
+
+  def test_what_has_no_number_is_not_drawn(self, studied):
+    *_, rows = studied
+    for number in (None, np.nan, np.inf):
+      for field in ("accuracy", "score"):
+        changed = [row | {field: number} for row in rows]
+        assert table.points(changed) == table.front(changed) == []
 
   def test_the_chosen_one_is_tested_by_main(self, studied):
     _, workdir, _, rows = studied
