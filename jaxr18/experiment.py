@@ -500,6 +500,10 @@ def begin(
   plan = dataclasses.replace(
     plan, start_density=gradual.start_density(net, plan)
   )
+  try:
+    gradual.check(net, plan)
+  except ValueError as e:
+    raise ConfigError(f"config.{name}.prune: {e}") from e
   net = gradual.prepare(net, plan)
   seen = dataset.train.take(np.arange(min(c.prune.images, len(dataset.train))))
   update = functools.partial(

@@ -318,6 +318,29 @@ class TestPhases:
     else:
       assert prune.densities(last) == prune.densities(first)
 
+  def test_more_than_is_left_is_refused_before_training(self, tmp_path):
+    config = _two_phases()
+    config.first.prune.density, config.first.epochs = 0.1, 0
+    config.second.prune.density, config.second.prune.begin = 0.5, 0.9
+    with pytest.raises(
+      ConfigError, match=r"config.second.prune: .* left; lower density"
+    ):
+      experiment.run(config, tmp_path)
+    assert not (tmp_path / "second" / "checkpoints").exists()
+
+  def test_an_even_schedule_from_uneven_layers(self, tmp_path):
+    """Its first target is more than some layers have left; its last is not."""
+    config = _two_phases()
+    config.first.prune.density, config.first.epochs = 0.5, 0
+    second = config.second.prune
+    second.density, second.distribution = 0.1, "uniform"
+    second.schedule, second.every = "linear", 2
+    experiment.run(config, tmp_path)
+    first = sources.load_network(tmp_path, "first")
+    assert max(prune.densities(first).values()) > 0.6  # uneven
+    last = prune.densities(sources.load_network(tmp_path))
+    assert all(d == pytest.approx(0.1, abs=0.02) for d in last.values())
+
   def test_a_ticket(self, tmp_path):
     config = tiny_config.base(("early", "dense", "sparse"))
     two = _two_phases()

@@ -163,7 +163,27 @@ def update(
     layers=plan.layers,
     floor=min(plan.floor, target),
     rules=plan.rules,
+    # On the way a layer may have less left than its share of what all have.
+    at_most=progress < 1,
   )
+
+
+def check(net: Network, plan: Plan) -> None:
+  """Refuses, before the phase trains, a density that its end cannot have.
+
+  Raises:
+    ValueError: as `prune.prune`, such as more weights than masks have left.
+  """
+  if not plan.structured and not plan.pattern:
+    prune.prune(
+      net,
+      criteria.score("magnitude_l1", net),
+      plan.density,
+      distribution=plan.distribution,
+      layers=plan.layers,
+      floor=min(plan.floor, plan.density),
+      rules=plan.rules,
+    )
 
 
 def _channels(net, plan, target, key, images, labels) -> Network:

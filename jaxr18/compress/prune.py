@@ -130,6 +130,7 @@ def prune(
   layers: str = ".*",
   floor: float = 0.0,
   rules: Sequence[tuple[str, float]] = (),
+  at_most: bool = False,
 ) -> Network:
   """Masks all but the best weights; what is masked already stays masked.
 
@@ -141,6 +142,8 @@ def prune(
     layers: regex on whole layer paths; others are not touched.
     floor: share that each layer keeps at least.
     rules: (regex, density) of the explicit distribution.
+    at_most: a layer whose mask has fewer weights left keeps these, and that is
+      no error.
 
   Raises:
     ValueError: as `density.counts`; or more weights are wanted of a layer than
@@ -159,6 +162,8 @@ def prune(
   masks = {}
   for path, s in chosen.items():
     left = int(np.count_nonzero(_full(net, path, s.shape)))
+    if at_most:
+      kept[path] = min(kept[path], left)
     if kept[path] > left:
       raise ValueError(
         f"{path}: {kept[path]} weights are to be kept and its mask has"
