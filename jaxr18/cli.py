@@ -5,6 +5,7 @@ with 2 when the command line or the config cannot be run.
 """
 
 import logging as std_logging
+import os
 import pathlib
 import re
 import sys
@@ -129,6 +130,9 @@ def run(
       return main(rest)
     except KeyboardInterrupt:
       _fail(130, "Interrupted.")
+    except BrokenPipeError:  # the reader of the output is gone, as in `| head`
+      _discard_output()
+      sys.exit(1)
     except Exception as e:
       if (said := told(e)) is None:
         raise
@@ -231,6 +235,13 @@ def _expected() -> tuple[type[Exception], ...]:
     loop.TrainingError,
     storage.StudyError,
   )
+
+
+def _discard_output() -> None:
+  """What is left in the buffers would fail again when the process ends."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for file in (sys.stdout, sys.stderr):
+    os.dup2(nowhere, file.fileno())
 
 
 def _fail(status: int, message: str) -> None:

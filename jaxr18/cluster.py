@@ -1,5 +1,6 @@
 """Joins the other processes of a run, where there are others."""
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -100,7 +101,22 @@ def initialize_cluster(
       f"process {index} of {count} could not join the others at {address}:"
       f" {_first_line(e)}; see that all were started and reach process 0"
     ) from e
-  return f"Process {index} of {count}, joined at {address}."
+  joined = f"Process {index} of {count}, joined at {address}."
+  if index == 0 and _one_host(env) and jax.default_backend() == "cpu":
+    joined += (
+      f" {count} processes on the CPUs of one host train several times slower"
+      " than one: only a process that trains alone has the fast convolutions,"
+      " and every step waits for the slowest. Start one process, unless this is"
+      " a trial of joining."
+    )
+  return joined
+
+
+def _one_host(env: Mapping[str, str]) -> bool:
+  """Whether the environment says that all processes are on this host."""
+  if address := env.get(_JAX[0]):
+    return address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+  return env.get("SLURM_STEP_NUM_NODES") == "1"
 
 
 def leave_others(error: Exception, report: Callable[[Exception], int]) -> None:
@@ -125,9 +141,11 @@ def leave_others(error: Exception, report: Callable[[Exception], int]) -> None:
       f" with the others: {_first_line(error)}; the one that ended first says"
       " why, and the same command goes on from the last checkpoint"
     )
-  status = report(error)
-  sys.stdout.flush()
-  sys.stderr.flush()
+  status = 1
+  with contextlib.suppress(OSError):  # nobody reads it any more
+    status = report(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
   if not lost:
     thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     thread.start()

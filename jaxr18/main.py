@@ -53,23 +53,23 @@ def main(argv: list[str]) -> None:
   from jaxr18 import cluster, experiment
   from jaxr18.nn import compiled
 
-  if joined := cluster.initialize_cluster():
-    print(joined, file=sys.stderr)
-  compiled.keep_compiled()
-  finished = (workdir / "result.json").exists()
+  joined = cluster.initialize_cluster()
   try:
+    if joined:
+      print(joined, file=sys.stderr, flush=True)
+    compiled.keep_compiled()
+    finished = (workdir / "result.json").exists()
     result = experiment.run(config, workdir, signals)
+    if jax.process_index() == 0:
+      if finished:
+        print(f"{workdir} was finished already:")
+      cli.print_result(result, workdir)
   except stop.Stopped as e:
-    print(f"{e}; saved in {workdir}; the same command resumes it")
+    stop.say(f"{e}; saved in {workdir}; the same command resumes it")
     sys.exit(signals.status)
   except Exception as e:
     cluster.leave_others(e, cli.report)
     raise
-  if jax.process_index() > 0:
-    return
-  if finished:
-    print(f"{workdir} was finished already:")
-  cli.print_result(result, workdir)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@
 #   launch/local.sh --config=configs/kd_quant.py
 #   launch/local.sh --processes=2 --config=configs/kd_quant.py --workdir=runs/x
 #
+# Several processes are for several GPUs. On the CPUs of one host they train four
+# to seven times slower than one, which has all cores anyway.
+#
 # All arguments but --processes (or NPROC, 1 by default) go to
 # `python -m jaxr18.main`; PYTHON names another interpreter. Several processes
 # are joined as srun's are, by Slurm's variables, the i-th with the i-th GPU.

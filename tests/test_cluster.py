@@ -109,6 +109,8 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
 
   text = command.finish(command.start_local(workdir, *flags))
   assert "Process 1 of 2, joined at Slurm's job" in text
+  slower = "2 processes on the CPUs of one host train several times slower"
+  assert text.count(slower) == 1
   assert text.count("train: goes on at step") == 1
   assert_close(workdir, runs[1])
   rows = command.metrics(workdir)
@@ -117,6 +119,15 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   assert [e[0] for e in events(workdir / "tensorboard")].count(
     "score/exact"
   ) == 1
+
+
+def test_all_end_when_nobody_reads_them(tmp_path):
+  """As in `launch/local.sh ... | head -1`."""
+  script = command.start_local(tmp_path / "run", *FLAGS, PATIENCE="5")
+  assert script.stdout.readline()
+  script.stdout.close()
+  assert script.wait(timeout=300) != 0
+  assert not (tmp_path / "run" / "result.json").exists()
 
 
 # Of a job's script.

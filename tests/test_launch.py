@@ -15,6 +15,8 @@ import time
 
 import pytest
 
+from jaxr18 import cli
+
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 # Slurm's variables of this machine, if any, are none of the tests' business.
 CLEAN = {
@@ -251,6 +253,14 @@ class TestSlurm:
     done, _, requeued = slurm("--config=c.py", status=75)
     assert done.returncode == 0 and requeued == "requeue 77\n"
 
+  def test_a_task_that_was_stopped_is_requeued_alone(self, slurm):
+    # The last task's SLURM_JOB_ID is the array's, which would requeue all.
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "4"}
+    done, _, requeued = slurm("--config=c.py", status=75, **array)
+    assert done.returncode == 0 and requeued == "requeue 77_4\n"
+    done, _, _ = slurm("--config=c.py", status=3, **array)
+    assert "job 77_4 failed with status 3" in done.stderr
+
   def test_one_that_failed_is_not(self, slurm):
     done, _, requeued = slurm("--config=c.py", status=137)
     assert done.returncode == 137 and requeued is None
@@ -459,6 +469,22 @@ class TestManifests:
       "JAX_COORDINATOR_ADDRESS=10.0.0.1:8476", "JAX_NUM_PROCESSES=2",
       "JAX_PROCESS_ID=1",
     ]  # fmt: skip
+
+  @pytest.mark.parametrize(
+    "config",
+    ["configs/kd_quant.py", "configs/kd_quant.py:digits", "my.py:0.2,a b"],
+  )
+  def test_a_run_in_the_cloud_is_named_by_its_config(
+    self, manifests, tmp_path, config
+  ):
+    home = tmp_path / "venv" / "bin"
+    home.mkdir(parents=True)
+    stub(home, "python", 'echo "${@: -1}"')
+    task = manifests["skypilot"]
+    environment = task["envs"] | {"CONFIG": config, "HOME": str(tmp_path)}
+    done = run("bash", "-c", task["run"], SKYPILOT_NUM_NODES="1", **environment)
+    name = cli.default_workdir(config)  # runs/NAME
+    assert done.stdout == f"--workdir={tmp_path}/{name}\n"
 
 
 def test_the_image_holds_the_package_and_no_data():

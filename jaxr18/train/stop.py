@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import TextIO
 
 
 class Stopped(Exception):
@@ -48,6 +49,19 @@ def on_stop_signals() -> StopSignal:
   return stop
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+  """Prints a line, whether or not somebody still reads the output.
+
+  Its reader may be gone (`| head -1`), and the exit status must not suffer.
+  """
+  file = sys.stdout if file is None else file
+  try:
+    print(text, file=file, end="\n" if text else "", flush=True)
+  except OSError:
+    # What is left in the buffer would fail again when the process ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
 def _wait(stop: StopSignal, reader: int) -> None:
   _next(reader)
   stop.received = True
@@ -57,9 +71,8 @@ def _wait(stop: StopSignal, reader: int) -> None:
     except Exception:
       pass  # a failed write: the main thread is about to meet it and to say so
     else:
-      print("Stopped; all is saved, and the same command goes on from there.")
-      sys.stdout.flush()
-      sys.stderr.flush()
+      say("Stopped; all is saved, and the same command goes on from there.")
+      say("", sys.stderr)
       os._exit(stop.status)
   os._exit(128 + _next(reader))
 
