@@ -15,7 +15,12 @@ from jaxr18.cost.macs import count_macs
 from jaxr18.nn import onednn
 from jaxr18.nn.batch_norm import batch_norm
 from jaxr18.nn.passes import fork
-from jaxr18.nn.quantize import input_levels, input_step, quantize_input
+from jaxr18.nn.quantize import (
+  input_levels,
+  input_step,
+  quantize_input,
+  quantize_p,
+)
 
 PATHS = [
   "xla",
@@ -182,7 +187,7 @@ def quantizer(x, bound, bits, signed, scales):
   n = input_levels(bits, signed)
   low = -n if signed else 0
   step = input_step(bound, bits, signed)
-  v = x.astype(jnp.float32) / step
+  v = x.astype(jnp.float32) * (1 / step)
   q = (jnp.round(jnp.clip(v, low, n)) * step).astype(x.dtype)
   inside = (v > low) & (v < n)
   error = 0 if scales == "pact" else jnp.round(v) - v
@@ -343,3 +348,39 @@ def test_over_a_mesh_xla_serves():
     XLA_FLAGS="--xla_force_host_platform_device_count=2",
   )
   assert out.split()[-1] == "False"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_values_beside_a_half_are_rounded_as_a_product_with_1_by_the_step(
+  monkeypatch, path
+):
+  monkeypatch.setenv("JAXR18_CONV", path)
+  rng = np.random.default_rng(0)
+  step = np.exp(rng.uniform(-12, 3, 256)).astype(np.float32)
+  half = np.arange(-260, 260).astype(np.float32) + np.float32(0.5)
+  x = half * step[:, None]
+  ulps = [x]
+  for _ in range(3):
+    ulps += [np.nextafter(ulps[-1], np.float32(np.inf))]
+  for _ in range(3):
+    x = np.nextafter(x, np.float32(-np.inf))
+    ulps += [x]
+  x = np.concatenate(ulps, axis=1)
+  (y,) = quantize_p.bind(x, step, low=-255.0, high=255.0)
+  # As packed.py and the ONNX file compute it, to the bit.
+  q = np.round(np.clip(x * (np.float32(1) / step[:, None]), -255, 255))
+  np.testing.assert_array_equal(y, q * step[:, None])
+
+
+def test_a_gpu_gets_no_call_of_the_cpu():
+  x, scale, bias, more, dy = operands((2, 4, 6), "bfloat16", True)
+
+  def step(x, bound):
+    function = functools.partial(batch_norm, relu=True, epsilon=EPSILON)
+    y, _, gradients = with_gradients(function, x, scale, bias, more, dy)
+    q = lambda v, b: quantize_input(v, b, 4, False).sum()
+    return y, gradients, jax.grad(q, (0, 1))(x, bound)
+
+  traced = jax.jit(step).trace(x, jnp.float32(1))
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  assert "jaxr18_" not in text

@@ -249,12 +249,13 @@ def _reasons() -> tuple[str | None, str | None]:
     slow = None
     if not library.Bfloat16():
       slow = "the processor has neither AMX nor AVX512_BF16"
-    _check(np.float32)
+    _check(_compare_passes)
+    _check(_compare, np.float32)
   except (Unavailable, OSError) as error:
     logging.info("Convolutions run on XLA and not on oneDNN: %s", error)
     return str(error), str(error)
   try:
-    slow or _check(jax.numpy.bfloat16)
+    slow or _check(_compare, jax.numpy.bfloat16)
   except Unavailable as error:
     slow = str(error)
   return None, slow
@@ -390,14 +391,14 @@ def _run(commands: list[list[str]]):
       )
 
 
-def _check(dtype):
-  """Compares each operation with XLA's on small shapes."""
+def _check(compare, *args):
+  """Raises Unavailable if a comparison does, or if it fails otherwise."""
   # In a thread of its own: the caller may be in the middle of a trace.
   failed = []
 
   def target():
     try:
-      _compare(dtype)
+      compare(*args)
     except Exception as error:  # whatever is wrong, XLA serves
       failed.append(error)
 
@@ -419,7 +420,43 @@ _CASES = (
 )
 
 
+def _compare_passes():
+  """Compares batch norm and the quantizer with NumPy's on a small shape."""
+  x = np.random.default_rng(0).standard_normal((1, 70, 12)).astype(np.float32)
+  step = np.float32(0.3)
+
+  @jax.jit
+  def run(x):
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+    normalized = jax.ffi.ffi_call(
+      "jaxr18_batch_norm", [of(*x.shape), of(1, 12), of(1, 12)]
+    )(
+      x,
+      np.ones((1, 12), np.float32),
+      np.zeros((1, 12), np.float32),
+      relu=np.bool_(False),
+      epsilon=np.float32(1e-5),
+    )
+    (grid,) = jax.ffi.ffi_call("jaxr18_quantize", [of(1, x.size)])(
+      x.reshape(1, -1), step[None], low=np.float32(-3), high=np.float32(3)
+    )
+    return normalized[0], grid.reshape(x.shape)
+
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    results = jax.device_get(run(x))
+  expected = (
+    (x - x.mean(1)) / np.sqrt(x.var(1) + 1e-5),
+    np.clip(np.round(x * (1 / step)), -3, 3) * step,
+  )
+  for name, got, want in zip(
+    ("batch_norm", "quantize"), results, expected, strict=True
+  ):
+    if not np.allclose(got, want, rtol=0, atol=1e-5):
+      raise Unavailable(f"{name} is off by {np.abs(got - want).max():.1e}")
+
+
 def _compare(dtype):
+  """Compares each convolution with XLA's on small shapes."""
   cpu = jax.local_devices(backend="cpu")[0]
   with jax.default_device(cpu):
     arrays, expected = _expected()

@@ -93,27 +93,6 @@ inline Vector Clip(Vector v, Vector low, Vector high) {
 // To the nearest, halves to the even one, for |v| < 2**22.
 inline Vector Round(Vector v) { return (v + 12582912.0f) - 12582912.0f; }
 
-inline Vector Fma(Vector a, Vector b, Vector c) {
-#if defined(__AVX512F__)
-  return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#else
-  return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#endif
-}
-
-// x / y to the bit for finite x; a division takes as long as a pass over memory.
-// Two corrections round correctly (Markstein, 1990).
-struct Divider {
-  Vector minus, inverse;
-
-  explicit Divider(float y) : minus(All(-y)), inverse(All(1 / y)) {}
-  Vector operator()(Vector x) const {
-    Vector q = x * inverse;
-    for (int i = 0; i < 2; ++i) q = Fma(Fma(q, minus, x), inverse, q);
-    return q;
-  }
-};
-
 // XLA takes denormals for zero, in its own threads alone; so do all of ours.
 class NoDenormals {
  public:
@@ -546,19 +525,19 @@ ffi::Error QuantizeCall(Any x, Floats step, AnyOut y, float low, float high) {
     for (int64_t i = 0; i < shape[0]; ++i) {
       const float of = step.typed_data()[i];
       EachBlock(layout, [&](int64_t block) {
-        const Divider by(of);
+        const Vector inverse = All(1 / of);
         Piece<T> in(layout, block, Data<T>(x) + i * layout.size);
         Piece<T> out(layout, block, Data<T>(*y) + i * layout.size);
         const int64_t n =
             std::max<int64_t>(1, layout.Periods(block)) * layout.period;
         const T* p = in.get();
         T* q = out.get();
-        // Clipped before the division and not after it, the levels are the same.
-        const Vector unit = All(of), from = low * unit, to = high * unit;
+        const Vector unit = All(of), least = All(low), most = All(high);
         for (int64_t j = 0; j < n; j += 2 * kLanes) {
           for (int w = 0; w < 2; ++w) {
             const int64_t at = j + w * kLanes;
-            Store(q + at, Round(by(Clip(Load(p + at), from, to))) * unit);
+            const Vector v = Clip(Load(p + at) * inverse, least, most);
+            Store(q + at, Round(v) * unit);
           }
         }
         out.WriteBack();
@@ -582,7 +561,7 @@ ffi::Error QuantizeGradCall(Any x, Any dy, Floats step, AnyOut dx,
     for (int64_t i = 0; i < shape[0]; ++i) {
       const float of = step.typed_data()[i];
       EachBlock(layout, [&](int64_t block) {
-        const Divider by(of);
+        const Vector inverse = All(1 / of);
         Piece<T> in(layout, block, Data<T>(x) + i * layout.size);
         Piece<T> grad(layout, block, Data<T>(dy) + i * layout.size);
         Piece<T> out(layout, block, Data<T>(*dx) + i * layout.size);
@@ -591,14 +570,12 @@ ffi::Error QuantizeGradCall(Any x, Any dy, Floats step, AnyOut dx,
         const T* p = in.get();
         const T* d = grad.get();
         T* q = out.get();
-        // Far beyond the levels it does not matter how far.
-        const Vector far = All(1024 * of);
         const Vector most = All(high), least = All(low), kept = All(share);
         Vector sum[2] = {};
         for (int64_t j = 0; j < n; j += 2 * kLanes) {
           for (int w = 0; w < 2; ++w) {
             const int64_t at = j + w * kLanes;
-            const Vector v = by(Clip(Load(p + at), -far, far));
+            const Vector v = Load(p + at) * inverse;
             const Vector g = Load(d + at);
             const Vector beyond = v >= most ? most : least;
             const auto inside = (v > least) & (v < most);

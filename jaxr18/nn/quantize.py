@@ -295,11 +295,16 @@ def input_codes(
 ) -> jax.Array:
   """An input's integers; times `input_step` they are `quantize_input`.
 
-  x / step, clipped to the levels, to the nearest integer, halves to the even
-  one, all in float32. Returns int8 if signed, otherwise uint8.
+  x times 1 / step, clipped to the levels, to the nearest integer, halves to the
+  even one, all in float32. Returns int8 if signed, otherwise uint8.
   """
-  v = x.astype(jnp.float32) / input_step(bound, bits, signed)
+  v = _in_steps(x, input_step(bound, bits, signed))
   return _rounded(v, bits, signed).astype(jnp.int8 if signed else jnp.uint8)
+
+
+def _in_steps(x, step):
+  """x / step, as the product that XLA makes of it wherever it may."""
+  return x.astype(jnp.float32) * (1 / step)
 
 
 def dynamic_bound(x: jax.Array) -> jax.Array:
@@ -365,7 +370,7 @@ def quantize_input(
 def _quantize_input(x, bound, bits, signed, scales):
   step, (low, high) = input_step(bound, bits, signed), _ends(bits, signed)
   if bound.ndim:  # of each image
-    q = _rounded(x.astype(jnp.float32) / step, bits, signed)
+    q = _rounded(_in_steps(x, step), bits, signed)
     return (q * step).astype(x.dtype)
   (y,) = quantize_p.bind(x.reshape(1, -1), step[None], low=low, high=high)
   return y.reshape(x.shape)
@@ -411,13 +416,13 @@ def _ends(bits: int, signed: bool) -> tuple[float, float]:
 
 def _grid(x, step, *, low, high):
   step = step[:, None]
-  v = x.astype(jnp.float32) / step
+  v = _in_steps(x, step)
   return [(jnp.round(jnp.clip(v, low, high)) * step).astype(x.dtype)]
 
 
 def _grid_grad(x, g, step, *, low, high, rounding):
   """The gradient of x, and the sum of g times that of the step."""
-  v = x.astype(jnp.float32) / step[:, None]
+  v = _in_steps(x, step[:, None])
   inside = (v > low) & (v < high)
   error = jnp.round(v) - v if rounding else 0
   of_step = jnp.where(inside, error, jnp.where(v >= high, high, low))
