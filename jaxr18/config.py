@@ -346,18 +346,24 @@ PHASE = {
   "teacher_cache": Knob("none", "keeps the teacher's logits of each view in "
                         "the workdir, filled as they are needed or at once",
                         choices=("none", "lazy", "full")),
-  "kd_loss": Knob("kd", "the soft loss: Hinton's or the decoupled one",
-                  choices=("kd", "dkd")),
-  "kd_weight": Knob(0.9, "weight of the soft loss, if there is a teacher",
-                    0, 1),
+  "kd_loss": Knob("kd", "Hinton's soft loss; the decoupled one, beside cross "
+                  "entropy of weight 1, as its authors have it; or in its "
+                  "place by kd_weight", choices=("kd", "dkd", "dkd_mixed")),
+  "kd_weight": Knob(0.9, "weight of the soft loss, and 1 - it of cross "
+                    "entropy, if there is a teacher; not of dkd", 0, 1),
   "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),
   "dkd_beta": Knob(8.0, "weight of dkd's classes that are not the right one",
                    0, 1000),
+  "dkd_warmup": Knob(20.0, "epochs in which dkd grows to its whole size", 0,
+                     100_000),
   "features": Knob("none", "loss on stage outputs, with one teacher",
                    choices=("none", "fitnets", "attention")),
   "feature_weight": Knob(1.0, "weight of the loss on stage outputs", 1e-9, 1e6),
   "others": Knob("", "comma-separated phases or workdirs that the student is "
                  "to differ from, as members of an ensemble"),
+  "diversity": Knob("cosine", "the likeness to the others: of wrong answers, "
+                    "their cosine or Pang's log-determinant of all cosines",
+                    choices=("cosine", "log_det")),
   "diversity_weight": Knob(0.0, "weight of the likeness to the others", 0, 1e3),
   "mixup": Knob(0.0, "alpha of the Beta distribution of mixed images' shares; "
                 "0 is off", 0, 100),
@@ -381,7 +387,10 @@ PHASE = {
   "ema_decay": Knob(0.0, "of averaged weights, which are then what is "
                     "evaluated; 0 is off", 0, 0.99999),
   "swa_from": Knob(1.0, "share of the phase from which the averaged weights "
-                   "are the plain mean of all since; 1 is off", 0, 1),
+                   "are the plain mean of each epoch's last; 1 is off", 0, 1),
+  "swa_rate": Knob(0.5, "factor of learning_rate at which it stays from "
+                   "swa_from on; 0 lets it fall to zero, and the mean is of "
+                   "every step's weights, which is not SWA", 0, 1),
   "estimate": Knob(50, "batches that batch norm's statistics are estimated "
                    "from before each checkpoint, where weights are averaged or "
                    "values quantized; 0 keeps the running ones", 0, 10_000),
@@ -484,15 +493,23 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
   """A saved config with the fields that there were not yet when it was saved.
 
   They are as everything was then: their defaults, but for the order of
-  CIFAR-10's images and batch norm's statistics, which were the running ones.
+  CIFAR-10's images, batch norm's statistics, which were the running ones, and
+  averages, which were of all steps under a falling rate. DKD was what is called
+  dkd_mixed now.
   """
   search = "search" in saved
   whole = json.loads(base(tuple(saved["phases"]), search).to_json())
   if saved["data"]["name"] == "cifar10":
     whole["data"]["order"] = "folder"
   for name in saved["phases"]:
-    whole[name]["estimate"] = 0
-  return _merged(whole, saved)
+    whole[name]["estimate"] = whole[name]["swa_rate"] = 0
+  whole = _merged(whole, saved)
+  for name in saved["phases"]:
+    if whole[name]["kd_loss"] == "dkd" and "dkd_warmup" not in saved.get(
+      name, ()
+    ):
+      whole[name]["kd_loss"] = "dkd_mixed"
+  return whole
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def check_teaching(problems, name: str) -> None:
 
   teachers = names(c.teacher)
   taught = bool(teachers) or c.self_teach
-  if c.kd_weight == 0 and taught and c.features == "none":
+  mixed = c.kd_loss != "dkd"  # which weighs itself
+  if c.kd_weight == 0 and taught and mixed and c.features == "none":
     no("kd_weight", "must be above 0 where there is a teacher",
        f"raise it, or take the teacher (={c.teacher!r}) away")  # fmt: skip
   if c.self_teach and teachers:
@@ -59,9 +60,9 @@ def check_teaching(problems, name: str) -> None:
   if bool(names(c.others)) != bool(c.diversity_weight):
     no("diversity_weight", f"must be above 0 with config.{name}.others"
        f" (={c.others!r}), and only then", "such as 0.1")  # fmt: skip
-  if c.mixup and taught and c.kd_loss == "dkd":
-    no("mixup", "must be 0 with kd_loss='dkd', which needs one right class",
-       "write 0, or kd_loss='kd'")  # fmt: skip
+  if c.mixup and taught and c.kd_loss != "kd":
+    no("mixup", f"must be 0 with kd_loss={c.kd_loss!r}, which needs one right"
+       " class", "write 0, or kd_loss='kd'")  # fmt: skip
   if c.mixup and c.others:
     no("mixup", "must be 0 with others: their likeness needs one right class",
        "write 0")  # fmt: skip

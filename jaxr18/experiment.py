@@ -342,6 +342,7 @@ def run_phase(
     for i in range(len(seeds))
   ]
   population, plan = len(seeds) > 1, begun[0].plan
+  mean, dtype = averaging(c, steps_per_epoch), training_type(c, name, mesh)
   optimizer = state_lib.make_optimizer(
     c.optimizer,
     learning_rate=c.learning_rate,
@@ -353,6 +354,8 @@ def run_phase(
     bounds_rate=c.bounds.learning_rate,
     bounds_decay=c.bounds.weight_decay,
     movement=plan is not None and plan.criterion == "movement",
+    hold_from=mean.hold_from,
+    hold_rate=c.swa_rate if mean.hold_from else 0.0,
   )
   step_of = functools.partial(
     make_train_step,
@@ -367,22 +370,25 @@ def run_phase(
     kd_weight=c.kd_weight,
     label_smoothing=c.label_smoothing,
     ema_decay=c.ema_decay,
-    dtype=training_type(c, name, mesh),
+    dtype=dtype,
     group_lasso=c.group_lasso,
     loss=c.kd_loss,
     dkd_beta=c.dkd_beta,
+    dkd_warmup=c.dkd_warmup,
     features=c.features,
     feature_weight=c.feature_weight,
+    diversity=c.diversity,
     diversity_weight=c.diversity_weight,
     mixup=c.mixup,
     self_teach=c.self_teach,
-    mean_from=round(c.swa_from * steps) if c.swa_from < 1 else None,
+    mean_from=mean.first,
+    mean_every=mean.every,
     rates=factors(c, "learning_rates") if population else None,
     temperatures=factors(c, "temperatures") if population else None,
   )
   cached = teaching.open_cache(
     c, teachers, dataset, workdir, batch_size=config.eval_batch_size,
-    progress=config.progress, stop=stop, where=f"config.{name}",
+    progress=config.progress, stop=stop, where=f"config.{name}", dtype=dtype,
   )  # fmt: skip
   if cached is not None:
     teachers = teachers._replace(nets=())
@@ -421,6 +427,34 @@ def run_phase(
   )
   write_together(done, info)
   return info
+
+
+class Averaging(NamedTuple):
+  """The steps after which weights enter a plain mean, and of the rate.
+
+  Attributes:
+    first: step; None where there is no such mean.
+    every: steps from one to the next.
+    hold_from: step from which the learning rate stays; None for never.
+  """
+
+  first: int | None = None
+  every: int = 1
+  hold_from: int | None = None
+
+
+def averaging(c, steps_per_epoch: int) -> Averaging:
+  """What `swa_from` and `swa_rate` mean.
+
+  SWA takes the weights at the end of each epoch, from the one at which the rate
+  begins to stay. With a rate that falls to zero, each step's are taken.
+  """
+  if c.swa_from == 1:
+    return Averaging()
+  if not c.swa_rate:
+    return Averaging(round(c.swa_from * c.epochs * steps_per_epoch))
+  start = max(1, int(c.swa_from * c.epochs)) * steps_per_epoch
+  return Averaging(start - 1, steps_per_epoch, start)
 
 
 def _shifts(c, spec: NetSpec) -> bool:

@@ -74,12 +74,14 @@ def open_cache(
   progress: str,
   stop: StopSignal,
   where: str,
+  dtype,
 ) -> CachedTeacher | None:
   """The table of the teacher's logits, filled if `teacher_cache` is 'full'.
 
   Args:
     batch_size: images a step of filling it.
     progress: 'none' says nothing.
+    dtype: of the phase's convolutions, the teacher's among them.
 
   Raises:
     ConfigError: several processes would write one file.
@@ -95,7 +97,7 @@ def open_cache(
     )
   cached = CachedTeacher(
     teachers.nets, dataset, workdir / FOLDER, pad=c.augment.pad,
-    flip=c.augment.flip,
+    flip=c.augment.flip, dtype=dtype,
   )  # fmt: skip
   said = time.monotonic()
 

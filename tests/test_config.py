@@ -121,6 +121,18 @@ class TestJson:
       assert f"{path} was saved before" in text
       assert "--config.data.order=content" in text
 
+  def test_one_from_before_names_were_the_references(self, tmp_path):
+    values = json.loads(base(("teacher", "student")).to_json())
+    for name in ("teacher", "student"):
+      del values[name]["dkd_warmup"], values[name]["swa_rate"]
+    values["student"]["kd_loss"] = "dkd"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    config = load(str(path))
+    losses = config.teacher.kd_loss, config.student.kd_loss
+    assert losses == ("kd", "dkd_mixed")
+    assert config.teacher.swa_rate == config.student.swa_rate == 0
+
   def test_a_whole_number_is_a_number(self, tmp_path):
     values = json.loads(base().to_json())
     values["train"]["learning_rate"] = 1

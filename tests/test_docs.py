@@ -221,3 +221,11 @@ def test_the_tour(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
+
+
+def test_the_tests_that_hold_a_reference_are_there():
+  text = (ROOT / "docs" / "references.md").read_text()
+  named = re.findall(r"`(test_\w+\.py)::(?:\w+::)?(\w+)`", text)
+  assert len(named) > 20
+  for file, name in named:
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text(), (file, name)

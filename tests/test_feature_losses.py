@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxr18 import network
+from jaxr18 import config, network
 from jaxr18.compress import distill
 
 LOGITS = jnp.array([[2.0, 1.0, 0.0], [-1.0, 0.5, 3.0]])
@@ -51,13 +51,66 @@ def test_dkd_has_a_finite_gradient_for_sure_networks():
   assert np.isfinite(gradient).all() and np.any(gradient)
 
 
-def test_diversity_equals_pytorch_and_leaves_the_others_alone():
-  loss = distill.diversity_loss(LOGITS, TEACHER, LABELS)
+def test_the_cosine_equals_pytorch():
+  loss = distill.cosine_loss(LOGITS, TEACHER[None], LABELS)
   assert loss == pytest.approx(0.9704064360589036, rel=1e-5)
-  same = distill.diversity_loss(LOGITS, LOGITS, LABELS)
+  same = distill.cosine_loss(LOGITS, LOGITS[None], LABELS)
   assert same == pytest.approx(1, rel=1e-5)
-  gradients = jax.grad(distill.diversity_loss, (0, 1))(LOGITS, TEACHER, LABELS)
+
+
+def test_the_log_determinant_is_pangs():
+  # Adaptive diversity promoting's log_det, in NumPy's float64: probabilities
+  # without the right class, of length 1; the determinant of their products.
+  def term(*logits):
+    each = []
+    for row, label in enumerate((1, 3)):
+      p = np.stack([np.exp(np.float64(z[row])) for z in logits])
+      p = np.delete(p / p.sum(-1, keepdims=True), label, 1)
+      p /= np.linalg.norm(p, axis=1, keepdims=True)
+      each.append(np.log(np.linalg.det(p @ p.T + 1e-6 * np.eye(len(p)))))
+    return np.mean(each)
+
+  z = np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)
+  labels = jnp.array([1, 3])
+  for n in (2, 3):
+    got = distill.log_det_loss(z[0], z[1:n], labels)
+    assert got == pytest.approx(-term(*z[:n]), rel=1e-4)
+  # Of two members it is log(1 - cos^2), which the cosine is not.
+  cos = [
+    float(distill.cosine_loss(z[0, i : i + 1], z[1:2, i : i + 1], labels[i]))
+    for i in range(2)
+  ]
+  got = distill.log_det_loss(z[0], z[1:2], labels)
+  assert got == pytest.approx(-np.mean(np.log(1 - np.square(cos))), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", distill.DIVERSITIES)
+def test_a_likeness_leaves_the_others_alone(name):
+  loss = distill.DIVERSITIES[name]
+  gradients = jax.grad(loss, (0, 1))(LOGITS, TEACHER[None], LABELS)
   assert np.any(gradients[0]) and not np.any(gradients[1])
+  same = jax.grad(loss)(LOGITS, jnp.stack([LOGITS] * 2), LABELS)
+  assert np.all(np.isfinite(same))
+
+
+def test_dkd_is_mdistillers():
+  # ce_weight 1, alpha 1, beta 8, temperature 4, and a share that grows.
+  how = dict(temperature=4.0, kd_weight=0.9, loss="dkd")
+  hard = distill.cross_entropy(LOGITS, LABELS)
+  soft = 6.749783950030106  # PyTorch's, as above
+  for share in (0.05, 1.0):
+    got = distill.distillation_loss(
+      LOGITS, TEACHER, LABELS, **how, dkd_share=share
+    )
+    assert got == pytest.approx(float(hard) + share * soft, rel=1e-5)
+  how["loss"] = "dkd_mixed"
+  got = distill.distillation_loss(LOGITS, TEACHER, LABELS, **how)
+  assert got == pytest.approx(0.1 * float(hard) + 0.9 * soft, rel=1e-5)
+
+
+def test_the_names_that_a_config_knows():
+  assert config.PHASE["kd_loss"].choices == distill.LOSSES
+  assert config.PHASE["diversity"].choices == tuple(distill.DIVERSITIES)
 
 
 def test_fitnets_equals_pytorch():

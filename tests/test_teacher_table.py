@@ -55,6 +55,25 @@ class TestCachedTeacher:
     other = direct(nets, KEY, 1, 0, part(1))
     assert np.abs(jax.nn.log_softmax(got) - other).max() > 1e-2
 
+  def test_computes_in_the_steps_type(self, tmp_path):
+    def cached(dtype):
+      found = CachedTeacher(
+        TEACHERS[:1], DIGITS, tmp_path, pad=1, flip="alternating", dtype=dtype
+      )
+      return np.asarray(found(KEY, 0, 0, part(1)))
+
+    images = data.augment(
+      KEY, part(1).images, 0, index=part(1).index, epoch=0, pad=1,
+      flip="alternating",
+    )  # fmt: skip
+    x = data.normalize(images, DIGITS.mean, DIGITS.std, 8)
+    for dtype in (jnp.bfloat16, jnp.float32):
+      direct = np.asarray(forward(TEACHERS[0], x, dtype))
+      np.testing.assert_allclose(cached(dtype), direct, rtol=1e-5, atol=1e-5)
+    # The two types are 100 times further apart.
+    apart = np.abs(cached(jnp.bfloat16) - cached(jnp.float32)).max()
+    assert apart > 1e-3
+
   def test_a_row_is_computed_once_and_then_read(self, tmp_path):
     cached = open_teacher(tmp_path)
     first = cached(KEY, 0, 0, part(0))

@@ -20,14 +20,14 @@ TEACHERS = tuple(tiny_run.tiny_network(seed=i) for i in (1, 2))
 PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
 
 
-def first_step(teacher, projections=None, **how):
+def first_step(teacher, projections=None, epoch=0, **how):
   """The state after the first step, and its loss."""
   how = dict(label_smoothing=0.0, flip="random") | how
   tx = tiny_run.optimizer(clip_norm=0.0)
   start = state.create(NET, tx, average=True, projections=projections)
   batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
   return tiny_run.train_step(tx, **how)(
-    replicate(start, make_mesh()), teacher, batch, KEY, np.int32(0)
+    replicate(start, make_mesh()), teacher, batch, KEY, np.int32(epoch)
   )
 
 
@@ -93,24 +93,67 @@ def test_hints_train_the_projections():
     assert np.any(after.projections[name]["kernel"] != kernel["kernel"])
 
 
-def test_it_differs_from_the_others():
+@pytest.mark.parametrize("epoch, share", [(0, 0.05), (2, 0.15), (25, 1.0)])
+def test_dkd_grows_over_the_first_epochs(epoch, share):
+  # As mdistiller's, whose first epoch is 1: min(epoch / 20, 1).
+  _, loss = first_step(Teachers(TEACHERS[:1]), epoch=epoch, loss="dkd")
+  x = inputs()
+  logits, _ = network.forward_train(NET, x)
+  one = network.forward(TEACHERS[0], x)
+  expected = distill.cross_entropy(logits, PART.labels)
+  expected += share * distill.decoupled_loss(logits, one, PART.labels, 4.0, 8.0)
+  assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("diversity", distill.DIVERSITIES)
+def test_it_differs_from_the_others(diversity):
   teachers = Teachers(TEACHERS[:1], TEACHERS[1:])
   _, loss = first_step(
-    teachers, kd_weight=0.9, loss="dkd", dkd_beta=2.0, diversity_weight=0.7
-  )
+    teachers, kd_weight=0.9, loss="dkd_mixed", dkd_beta=2.0,
+    diversity=diversity, diversity_weight=0.7,
+  )  # fmt: skip
   x = inputs()
   logits, _ = network.forward_train(NET, x)
   one, other = (network.forward(t, x) for t in TEACHERS)
   expected = 0.1 * distill.cross_entropy(logits, PART.labels)
   expected += 0.9 * distill.decoupled_loss(logits, one, PART.labels, 4.0, 2.0)
-  expected += 0.7 * distill.diversity_loss(logits, other, PART.labels)
+  likeness = distill.DIVERSITIES[diversity]
+  expected += 0.7 * likeness(logits, other[None], PART.labels)
   assert loss == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_mean_of_all_weights_since():
-  """SWA: the average is NumPy's mean, of step 2 and later."""
+def test_swa_is_its_papers():
+  """The rate falls to where the mean begins, stays, and ends no epoch at 0."""
+  c = tiny_run.phases("train").train
+  c.epochs, c.swa_from = 4, 0.5
+  c.learning_rate = 0.1
+  mean = experiment.averaging(c, 3)  # steps an epoch
+  # After 2, 3 and 4 epochs, which are steps 5, 8 and 11 from 0.
+  assert mean == (5, 3, 6)
+  how = dict(steps=12, warmup_steps=0, momentum=0.0, weight_decay=0.0)
+  tx = tiny_run.optimizer(
+    learning_rate=0.1, clip_norm=0.0, hold_from=mean.hold_from,
+    hold_rate=c.swa_rate, **how,
+  )  # fmt: skip
+  one = {"kernel": jnp.ones(1)}
+  opt_state, rates = tx.init(one), []
+  for _ in range(12):
+    updates, opt_state = tx.update(one, opt_state, one)
+    rates.append(-float(updates["kernel"][0]))
+  np.testing.assert_allclose(rates[:7:3], [0.1, 0.075, 0.05], rtol=1e-5)
+  np.testing.assert_allclose(rates[6:], 0.05, rtol=1e-5)
+  # Without it: the mean of a run's tail, under the rate of every run.
+  c.swa_rate = 0.0
+  assert experiment.averaging(c, 3) == (6, 1, None)
+  c.swa_from = 1.0
+  assert experiment.averaging(c, 3) == (None, 1, None)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_mean_of_weights_since(every):
+  """The average is NumPy's mean of those after step 2 and every so many."""
   tx = tiny_run.optimizer(clip_norm=0.0)
-  step = tiny_run.train_step(tx, ema_decay=0.0, mean_from=2)
+  step = tiny_run.train_step(tx, ema_decay=0.0, mean_from=2, mean_every=every)
   now = replicate(state.create(NET, tx, average=True), make_mesh())
   batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
   kernels = []
@@ -118,7 +161,7 @@ def test_the_mean_of_all_weights_since():
     now, _ = step(now, None, batch, KEY, np.int32(0))
     kernels.append(np.asarray(now.net.params["stem"]["kernel"]))
     got = now.average.params["stem"]["kernel"]
-    want = np.mean(kernels[2:], 0) if i >= 2 else kernels[i]
+    want = np.mean(kernels[2::every], 0) if i >= 2 else kernels[i]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 

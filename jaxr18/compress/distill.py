@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+LOSSES = ("kd", "dkd", "dkd_mixed")
+
 
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
@@ -76,28 +78,57 @@ def decoupled_loss(
   return temperature**2 * jnp.mean(tckd + beta * nckd)
 
 
-def diversity_loss(
+def cosine_loss(
   logits: jax.Array, others_logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
   """How alike two answers are among the wrong classes, from 0 to 1.
 
   The cosine of the two probability vectors without the right class, the
-  batch's mean: members that err alike do not correct each other (the term of
-  Pang et al., 2019, for two members). No gradient flows into the others.
+  batch's mean: members that err alike do not correct each other. It is this
+  project's own, of the vectors of Pang et al., 2019, and of bounded size. No
+  gradient flows into the others.
 
   Args:
-    logits, others_logits: [batch, classes]; of a member, and of those that it
-      is to differ from.
+    logits: [batch, classes], of a member.
+    others_logits: [others, batch, classes], of those that it is to differ
+      from; their mean probability counts.
     labels: [batch], ints.
   """
-  wrong = ~jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  others = jax.lax.stop_gradient(mean_probability(others_logits))
+  product = _errors(logits, labels) * _errors(others, labels)
+  return jnp.mean(jnp.sum(product, -1))
 
-  def unit(z):
-    p = jnp.where(wrong, jax.nn.softmax(z), 0)
-    return p / jnp.sqrt(jnp.sum(p**2, -1, keepdims=True) + 1e-12)
 
+def log_det_loss(
+  logits: jax.Array, others_logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+  """Minus the logarithm of the ensemble diversity of Pang et al., 2019.
+
+  The diversity is the determinant of the members' cosines with each other,
+  those of `cosine_loss`: 1 - cos^2 for two members. 1e-6 on the diagonal keeps
+  it above 0 where members are equal. The batch's mean; no gradient flows into
+  the others.
+
+  Args:
+    logits, others_logits, labels: as `cosine_loss` takes them; each of the
+      others is a member.
+  """
   others = jax.lax.stop_gradient(others_logits)
-  return jnp.mean(jnp.sum(unit(logits) * unit(others), -1))
+  members = jnp.concatenate([logits[None], others])
+  units = jax.vmap(_errors, (0, None))(members, labels)
+  cosines = jnp.einsum("mbc,nbc->bmn", units, units)
+  _, log_det = jnp.linalg.slogdet(cosines + 1e-6 * jnp.eye(len(members)))
+  return -jnp.mean(log_det)
+
+
+def _errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Probabilities without the right class, 0 there, of length 1."""
+  wrong = ~jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  p = jnp.where(wrong, jax.nn.softmax(logits), 0)
+  return p / jnp.sqrt(jnp.sum(p**2, -1, keepdims=True) + 1e-12)
+
+
+DIVERSITIES = {"cosine": cosine_loss, "log_det": log_det_loss}
 
 
 def mean_probability(logits: jax.Array) -> jax.Array:
@@ -232,16 +263,24 @@ def distillation_loss(
   label_smoothing: float = 0.0,
   loss: str = "kd",
   dkd_beta: float = 8.0,
+  dkd_share: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """(1 - kd_weight) * cross entropy + kd_weight * soft loss.
+  """Cross entropy and a soft loss, by one of LOSSES.
 
-  The soft loss is Hinton's ('kd') or the decoupled one ('dkd').
+  - 'kd' (Hinton et al., 2015): (1 - kd_weight) * cross entropy
+    + kd_weight * `soft_loss`.
+  - 'dkd', as its authors' mdistiller has it: cross entropy + dkd_share *
+    `decoupled_loss`; the share grows to 1 in the first epochs.
+  - 'dkd_mixed': (1 - kd_weight) * cross entropy + kd_weight *
+    `decoupled_loss`.
   """
   hard = cross_entropy(logits, labels, label_smoothing)
-  if loss == "dkd":
-    soft = decoupled_loss(logits, teacher_logits, labels, temperature, dkd_beta)
-  elif loss == "kd":
+  if loss not in LOSSES:
+    raise ValueError(f"loss (={loss!r}) must be one of {LOSSES}")
+  if loss == "kd":
     soft = soft_loss(logits, teacher_logits, temperature)
   else:
-    raise ValueError(f"loss (={loss!r}) must be 'kd' or 'dkd'")
+    soft = decoupled_loss(logits, teacher_logits, labels, temperature, dkd_beta)
+  if loss == "dkd":
+    return hard + dkd_share * soft
   return (1 - kd_weight) * hard + kd_weight * soft

@@ -163,9 +163,9 @@ def disagreement(logits: np.ndarray) -> np.ndarray:
 def soup(nets: Sequence[Network], weights=None) -> Network:
   """One network with the mean of the others' weights (Wortsman et al., 2022).
 
-  Of networks along one run it is SWA (Izmailov et al., 2018). Batch norm's
-  running statistics are averaged too, which is not what the averaged weights
-  would measure: `network.recalibrate` renews them.
+  Of networks along one run of a constant rate it is SWA (Izmailov et al.,
+  2018). Batch norm's running statistics are averaged too, which is not what
+  the averaged weights would measure: `network.recalibrate` renews them.
 
   Args:
     nets: of one spec and with the same masks.

@@ -33,13 +33,17 @@ class TableError(Exception):
   """A table that cannot be written, or logits that it cannot hold."""
 
 
-def fingerprint(nets: tuple[Network, ...], dataset, pad: int) -> str:
-  """Of all that the logits depend on: teachers, images, size of the crops."""
+def fingerprint(
+  nets: tuple[Network, ...], dataset, pad: int, dtype=jnp.float32
+) -> str:
+  """Of all that the logits depend on: teachers, images, crops, arithmetic."""
   h = hashlib.sha256()
   h.update(
     f"{FORMAT} {dataset.fingerprint} {dataset.mean} {dataset.std}".encode()
   )
   h.update(f" {pad} {dataset.classes}".encode())
+  if dtype != jnp.float32:  # tables of float32 keep their names
+    h.update(f" {jnp.dtype(dtype).name}".encode())
   for net in nets:
     h.update(net.spec.to_json().encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(net):
@@ -158,12 +162,17 @@ class CachedTeacher:
     *,
     pad: int,
     flip: str,
+    dtype=jnp.float32,
   ):
-    """Opens the table of these teachers and images below `folder`."""
-    self._nets, self._dataset = nets, dataset
+    """Opens the table of these teachers and images below `folder`.
+
+    Args:
+      dtype: of convolutions, as the step's own teacher would have it.
+    """
+    self._nets, self._dataset, self._dtype = nets, dataset, dtype
     self._pad, self._flip = pad, flip
     images = int(dataset.train.index.max()) + 1
-    name = fingerprint(nets, dataset, pad)
+    name = fingerprint(nets, dataset, pad, dtype)
     shape = (images, 2 * (2 * pad + 1) ** 2, dataset.classes)
     self.table = Table(folder / name, shape)
     self._views = jax.jit(self._make_views)
@@ -180,10 +189,10 @@ class CachedTeacher:
   def _make_logits(self, nets, images, views: Views) -> jax.Array:
     d = self._dataset
     images = apply_views(images, views, self._pad)
-    each = [
-      forward(net, data.normalize(images, d.mean, d.std, net.spec.resolution))
-      for net in nets
-    ]
+    inputs = lambda net: data.normalize(
+      images, d.mean, d.std, net.spec.resolution
+    )
+    each = [forward(net, inputs(net), self._dtype) for net in nets]
     return mean_probability(jnp.stack(each))
 
   def __call__(

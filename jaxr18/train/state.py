@@ -115,6 +115,8 @@ def make_optimizer(
   bounds_rate: float = 1.0,
   bounds_decay: float = 0.0,
   movement: bool = False,
+  hold_from: int | None = None,
+  hold_rate: float = 0.0,
 ) -> optax.GradientTransformation:
   """SGD with Nesterov momentum or AdamW, warm-up then cosine to zero.
 
@@ -125,12 +127,15 @@ def make_optimizer(
     bounds_rate: factor of the learning rate for the learned ends of grids.
     bounds_decay: their weight decay.
     movement: the state also holds what `sum_movement` sums.
+    hold_from, hold_rate: the cosine ends at this step, on this factor of the
+      learning rate, which stays; None and 0 are the last step and zero.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=learning_rate / max(1, warmup_steps),
     peak_value=learning_rate,
     warmup_steps=warmup_steps,
-    decay_steps=max(steps, warmup_steps + 1),
+    decay_steps=max(hold_from or steps, warmup_steps + 1),
+    end_value=learning_rate * hold_rate,
   )
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   decays = [optax.add_decayed_weights(weight_decay, mask=kernels)]

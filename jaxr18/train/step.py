@@ -108,12 +108,15 @@ def make_train_step(
   group_lasso: float = 0.0,
   loss: str = "kd",
   dkd_beta: float = 8.0,
+  dkd_warmup: float = 20.0,
   features: str = "none",
   feature_weight: float = 0.0,
+  diversity: str = "cosine",
   diversity_weight: float = 0.0,
   mixup: float = 0.0,
   self_teach: bool = False,
   mean_from: int | None = None,
+  mean_every: int = 1,
   rates: tuple[float, ...] | None = None,
   temperatures: tuple[float, ...] | None = None,
   only_gradients: bool = False,
@@ -122,12 +125,15 @@ def make_train_step(
 
   Args:
     loss, dkd_beta: as `distill.distillation_loss` takes them.
+    dkd_warmup: epochs in which the loss 'dkd' grows to its whole size.
     features: 'none', 'fitnets' or 'attention', with the only teacher.
-    diversity_weight: of the likeness to `Teachers.others`.
+    diversity, diversity_weight: the likeness to `Teachers.others`, one of
+      `distill.DIVERSITIES`, and its weight.
     mixup: alpha of Beta(alpha, alpha) (Zhang et al., 2018); 0 is off.
     self_teach: the state's own average is the teacher.
-    mean_from: the step from which the average is the plain mean of all weights
-      since (Izmailov et al., 2018), whatever `ema_decay`; None is never.
+    mean_from: the step from which the average is the plain mean of the weights
+      after it and every `mean_every` steps since, whatever `ema_decay`; None
+      is never.
     rates: makes it a population's step, vmapped over state, batch and key:
       factors of the learning rate by member.
     temperatures: of a population, factors of the temperature by member.
@@ -142,7 +148,7 @@ def make_train_step(
     the same at every step.
   """
 
-  def loss_fn(params, net, taught, images, labels, heat):
+  def loss_fn(params, net, taught, images, labels, heat, dkd_share):
     teacher_logits, hints, others = taught
     trained = {k: v for k, v in params.items() if k in net.params}
     net = net.replace(params=trained)
@@ -162,6 +168,7 @@ def make_train_step(
         label_smoothing=label_smoothing,
         loss=loss,
         dkd_beta=dkd_beta,
+        dkd_share=dkd_share,
       )
     if group_lasso:
       value += group_lasso * channels.group_lasso(trained, net.spec)
@@ -171,7 +178,8 @@ def make_train_step(
     elif features == "attention" and hints:
       value += feature_weight * distill.attention_loss(stages, hints)
     if others is not None:
-      value += diversity_weight * distill.diversity_loss(logits, others, labels)
+      likeness = distill.DIVERSITIES[diversity]
+      value += diversity_weight * likeness(logits, others, labels)
     return value, (logits, batch_stats)
 
   def teach(teacher: Teachers, average, batch: Batch, inputs):
@@ -185,9 +193,7 @@ def make_train_step(
       logits = [forward(net, inputs(net), dtype) for net in nets]
       logits = distill.mean_probability(jnp.stack(logits))
     others = [forward(net, inputs(net), dtype) for net in teacher.others]
-    if others:
-      others = distill.mean_probability(jnp.stack(others))
-    return logits, hints, others if teacher.others else None
+    return logits, hints, jnp.stack(others) if others else None
 
   def one(
     state: TrainState, teacher: Teachers, batch: Batch, key, epoch, rate, heat
@@ -223,9 +229,11 @@ def make_train_step(
     params = net.params
     if state.projections is not None:
       params = params | {"projections": state.projections}
+    # Epochs count from 0 here.
+    dkd_share = jnp.minimum((epoch + 1) / dkd_warmup, 1) if dkd_warmup else 1.0
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = grad_fn(
-      params, net, taught, inputs(net), labels, heat
+      params, net, taught, inputs(net), labels, heat, dkd_share
     )
     if only_gradients:
       return kernels({k: v for k, v in grads.items() if k in net.params})
@@ -239,7 +247,9 @@ def make_train_step(
     net = net.replace(params=params, batch_stats=batch_stats)
     average = state.average
     if average is not None:
-      average = _move(average, net, ema_decay, state.step, mean_from)
+      average = _move(
+        average, net, ema_decay, state.step, mean_from, mean_every
+      )
     correct = jnp.sum(jnp.argmax(logits, -1) == batch.labels)
     totals = {
       "loss": state.totals["loss"] + loss * len(batch.labels),
@@ -284,13 +294,19 @@ def _draw_mixup(key, step, alpha: float, n: int):
 
 
 def _move(
-  average: Network, net: Network, decay: float, step, mean_from: int | None
+  average: Network,
+  net: Network,
+  decay: float,
+  step,
+  mean_from: int | None,
+  mean_every: int,
 ) -> Network:
   """The average moved towards net; faster at first, to forget the start."""
   decay = jnp.minimum(decay, (1 + step) / (10 + step))
   if mean_from is not None:
-    n = step - mean_from  # networks that are in the mean so far
-    decay = jnp.where(n >= 0, n / (n + 1), decay)
+    n = (step - mean_from) // mean_every  # networks in the mean so far
+    due = (step - mean_from) % mean_every == 0
+    decay = jnp.where(n >= 0, jnp.where(due, n / (n + 1), 1), decay)
   move = lambda a, b: decay * a + (1 - decay) * b
   params = jax.tree.map(move, average.params, net.params)
   return net.replace(
