@@ -382,8 +382,11 @@ class TestRuns:
     done = subprocess.run(
       [sys.executable, "-m", "jaxr18.report", "runs", "--quick"],
       capture_output=True, text=True, cwd=tmp_path, timeout=60,
+      env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    imported = re.findall(r"\| +([\w.]+)$", done.stderr, re.M)
+    assert "jaxr18.report.sections" in imported and "jax" not in imported
     made = (tmp_path / "report" / "index.html").read_text()
     assert len(re.findall('id="run-[^"]+"', made)) == 300
 
