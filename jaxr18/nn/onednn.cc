@@ -190,12 +190,16 @@ void SideBySide(const char* from, char* to, int64_t images, Shape shape,
 // threads wait for each other in a loop at every row, which takes up to a hundred
 // times as long where another process has one of the cores. The parts depend on
 // the shape alone, so the sum does not depend on the number of threads. Kernels
-// above a megabyte are left to oneDNN, which divides them by channels.
+// above a megabyte have as many parts as there are threads, and if these are many
+// they are left to oneDNN, which divides them by channels.
 int64_t CountParts(Type type, Shape k, int64_t images) {
   const int64_t bytes = 4 * k[0] * k[1] * k[2] * k[3];
+  if (type != Type::bf16) return 1;
+  const bool large = bytes > (1 << 20);
+  const int64_t most = large ? omp_get_max_threads() : 8;
   int64_t parts = 1;
-  if (type != Type::bf16 || bytes > (1 << 20)) return parts;
-  while (parts < 8 && images % (2 * parts) == 0) parts *= 2;
+  while (parts < most && images % (2 * parts) == 0) parts *= 2;
+  if (large && (parts < most || parts * bytes > (1 << 25))) return 1;
   return parts;
 }
 
@@ -342,11 +346,14 @@ void* InParts(Library& lib, const Plan& plan, const Operand& x,
     }
   }
   if (failed) throw std::runtime_error("a part of a kernel gradient failed");
-  float* total = reinterpret_cast<float*>(sums);
-  for (int64_t i = 1; i < parts; ++i) {
-    const float* more = reinterpret_cast<const float*>(sums + i * sum_size);
-    const int64_t n = plan.blocked.get_size() / 4;
-    for (int64_t j = 0; j < n; ++j) total[j] += more[j];
+  const int64_t n = plan.blocked.get_size() / 4;
+#pragma omp parallel for schedule(static) if (n > (1 << 16))
+  for (int64_t j = 0; j < n; ++j) {
+    float total = 0;
+    for (int64_t i = 0; i < parts; ++i) {
+      total += reinterpret_cast<const float*>(sums + i * sum_size)[j];
+    }
+    reinterpret_cast<float*>(sums)[j] = total;
   }
   return sums;
 }

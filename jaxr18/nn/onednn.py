@@ -204,15 +204,13 @@ _ISA = {
 
 def isa() -> str:
   """The instruction set that oneDNN uses here; call it where `ready()`."""
-  library = ctypes.cdll.LoadLibrary(str(_build()))
-  isa = library.dnnl_get_effective_cpu_isa()
+  isa = _library().dnnl_get_effective_cpu_isa()
   return _ISA.get(isa, hex(isa))
 
 
 def threads() -> int:
   """How many threads oneDNN uses here; call it where `ready()`."""
-  library = ctypes.cdll.LoadLibrary(str(_build()))
-  return library.omp_get_max_threads()
+  return _library().omp_get_max_threads()
 
 
 def ready() -> bool:
