@@ -495,19 +495,19 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
   They are as everything was then: their defaults, but for the order of
   CIFAR-10's images, batch norm's statistics, which were the running ones, and
   averages, which were of all steps under a falling rate. DKD was what is called
-  dkd_mixed now.
+  dkd_mixed now. What is no section where one should be stays as it is.
   """
   search = "search" in saved
   whole = json.loads(base(tuple(saved["phases"]), search).to_json())
-  if saved["data"]["name"] == "cifar10":
+  older = {k: v for k, v in saved.items() if k in whole and isinstance(v, dict)}
+  if older.get("data", {}).get("name") == "cifar10":
     whole["data"]["order"] = "folder"
   for name in saved["phases"]:
     whole[name]["estimate"] = whole[name]["swa_rate"] = 0
   whole = _merged(whole, saved)
   for name in saved["phases"]:
-    if whole[name]["kd_loss"] == "dkd" and "dkd_warmup" not in saved.get(
-      name, ()
-    ):
+    phase = older.get(name, {})
+    if phase.get("kd_loss") == "dkd" and "dkd_warmup" not in phase:
       whole[name]["kd_loss"] = "dkd_mixed"
   return whole
 
