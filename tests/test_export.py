@@ -54,7 +54,7 @@ class TestOnnx:
     assert "BatchNormalization" not in ops
     assert model.metadata_props[0].key == "a"
 
-  @pytest.mark.parametrize("shift", [0, 4])
+  @pytest.mark.parametrize("shift", [0, 7])
   @pytest.mark.parametrize("w_bits", W_BITS)
   def test_of_all_bits_is_the_network(self, w_bits, shift, tmp_path):
     """Each number of bits of inputs, before this and other kernels."""
@@ -64,16 +64,23 @@ class TestOnnx:
 
     units = [unit for unit, _ in odd_nets.spec("float").units()]
     rules = [
-      # As many bits twice in a row: programs rewrite what stands so.
-      (unit, w_bits, BITS[((i + 1) // 2 + shift) % len(BITS)])
+      (unit, w_bits, BITS[(i + shift) % len(BITS)])
       for i, unit in enumerate(units)
     ]
-    scales = "dynamic" if shift and w_bits % 2 else "lsq"
+    assert len(units) >= 7  # so that 0 and 7 have all of them
+    # Kernels of few bits put many values in the middle of two dynamic codes.
+    scales = "dynamic" if shift and w_bits > 4 else "lsq"
     net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules, scales))
     path = tmp_path / "net.onnx"
     path.write_bytes(to_onnx(net, **HOW, provenance={}))
     images = odd_nets.images()
-    close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
+    got, expected = load_onnx(path, 1)(images), odd_nets.forward(net, images)
+    if scales != "dynamic":
+      return close(got, expected)
+    # Bounds that are computed differ in the last digit, and now and then a
+    # value in the middle of two codes goes to the other.
+    apart = np.abs(got - expected).max(-1)
+    assert np.median(apart) < 1e-5 and apart.max() < 0.01
 
   @pytest.mark.parametrize("a_bits", [2, 4, 8])
   @pytest.mark.parametrize("w_bits", [16, 32])
