@@ -80,6 +80,12 @@ def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
     or os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it only at import
     or tfds.core.constants.DATA_DIR
   )
+  if paths.remote(path):
+    raise DataError(
+      f"the folder of data sets (={path}) must lie on a file system of this"
+      " machine; mount it (gcsfuse, s3fs, rclone mount), and give that path by"
+      " --config.data.dir or TFDS_DATA_DIR"
+    )
   return paths.folder(path)
 
 

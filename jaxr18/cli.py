@@ -106,6 +106,7 @@ def run(
       one of it, such as 'WORKDIR'; '' where there are only flags.
   """
   quiet()
+  _without_x64()
   # Flags may then stand behind an argument.
   flags.FLAGS.set_gnu_getopt(bool(arguments))
 
@@ -115,9 +116,13 @@ def run(
       print(help_text(epilog, full))
       sys.exit(0)
     try:
-      return flags.FLAGS(_arguments(argv))
+      # What a --flagfile holds may be --config.FIELD=VALUE too.
+      argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
+      rest = flags.FLAGS(_arguments(argv))
     except flags.Error as e:
       _fail(2, f"{e}\n--help lists the flags.")
+    _check_local(rest)
+    return rest
 
   def guarded(rest):
     try:
@@ -139,6 +144,35 @@ def run(
       _fail(*said)
 
   app.run(guarded, argv=sys.argv, flags_parser=parse)
+
+
+def _check_local(rest: list[str]) -> None:
+  """Refuses addresses where a file or a folder is meant.
+
+  They would be read as folders of such names below the current one.
+  """
+  given = [(f"--{name}", flags.FLAGS[name].value) for name in flags.FLAGS]
+  given += [("the argument", value) for value in rest[1:]]
+  for name, value in given:
+    if name != "--storage" and isinstance(value, str) and paths.remote(value):
+      _fail(
+        2,
+        f"{name} (={value}) must lie on a file system of this machine; mount it"
+        " (gcsfuse, s3fs, rclone mount) and give that path",
+      )
+
+
+def _without_x64() -> None:
+  """Takes JAX_ENABLE_X64 away, before JAX is imported.
+
+  What is written here is of 32 bits at most; in 64 it would be other numbers,
+  and of twice the size.
+  """
+  name = "JAX_ENABLE_X64"
+  if os.environ.get(name, "").lower() in ("1", "true", "t", "yes", "y", "on"):
+    os.environ[name] = "0"
+    print(f"{name} is set, and taken as 0: nothing here has 64 bits",
+          file=sys.stderr)  # fmt: skip
 
 
 def report(error: Exception) -> int:

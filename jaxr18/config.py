@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxr18 import patterns
+from jaxr18 import paths, patterns
 from jaxr18.forms import rule_faults
 from jaxr18.spec import BITS, SCALES, W_BITS, W_SCALES
 
@@ -99,7 +99,7 @@ class Knob:
 
   def _entry_faults(self, value: Any, which: str, hint: str) -> Faults:
     must = f"{which}must be {self.allowed()} ({self.doc})"
-    # Strict, since NumPy's numbers go neither through JSON nor into a spec.
+    # Strict: True is no 1, and no other class of numbers goes through JSON.
     right = type(value) is self.kind
     if self.kind is float:
       right = type(value) in (float, int)
@@ -115,6 +115,11 @@ class Knob:
         yield must, f"lower it to {self.high} or less"
       else:  # nan
         yield must, hint
+    elif self.kind is str and not self.regex and paths.remote(value):
+      yield (
+        f"{which}must lie on a file system of this machine",
+        "mount it (gcsfuse, s3fs, rclone mount) and give that path",
+      )
     elif self.regex and (fault := patterns.fault(value)):
       yield f"{which}must be a regex ({fault})", "mend it"
 
@@ -454,13 +459,42 @@ def base(
     phases: their names.
     search: adds the section of a search.
   """
-  config = ml_collections.ConfigDict(_defaults(EXPERIMENT))
+  config = _section(EXPERIMENT)
   if search:
-    config.search = ml_collections.ConfigDict(_defaults(SEARCH))
+    config.search = _section(SEARCH)
   config.phases = tuple(phases)
   for name in phases:
-    config[name] = ml_collections.ConfigDict(_defaults(PHASE))
+    config[name] = _section(PHASE)
   return config.lock()
+
+
+class Config(ml_collections.ConfigDict):
+  """A ConfigDict that takes a scalar of NumPy or JAX for its plain number.
+
+  Those come from np.linspace and the like; ml_collections refuses some of them,
+  and none goes through JSON.
+  """
+
+  def __setitem__(self, key, value):
+    super().__setitem__(key, plain(value))
+
+
+def plain(value: Any) -> Any:
+  """A value without scalars of NumPy or JAX, in tuples and lists neither."""
+  if isinstance(value, (tuple, list)):
+    # Not of named tuples, which are made of their fields one by one.
+    same = type(value) in (tuple, list)
+    return type(value)(map(plain, value)) if same else value
+  if getattr(value, "shape", None) == () and hasattr(value, "item"):
+    return value.item()
+  return value
+
+
+def _section(table: dict[str, Any]) -> Config:
+  out = Config()
+  for name, knob in table.items():
+    out[name] = _section(knob) if isinstance(knob, dict) else knob.default
+  return out
 
 
 def knobs(
@@ -588,13 +622,6 @@ def _line(name: str, knob: Knob) -> str:
   if len(first) <= len(margin):
     return first.ljust(len(margin)) + text[len(margin) :]
   return f"{first.rstrip()}\n{text}"
-
-
-def _defaults(table: dict[str, Any]) -> dict[str, Any]:
-  return {
-    k: _defaults(v) if isinstance(v, dict) else v.default
-    for k, v in table.items()
-  }
 
 
 def _flat(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, Knob]]:

@@ -17,7 +17,7 @@ import ml_collections
 from absl import logging
 
 from jaxr18 import paths
-from jaxr18.config import Knob, base, completed, knobs
+from jaxr18.config import Knob, base, completed, knobs, plain
 from jaxr18.inputs import read_bytes
 from jaxr18.sealed import VERSION
 
@@ -73,7 +73,8 @@ def sweep(name: str) -> list[dict[str, Any]]:
   runs = []
 
   def add(fields=None, **more):
-    runs.append({**(fields or {}), **more})
+    fields = {**(fields or {}), **more}
+    runs.append({name: plain(value) for name, value in fields.items()})
 
   with _said_of(name, path):
     function = getattr(_module(path), "sweep", None)
@@ -200,7 +201,7 @@ def override(
 def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
   """Sets a field whether it exists or not, whatever its type is."""
   *sections, last = name.split(".")
-  knob = _knob(config, name)
+  knob, value = _knob(config, name), plain(value)
   if knob and knob.kind is float and type(value) is int:
     with contextlib.suppress(OverflowError):
       value = float(value)

@@ -4,6 +4,7 @@ import json
 import re
 
 import ml_collections
+import numpy as np
 import pytest
 
 from jaxr18 import configfile
@@ -313,6 +314,43 @@ class TestLoad:
       load(str(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+  def test_scalars_of_numpy_and_jax(self, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("""
+import jax.numpy as jnp
+import numpy as np
+from jaxr18.config import base
+
+def get_config():
+  config = base()
+  train = config.train
+  train.epochs = np.int64(7)
+  train.learning_rate = np.float32(0.5)
+  train.momentum = np.linspace(0, 0.5, 2)[1]
+  train.batch_size = jnp.array(64)
+  train.network.widths = tuple(np.array([8, 8, 16, 16]))
+  train.network.bits = (("stem", np.int64(8), 8), (".*", np.int64(4), 4))
+  train.prune.structured = np.bool_(True)
+  return config
+
+def sweep(add):
+  for rate in np.geomspace(0.1, 0.4, 3):
+    add({"train.learning_rate": rate}, seed=np.int64(2))
+""")
+    config = configfile.load(str(path))
+    config.train.prune.structured = False  # was True, plainly
+    validate(config)
+    values = json.loads(config.to_json())["train"]
+    assert values["epochs"] == 7 and values["batch_size"] == 64
+    assert values["learning_rate"] == values["momentum"] == 0.5
+    assert type(config.train.network.widths[0]) is int
+    rates = [run["train.learning_rate"] for run in configfile.sweep(str(path))]
+    assert all(type(rate) is float for rate in rates)
+    assert rates == pytest.approx([0.1, 0.2, 0.4])
+    json.dumps(configfile.sweep(str(path)))
+    configfile.set_field(config, "train.epochs", np.int32(3))
+    assert type(config.train.epochs) is int
 
   def test_an_argument_that_is_not_known(self):
     for path in CONFIGS:

@@ -51,6 +51,38 @@ class TestCommandLine:
     done = _run("main", cwd=tmp_path)
     _assert_fails(done, 2, "--config=FILE", "configs/baseline.py", "--help")
 
+  def test_a_flagfile(self, tmp_path):
+    """Its fields were unknown flags, unlike those beside it."""
+    (tmp_path / "more").write_text("--config.seed=-3\n")
+    (tmp_path / "flags").write_text(
+      f"# of a test\n{CONFIG}\n--config.train.epochs=-1\n--flagfile=more\n"
+    )
+    done = _run("main", "--flagfile=flags", cwd=tmp_path)
+    _assert_fails(done, 2, "config.train.epochs (=-1)", "config.seed (=-3)")
+    done = _run("main", "--flagfile", "flags", "--config.seed=-4", cwd=tmp_path)
+    _assert_fails(done, 2, "config.train.epochs (=-1)", "config.seed (=-4)")
+    done = _run("main", "--flagfile=none", cwd=tmp_path)
+    _assert_fails(done, 2, "none")
+
+  @pytest.mark.parametrize(
+    "module, flags, told",
+    [
+      ("main", [CONFIG, "--workdir=gs://bucket/x"], "--workdir (=gs://"),
+      ("main", ["--config=s3://bucket/config.json"], "--config (=s3://"),
+      ("main", [CONFIG, "--config.train.init=gs://bucket/x"],
+       "config.train.init (='gs://"),
+      ("main", [CONFIG, "--config.data.dir=gs://bucket/x"],
+       "config.data.dir (='gs://"),
+      ("report", ["gs://bucket/runs"], "the argument (=gs://"),
+      ("evaluate", ["--workdir=gs://bucket/x"], "--workdir (=gs://"),
+    ],
+  )  # fmt: skip
+  def test_a_remote_folder(self, module, flags, told, tmp_path):
+    """Was a folder named gs: below the current one."""
+    done = _run(module, *flags, cwd=tmp_path)
+    _assert_fails(done, 2, told, "mount it")
+    assert not list(tmp_path.iterdir())
+
   @pytest.mark.parametrize("flag", ["--help", "-h"])
   def test_help(self, flag, tmp_path):
     done = _run("main", CONFIG, flag, cwd=tmp_path)
@@ -160,6 +192,19 @@ class TestRun:
     assert again.stdout == (
       f"runs/baseline-tiny was finished already:\n{done.stdout}"
     )
+
+  def test_64_bits_are_left_aside(self, first, tmp_path, monkeypatch):
+    folder, done = first
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    again = _run("main", CONFIG, *TINY, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "JAX_ENABLE_X64" in again.stderr
+    result = "runs/baseline-tiny/result.json"
+    one, two = (
+      json.loads((place / result).read_text()) for place in (folder, tmp_path)
+    )
+    for name in ("test_loss", "test_correct", "score"):
+      assert one[name] == two[name]
 
   def test_another_config_is_refused(self, first):
     folder, _ = first
