@@ -20,7 +20,7 @@ def factors(c: ml_collections.ConfigDict, field: str) -> tuple[float, ...]:
   return values * c.population.members if len(values) == 1 else values
 
 
-def check_teaching(problems, name: str) -> None:
+def check_teaching(problems, name: str, processes: int = 1) -> None:
   """Notes what cannot be of a phase's teachers and losses."""
   c = problems.config[name]
   if not problems.good(*(f"{name}.{field}" for field in TEACHING)):
@@ -44,6 +44,10 @@ def check_teaching(problems, name: str) -> None:
   if c.features != "none" and len(teachers) + c.self_teach != 1:
     no("features", "needs one teacher", "name it in teacher, or write 'none'")
   if c.teacher_cache != "none":
+    if processes > 1:
+      no("teacher_cache", f"must be 'none' with {processes} processes: they"
+         " would write one file",
+         "write 'none', or start one process")  # fmt: skip
     if not teachers:
       no("teacher_cache", "must be 'none' without a teacher that stays the"
          " same", "write 'none', or name a teacher")  # fmt: skip

@@ -78,7 +78,11 @@ def run(
   # What is finished needs neither its teacher's workdir nor as many devices.
   ended = lambda name: (workdir / name / "phase.json").is_file()
   validate(
-    config, 1 if finished else jax.device_count(), not finished, ended=ended
+    config,
+    1 if finished else jax.device_count(),
+    not finished,
+    ended=ended,
+    processes=1 if finished else jax.process_count(),
   )
   if finished:
     check_config(config, workdir, finished=True)

@@ -8,7 +8,7 @@ from jaxr18.config import PHASE
 from jaxr18.forms import dense, with_forms
 from jaxr18.spec import NetSpec, compound_scale, resnet, with_bits
 
-CLASSES = 10  # of both data sets
+CLASSES, CHANNELS = 10, 3  # of both data sets
 
 
 def network_spec(
@@ -100,7 +100,9 @@ def check_network(problems, phase: str) -> NetSpec | None:
       "mend or remove that rule",
     )
     return None
-  if problems.good(*(prefix + f for f in bits)):
+  # Those of a shrunk network are of the layers that its source has.
+  shrinks = problems.get(f"{phase}.shrink") is True
+  if problems.good(*(prefix + f for f in bits)) and not shrinks:
     try:
       network_spec(network)
     except ValueError as e:

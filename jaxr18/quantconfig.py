@@ -1,8 +1,9 @@
 """What of a phase's quantization does not fit together."""
 
+from collections.abc import Sequence
+
 from jaxr18.config import PHASE
-from jaxr18.netconfig import network_spec
-from jaxr18.spec import BITS, HALF_BITS, has_bound, has_kernel_bound
+from jaxr18.spec import BITS, HALF_BITS, Layer, has_bound, has_kernel_bound
 
 _PLAIN = PHASE["network"]["bits"].default
 
@@ -31,15 +32,14 @@ def check_quantize(problems, name: str) -> None:
     )
 
 
-def check_learned(problems, name: str) -> None:
+def check_learned(problems, name: str, layers: Sequence[Layer]) -> None:
   """Notes learned ends of grids where no kernel or no input has one."""
   w_scales = f"{name}.network.w_scales"
   fields = [f"{name}.network.{f}" for f in PHASE["network"]]
   fields += [f"{name}.bounds.{f}" for f in PHASE["bounds"]]
-  if not problems.good(*fields):
+  if not layers or not problems.good(*fields):
     return
   c = problems.config[name]
-  layers = network_spec(c.network).layers()
   learned = c.network.w_scales != PHASE["network"]["w_scales"].default
   kernels = any(map(has_kernel_bound, layers))
   if learned and not kernels:
@@ -60,15 +60,14 @@ def check_learned(problems, name: str) -> None:
       )
 
 
-def check_calibration(problems, name: str) -> None:
+def check_calibration(problems, name: str, layers: Sequence[Layer]) -> None:
   """Notes what is asked of quantized inputs where a phase has none."""
   scales, method = f"{name}.network.scales", f"{name}.calibrate.method"
   fields = [f"{name}.network.{f}" for f in PHASE["network"]]
   fields += [f"{name}.calibrate.{f}" for f in PHASE["calibrate"]]
-  if not problems.good(*fields):
+  if not layers or not problems.good(*fields):
     return
   c = problems.config[name]
-  layers = network_spec(c.network).layers()
   many = f"config.{name}.network.bits (={c.network.bits!r})"
   if not any(x.a_bits < HALF_BITS for x in layers):
     asked = [(scales, c.network.scales, PHASE["network"]["scales"])]

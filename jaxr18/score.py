@@ -1,7 +1,9 @@
 """Scores a network: python -m jaxr18.score --config=configs/baseline.py
 
 Prints MACs, weights, bits and their shares of the score layer by layer, and
-the three figures, without training or initializing anything. With
+the three figures that the finished run will have, without training or
+initializing anything. Where training decides what each layer keeps, it says so
+and prints the lowest and the highest that they can be. With
 --workdir=runs/NAME, and no config needed, it scores a finished run, masks
 included; of an ensemble or a population all members, as if they voted. The
 figures are defined in jaxr18/cost/score.py.
@@ -36,47 +38,101 @@ def main(argv: list[str]) -> None:
   # Imported late: --help and a wrong flag need no JAX.
   from rich.console import Console
 
-  from jaxr18.cost.score import score
-  from jaxr18.cost.several import ensemble_score
-
-  wanted = _configured() if _CONFIG.file is not None else None
-  networks = _finished() if _WORKDIR.value else [(wanted, None)]
-  if wanted not in (None, networks[0][0]):
-    logging.warning("the run's network is not the config's; the run's is used")
-  # The closed form of the spec is held against what the network really does.
-  for spec in dict(networks):
-    score(spec, counted=_count(spec))
-  if len(networks) > 1:
-    if _MEMBERS.value * _VIEWS.value > 1:
-      raise app.UsageError(
-        f"--members and --views are for one network, and {_WORKDIR.value} has"
-        f" {len(networks)}, each of which is charged"
-      )
-    result = ensemble_score(networks)
-  else:
-    ((spec, masks),) = networks
-    passes = dict(members=_MEMBERS.value, views=_VIEWS.value)
-    result = score(spec, masks=masks, **passes)
+  result = _of_run() if _WORKDIR.value else _of_config()
   if _JSON.value:
     print(result.to_json())
     return
   # ResNet-18's table is 96 wide; a narrower terminal wraps it whole.
   console = Console(width=max(Console().width, 108))
-  console.print(result.table())
+  console.print(result.table(), markup=False)
   console.print(result.summary())
 
 
+def _of_run():
+  """The score of a finished run's networks."""
+  from jaxr18.cost.score import score
+  from jaxr18.cost.several import ensemble_score
+
+  networks = _finished()
+  _hold({spec for spec, _ in networks})
+  if _CONFIG.file is not None:
+    _, outlooks = _configured()
+    if outlooks and outlooks[0].spec != networks[0][0]:
+      logging.warning(
+        "the run's network is not the config's; the run's is used"
+      )
+  if len(networks) > 1:
+    _one_network(len(networks), _WORKDIR.value)
+    return ensemble_score(networks)
+  ((spec, masks),) = networks
+  passes = dict(members=_MEMBERS.value, views=_VIEWS.value)
+  return score(spec, masks=masks, **passes)
+
+
+def _of_config():
+  """The score that the run will end with, or bounds where training decides."""
+  from jaxr18.forecast import score_of
+
+  ensemble, outlooks = _configured()
+  _hold({one.spec for one in outlooks})
+  if len(outlooks) > 1 and ensemble:
+    _one_network(len(outlooks), _CONFIG.file)
+  if _MEMBERS.value > 1:
+    return score_of(outlooks[:1] * _MEMBERS.value, True, _VIEWS.value)
+  return score_of(outlooks, ensemble, _VIEWS.value)
+
+
+def _one_network(count: int, where: str) -> None:
+  if _MEMBERS.value * _VIEWS.value > 1:
+    raise app.UsageError(
+      f"--members and --views are for one network, and {where} has"
+      f" {count}, each of which is charged"
+    )
+
+
+def _hold(specs) -> None:
+  """Holds the closed form of each spec against what the network does."""
+  from jaxr18.cost.score import score
+
+  for spec in specs:
+    score(spec, counted=_count(spec))
+
+
 def _configured():
-  """The spec of a phase in the config; no other run is needed for it."""
-  from jaxr18.netconfig import network_spec
+  """Whether a phase is an ensemble, and its outlooks.
+
+  Raises:
+    ConfigError: another run decides the score, and is not there.
+  """
+  from jaxr18 import sources
+  from jaxr18.configfile import ConfigError
+  from jaxr18.distillconfig import names
+  from jaxr18.forecast import outlook_of_network
   from jaxr18.validate import validate
 
-  config = _CONFIG.value
-  validate(config, sources=False)
+  config, missing = _CONFIG.value, {}
+
+  def read(value: str):
+    # Whatever is wrong with another run, the run itself will say.
+    try:
+      nets = sources.load_other(value)
+    except Exception as e:
+      missing[value] = str(e)
+      return None
+    return [outlook_of_network(n, (value, i)) for i, n in enumerate(nets)]
+
+  outlooks = validate(config, sources=False, read=read)
   phase = _PHASE.value or config.phases[-1]
   if phase not in config.phases:
     raise app.UsageError(f"--phase={phase} must be one of {config.phases}")
-  return network_spec(config[phase].network)
+  found = outlooks[phase]
+  if found is None or any(one.unknown for one in found):
+    raise ConfigError(
+      f"config.{phase} has the score that another run's masks leave it, which"
+      f" cannot be read: {'; '.join(missing.values())}; run that first, or take"
+      f" its name away, such as by --config.{phase}.init="
+    )
+  return bool(names(config[phase].ensemble.members)), found
 
 
 def _finished():

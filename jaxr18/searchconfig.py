@@ -4,19 +4,13 @@ A candidate is plain numbers by name, `{'width1': 16, 'bits:head': 8, ...}`; its
 config is that of an ordinary run, without the section.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
-import numpy as np
 
-from jaxr18.compress import density
-from jaxr18.cost.score import exact_figure, score
-from jaxr18.netconfig import network_spec
-from jaxr18.pruneconfig import make_plan
-from jaxr18.spec import NetSpec
+from jaxr18.forecast import Outlook, exact_of, foresee
 
 # What each layer keeps is then known before it is trained, and so the score.
 DISTRIBUTIONS = ("uniform", "erk")
@@ -39,7 +33,7 @@ def candidate_config(
 ) -> ml_collections.ConfigDict:
   """The config of one candidate, which `jaxr18.main` runs as any other."""
   search = config.search
-  out = ml_collections.ConfigDict(config).unlock()
+  out = config.copy_and_resolve_references().unlock()
   del out["search"]
   phase = out[config.phases[0]]
   for name in ("widths", "blocks", "groups"):
@@ -55,6 +49,13 @@ def candidate_config(
   return out.lock()
 
 
+def chosen_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """What each candidate has its own of, whatever the config says."""
+  fields = ("widths", "blocks", "groups", "bits", "resolution")
+  names = (*(f"network.{field}" for field in fields), "prune.density")
+  return tuple(f"{config.phases[0]}.{name}" for name in names)
+
+
 def describe_candidate(params: Params) -> str:
   """Such as 'widths 16-32 blocks 1-1 groups 1-4 bits 8/4 density 0.5 ...'."""
   many: dict[str, list[str]] = {}
@@ -64,36 +65,30 @@ def describe_candidate(params: Params) -> str:
   return " ".join(f"{what} {'-'.join(values)}" for what, values in many.items())
 
 
-def exact_score(config: ml_collections.ConfigDict) -> float:
-  """The exact score that a candidate's network will have when it is trained."""
-  c = config[config.phases[0]]
-  spec = network_spec(c.network)
-  kept = planned_weights(spec, c)
-  rows = [
-    dataclasses.replace(row, kept=kept.get(row.path, row.kept))
-    for row in score(spec).rows
-  ]
-  return exact_figure(rows).total
+def exact_score(
+  config: ml_collections.ConfigDict, init: list[Outlook] | None = None
+) -> float:
+  """The exact score that a candidate's network will have when it is trained.
 
-
-def planned_weights(
-  spec: NetSpec, c: ml_collections.ConfigDict
-) -> dict[str, int]:
-  """Weights that a phase's pruning leaves, by path of the layers it prunes.
+  Args:
+    config: the candidate's.
+    init: what its phase starts from, if from anything.
 
   Raises:
-    ValueError: as `density.counts`.
+    ValueError: it cannot be trained, or its score is not known before.
   """
-  plan = make_plan(c, 1)
-  if plan is None:
-    return {}
-  scores = {  # of a distribution that looks at shapes alone
-    layer.path: np.zeros(layer.kernel_shape, np.float32)
-    for layer in spec.layers()
-    if re.fullmatch(plan.layers, layer.path)
-  }
-  floor = min(plan.floor, plan.density)
-  return density.counts(plan.distribution, scores, plan.density, floor=floor)
+  name = config.phases[0]
+
+  def fault(field: str, must: str, mend: str) -> None:
+    raise ValueError(f"config.{name}.{field} {must}; {mend}")
+
+  found = foresee(config[name], name, {"init": init, "rewind": None}, 0, fault)
+  if not found or found[0].unknown:
+    raise ValueError(f"config.{name}.init hides what its masks leave")
+  exact = exact_of(found[0])
+  if exact is None:
+    raise ValueError(f"config.{name} hides its score: {found[0].why}")
+  return exact
 
 
 def extremes(

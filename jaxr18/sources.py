@@ -52,6 +52,12 @@ def load_networks(workdir: pathlib.Path, source: str = "") -> list[Network]:
   ]
 
 
+def load_other(name: str) -> list[Network]:
+  """The networks of another run's workdir, or of a file of PyTorch's."""
+  path = paths.folder(name)
+  return _load(path, name if torch_weights.is_name(path) else "")
+
+
 def load_for(
   workdir: pathlib.Path, source: str, where: str, members: int, member: int
 ) -> Network:

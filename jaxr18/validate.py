@@ -5,9 +5,8 @@ type inside a tuple. What is checked here can be relied on everywhere else.
 """
 
 import difflib
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -24,12 +23,19 @@ from jaxr18.config import (
 )
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.distillconfig import check_members, check_teaching, names
-from jaxr18.netconfig import CLASSES, check_network, misfit
+from jaxr18.forecast import (
+  Outlook,
+  check_features,
+  foresee,
+  outlook_of_network,
+  outlooks_of_result,
+)
+from jaxr18.netconfig import CHANNELS, CLASSES, check_network
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.pruneconfig import check_prune
 from jaxr18.quantconfig import check_calibration, check_learned, check_quantize
 from jaxr18.searchconfig import check_search, exact_score, extremes
-from jaxr18.spec import NetSpec
+from jaxr18.spec import Layer
 from jaxr18.train.files import mend_checkpoint
 from jaxr18.workdir import WorkdirError, read_result
 from jaxr18.writerconfig import WRITERS, check_writers
@@ -44,7 +50,9 @@ def validate(
   devices: int = 1,
   sources: bool = True,
   ended: Callable[[str], bool] = lambda name: False,
-) -> None:
+  processes: int = 1,
+  read: Callable[[str], list[Outlook] | None] = lambda value: None,
+) -> dict[str, list[Outlook] | None]:
   """Raises ConfigError where the config cannot be run.
 
   Each line names the field, its value, what is allowed and how to mend it.
@@ -56,6 +64,13 @@ def validate(
       and `teacher` name, the packages of `writers`.
     ended: whether a phase of that name is finished, and so needs neither its
       sources nor devices that fit.
+    processes: that train together.
+    read: without `sources`, gives the outlooks of another run or of weights
+      that a field names, or None.
+
+  Returns:
+    What is known of each phase's networks before it is trained (`forecast`),
+    by name; None where a source that decides it cannot be read.
   """
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
@@ -70,36 +85,34 @@ def validate(
     check.fields(table)
     check.batches(devices, ended)
     check_writers(check, sources)
-    specs: dict[str, NetSpec | None] = {}
+    outlooks: dict[str, list[Outlook] | None] = {}
     for name in config.phases:
       check.training(name)
       check_prune(check, name)
       check_quantize(check, name)
-      check_teaching(check, name)
+      check_teaching(check, name, 1 if ended(name) else processes)
       check_members(check, name)
-      spec = check_network(check, name)
-      check_calibration(check, name)
-      check_learned(check, name)
-      if sources and not ended(name):
-        check.sources(name, spec, specs)
-      # A shrunk network or an ensemble is known when its source is.
-      follows = [f"{name}.shrink", f"{name}.ensemble.members"]
-      follows = check.good(*follows) and any(map(check.get, follows))
-      specs[name] = None if follows else spec
+      check_network(check, name)
+      found = check.sources(name, outlooks, sources and not ended(name), read)
+      outlooks[name] = check.outlooks(name, found, ended(name))
+      layers = check.layers(name, outlooks[name])
+      check_calibration(check, name, layers)
+      check_learned(check, name, layers)
     if section and not check.problems:
       check_search(check)
     if section and not check.problems:
-      _check_candidates(check, devices)
+      _check_candidates(check, devices, found["init"])
   if check.problems:
     raise ConfigError("\n".join(check.problems))
+  return outlooks
 
 
-def _check_candidates(check, devices: int) -> None:
+def _check_candidates(check, devices: int, init) -> None:
   """Notes what is wrong with the first candidate that cannot be run."""
   for params, candidate in extremes(check.config):
     try:
-      validate(candidate, devices, sources=False)
-      exact_score(candidate)
+      validate(candidate, devices, sources=False, read=lambda value: init)
+      exact_score(candidate, init)
     except ValueError as e:
       check.problems.append(
         f"config.search allows the candidate {params}, which cannot be run: {e}"
@@ -263,16 +276,24 @@ class Problems:
           "lower it or train longer",
         )
 
-  def sources(self, name: str, spec, earlier: dict[str, Any]) -> None:
-    """Other networks that a phase names: there, finished, and fitting.
+  def sources(
+    self, name: str, earlier: dict[str, Any], needed: bool, read
+  ) -> dict[str, list[Outlook] | None]:
+    """Other networks that a phase names, by field, each field's in its order.
 
     Args:
       name: the phase.
-      spec: its network, or None if that is wrong already.
-      earlier: the same of each earlier phase.
+      earlier: outlooks of the earlier phases.
+      needed: whether they must be there, finished, and of the same data.
+      read: gives those that need not.
+
+    Returns:
+      None for a field of which one is not known.
     """
+    out: dict[str, list[Outlook] | None] = {}
     for field in ("init", "teacher", "rewind", "others", "ensemble.members"):
-      full = f"{name}.{field}"
+      full, found = f"{name}.{field}", []
+      out[field] = found
       if not self.good(full):
         continue
       if one := paths.misread(self.get(full), self.config.phases):
@@ -280,52 +301,65 @@ class Problems:
         self.add(full, must, f"write {one}, in Python {one!r}")
         continue
       for value in names(self.get(full)):
-        self.source(name, field, value, spec, earlier)
+        if value in earlier:
+          one = earlier[value]
+        elif value in self.config.phases:
+          one = None
+          self.add(
+            full,
+            _must_be_source(earlier),
+            "choose one, or change the order in config.phases",
+          )
+        else:
+          one = self.finished(full, value, earlier) if needed else read(value)
+        found = None if one is None or found is None else found + one
+      out[field] = found
+    return out
 
-  def source(self, name: str, field: str, value: str, spec, earlier) -> None:
-    """One of them, as `sources`."""
-    full = f"{name}.{field}"
-    if value in earlier:
-      source = earlier[value]
-    elif value in self.config.phases:
-      self.add(
-        full,
-        _must_be_source(earlier),
-        "choose one, or change the order in config.phases",
-      )
-      return
-    else:
-      source = self.finished(full, value, earlier)
-    shrinks = self.good(f"{name}.shrink") and self.config[name].shrink
-    fits = field in ("init", "rewind") and not shrinks
-    if fits and spec and source:
-      if difference := misfit(spec, source):
-        self.add(
-          full,
-          f"must have the layers of config.{name}.network: {difference}",
-          "give both the same widths, blocks and strides",
-        )
+  def outlooks(
+    self, name: str, sources: dict[str, Any], ended: bool
+  ) -> list[Outlook] | None:
+    """What a phase's networks will be; notes what cannot be."""
+    if any(within(bad, (name,)) for bad in self.bad):
+      return None
 
-  def finished(self, full: str, value: str, earlier) -> NetSpec | None:
-    """The network of another run's workdir, or of PyTorch's weights."""
+    def fault(field: str, must: str, mend: str) -> None:
+      if not ended:
+        self.add(f"{name}.{field}", must, mend)
+
+    c = self.config[name]
+    found = foresee(c, name, sources, self.steps(name), fault)
+    if found is not None:
+      check_features(c, found, sources["teacher"], fault)
+    return found
+
+  def layers(self, name: str, found: list[Outlook] | None) -> Sequence[Layer]:
+    """A phase's layers in their bits; none where they are not known."""
+    fields = [f"{name}.network.{field}" for field in PHASE["network"]]
+    if not self.good(*fields, f"{name}.shrink"):
+      return ()
+    if self.config[name].shrink:
+      return found[0].spec.layers() if found else ()
+    return network_spec(self.config[name].network).layers()
+
+  def steps(self, name: str) -> int:
+    """Of a phase's training; 0 where the data section is wrong."""
+    if any(within(bad, ("data",)) for bad in self.bad):
+      return 0
+    data, c = self.config.data, self.config[name]
+    total = TRAINING_IMAGES[data.name]
+    count = min(data.limit or total, total - data.validation)
+    return c.epochs * (count // c.batch_size)
+
+  def finished(self, full: str, value: str, earlier) -> list[Outlook] | None:
+    """The networks of another run's workdir, or of PyTorch's weights."""
     workdir = paths.folder(value)
     must = _must_be_source(earlier)
     if torch_weights.is_name(workdir):
-      try:
-        spec = torch_weights.load(workdir).spec
-      except torch_weights.WeightsError as e:
-        self.add(full, must, str(e))
-        return None
-      if spec.head.classes != CLASSES:
-        self.add(
-          full,
-          f"must tell {CLASSES} classes apart, it has {spec.head.classes}",
-          "give weights that were trained on these data",
-        )
-      return spec
+      return self.weights(full, must, workdir)
     try:
       result = read_result(workdir)
-      spec = NetSpec.from_json(json.dumps(result["spec"]))
+      found = outlooks_of_result(result, value)
       data = completed(result["config"])["data"]
       held_out = {k: data[k] for k in _HELD_OUT}
       phase = result["config"]["phases"][-1]
@@ -339,7 +373,7 @@ class Problems:
         full, must, f"there is no {kept} any more; {mend_checkpoint(kept)}"
       )
     if not self.good("data.name", *(f"data.{k}" for k in _HELD_OUT)):
-      return spec
+      return found
     here = self.config.data
     expected = {k: here[k] for k in _HELD_OUT}
     if data["name"] != here.name:
@@ -362,7 +396,26 @@ class Problems:
           if v != expected[k]
         ),
       )
-    return spec
+    return found
+
+  def weights(self, full: str, must: str, path) -> list[Outlook] | None:
+    """The network of a file of PyTorch's, which takes images as ours."""
+    try:
+      net = torch_weights.load(path)
+    except torch_weights.WeightsError as e:
+      self.add(full, must, str(e))
+      return None
+    for what, got, want in (
+      ("tell {} classes apart", net.spec.head.classes, CLASSES),
+      ("take images of {} channels", net.spec.channels, CHANNELS),
+    ):
+      if got != want:
+        self.add(
+          full,
+          f"must {what.format(want)}, it has {got}",
+          "give weights that were trained on these data",
+        )
+    return [outlook_of_network(net, (str(path),))]
 
 
 def _fields(values: dict[str, Any]) -> str:

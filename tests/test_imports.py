@@ -39,6 +39,7 @@ ORDER = (
   "compress",
   "pruneconfig",
   "quantconfig",
+  "forecast",
   "searchconfig",
   "writerconfig",
   "train",

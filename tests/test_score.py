@@ -534,9 +534,31 @@ class TestCommand:
     assert one["course"]["q_w"] == 32
     assert five["macs"] == 5 * one["macs"]
 
+  def test_bounds_say_that_they_are(self):
+    flags = ["--config=configs/prune_quant.py"]
+    done = self.run(*flags)
+    assert done.returncode == 0, done.stderr
+    for text in ("bounds, not the score", "'global'", "0.027575", "279,622"):
+      assert text in done.stdout
+    found = json.loads(self.run(*flags, "--json").stdout)
+    assert found["bounds"] is True
+    # The finished run's, of docs/results/prune_quant.
+    assert found["exact"]["low"] == found["exact"]["high"]
+    assert found["exact"]["low"]["total"] == pytest.approx(0.02757531026785714)
+    low, high = (found["course"][end]["total"] for end in ("low", "high"))
+    assert low < 0.0274 < high == pytest.approx(0.027426482142857145)
+
+  def test_an_ensemble_is_charged_whole(self):
+    found = self.run("--config=configs/ensemble.py", "--json")
+    found = json.loads(found.stdout)
+    assert found["course"]["total"] == pytest.approx(0.21092713)
+    assert found["members"] == 3
+
   @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
+      (["--config=configs/quant.py:4"], 2, "runs/dense_narrow"),
+      (["--config=configs/ensemble.py:runs/x,runs/y"], 2, "runs/y"),
       (["--config=configs/baseline.py", "--config.train.epochs=-1"], 2,
        "config.train.epochs"),
       (["--config=configs/baseline.py", "--phase=other"], 2, "--phase=other"),

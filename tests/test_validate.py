@@ -6,7 +6,6 @@ import pathlib
 import re
 
 import ml_collections
-import numpy as np
 import pytest
 
 from jaxr18 import config as config_lib
@@ -38,7 +37,6 @@ BAD = [
   ("seed", "0", "such as 0"),
   ("seed", True, "an int from 0"),
   ("seed", 1.0, "an int from 0"),
-  ("seed", np.int64(3), "an int from 0"),
   ("seed", _Enum.THREE, "an int from 0"),
   ("data.name", None, "such as 'cifar10'"),
   ("data.name", b"digits", "one of 'cifar10', 'digits'"),
@@ -56,7 +54,6 @@ BAD = [
   ("student.learning_rate", "0.1", "a number"),
   ("student.learning_rate", None, "a number"),
   ("student.learning_rate", False, "a number"),
-  ("student.learning_rate", np.float32(0.5), "a number"),
   ("student.learning_rate", 1j, "a number"),
   ("student.augment.flip", True, "'none', 'random', 'alternating'"),
   # Ranges.
@@ -79,6 +76,8 @@ BAD = [
   ("student.learning_rate", -0.1, "raise it"),
   ("student.momentum", 1.0, "lower it to 0.9999"),
   ("student.weight_decay", -1e-4, "raise it to 0"),
+  ("student.bounds.weight_decay", -1.0, "raise it to 0"),
+  ("student.estimate", -1, "raise it to 0"),
   ("student.clip_norm", NAN, "such as 0.0"),
   ("student.clip_norm", 10**400, "lower it"),
   ("student.ema_decay", 1.0, "lower it to 0.99999"),
@@ -125,7 +124,7 @@ BAD = [
   ("student.network.widths", (8, 8, "8", 8), "has '8' at index 2"),
   ("student.network.widths", (8, 8, 8.0, 8), "has 8.0 at index 2"),
   ("student.network.widths", (8, True, 8, 8), "has True at index 1"),
-  ("student.network.widths", (8, np.int32(8), 8, 8), "at index 1"),
+  ("student.network.widths", (8, "8", 8, 8), "at index 1"),
   ("student.network.widths", (8, 8, 8, 0), "raise it to 1"),
   ("student.network.widths", (8, (8, 8), 8, 8), "has (8, 8) at index 1"),
   ("student.network.blocks", (2, 2, 2), "write (2, 2, 2, 2)"),
@@ -158,7 +157,7 @@ BAD = [
   ("student.calibrate.images", 0, "raise it to 1"),
   ("student.network.bits", ((".*", 4, 0),), "has a_bits=0"),
   ("student.network.bits", ((".*", 4.0, 4),), "has w_bits=4.0"),
-  ("student.network.bits", ((".*", np.int64(4), 4),), "has w_bits="),
+  ("student.network.bits", ((".*", "4", 4),), "has w_bits="),
   ("student.network.bits", ((".*", True, 4),), "has w_bits=True"),
   ("student.network.bits", (("stem", 4, 4),), "no bits rule matches"),
   ("student.network.bits", ((".*", 4, 4), ("stem", 8, 8)), "remove that rule"),
@@ -585,7 +584,8 @@ def test_every_config_is_valid(name):
     {"student.epochs": 0},
     {"student.epochs": 0, "student.prune.density": 0.5},
     {"student.init": "teacher", "student.shrink": True,
-     "student.network.widths": (8, 8, 8, 8), "student.drop_blocks": "x"},
+     "student.network.widths": (8, 8, 8, 8),
+     "student.drop_blocks": "stage1_block2"},
     {"student.init": "teacher", "student.rewind": "teacher"},
     {"student.prune.density": 0.1, "student.prune.regrow": "set"},
     {"student.kd_weight": 1.0, "student.teacher": "teacher"},

@@ -142,12 +142,12 @@ def prune(
     layers: regex on whole layer paths; others are not touched.
     floor: share that each layer keeps at least.
     rules: (regex, density) of the explicit distribution.
-    at_most: a layer whose mask has fewer weights left keeps these, and that is
-      no error.
+    at_most: it is no error where all the masks together have fewer left. A
+      layer that has fewer keeps these in any case.
 
   Raises:
-    ValueError: as `density.counts`; or more weights are wanted of a layer than
-      its mask has left; or other scores for lamp.
+    ValueError: as `density.counts`; or more weights are wanted than the masks
+      have left; or other scores for lamp.
   """
   chosen = scored(net, scores, layers)
   if distribution == "lamp":
@@ -159,18 +159,19 @@ def prune(
       net,
       {p: _of_outputs(s, kept[p] // s.shape[-1]) for p, s in chosen.items()},
     )
-  masks = {}
-  for path, s in chosen.items():
-    left = int(np.count_nonzero(_full(net, path, s.shape)))
-    if at_most:
-      kept[path] = min(kept[path], left)
-    if kept[path] > left:
-      raise ValueError(
-        f"{path}: {kept[path]} weights are to be kept and its mask has"
-        f" {left} left; lower density (={target})"
-      )
-    masks[path] = top_k(s, kept[path])
-  return with_masks(net, masks)
+  left = {
+    path: int(np.count_nonzero(_full(net, path, s.shape)))
+    for path, s in chosen.items()
+  }
+  if not at_most and sum(kept.values()) > sum(left.values()):
+    raise ValueError(
+      f"{sum(kept.values())} weights are to be kept and the masks have"
+      f" {sum(left.values())} left; lower density (={target})"
+    )
+  # A layer that has fewer left keeps these: masks only ever go.
+  return with_masks(
+    net, {p: top_k(s, min(kept[p], left[p])) for p, s in chosen.items()}
+  )
 
 
 def _squares(net: Network, chosen: Scores) -> Scores:

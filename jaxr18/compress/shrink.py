@@ -91,7 +91,7 @@ def shrink(net: Network) -> Network:
       if np.ndim(node.get("kernel_bound", 0)) and kept_out is not None:
         node["kernel_bound"] = node["kernel_bound"][kept_out]
   masks = jax.tree.map(lambda m: np.array(True) if np.all(m) else m, masks)
-  spec = _narrower(net.spec, {g.name: int(keep[g.name].sum()) for g in groups})
+  spec = narrower(net.spec, {g.name: int(keep[g.name].sum()) for g in groups})
   arrays = jax.tree.map(jnp.asarray, (params, stats, masks))
   return Network(*arrays, spec)
 
@@ -107,22 +107,8 @@ def drop_blocks(net: Network, names: Sequence[str]) -> Network:
     ValueError: no such block, one whose shortcut is a projection, or a stage
       that would be empty.
   """
+  spec, moves = without_blocks(net.spec, names)
   blocks = dict(net.spec.blocks())
-  for name in names:
-    if name not in blocks:
-      raise ValueError(f"no block {name!r}; there are {list(blocks)}")
-    if blocks[name].proj is not None:
-      raise ValueError(
-        f"{name} cannot go: its shortcut is a projection that changes the shape"
-      )
-  stages, moves = [], {}
-  for i, stage in enumerate(net.spec.stages, 1):
-    old = [f"stage{i}_block{j}" for j in range(1, len(stage) + 1)]
-    left = [name for name in old if name not in names]
-    if not left:
-      raise ValueError(f"stage {i} would lose all its blocks; keep one")
-    moves |= {name: f"stage{i}_block{j}" for j, name in enumerate(left, 1)}
-    stages.append(tuple(blocks[name] for name in left))
 
   def move(tree):
     return {
@@ -131,9 +117,36 @@ def drop_blocks(net: Network, names: Sequence[str]) -> Network:
       if k not in blocks or k in moves
     }
 
-  spec = dataclasses.replace(net.spec, stages=tuple(stages))
-  check(spec)
   return Network(move(net.params), move(net.batch_stats), move(net.masks), spec)
+
+
+def without_blocks(
+  spec: NetSpec, names: Sequence[str]
+) -> tuple[NetSpec, dict[str, str]]:
+  """The spec without whole blocks, and the new names of those that stay.
+
+  Raises:
+    ValueError: as `drop_blocks`.
+  """
+  blocks = dict(spec.blocks())
+  for name in names:
+    if name not in blocks:
+      raise ValueError(f"no block {name!r}; there are {list(blocks)}")
+    if blocks[name].proj is not None:
+      raise ValueError(
+        f"{name} cannot go: its shortcut is a projection that changes the shape"
+      )
+  stages, moves = [], {}
+  for i, stage in enumerate(spec.stages, 1):
+    old = [f"stage{i}_block{j}" for j in range(1, len(stage) + 1)]
+    left = [name for name in old if name not in names]
+    if not left:
+      raise ValueError(f"stage {i} would lose all its blocks; keep one")
+    moves |= {name: f"stage{i}_block{j}" for j, name in enumerate(left, 1)}
+    stages.append(tuple(blocks[name] for name in left))
+  spec = dataclasses.replace(spec, stages=tuple(stages))
+  check(spec)
+  return spec, moves
 
 
 def _check(group: Group, kept: np.ndarray) -> None:
@@ -163,7 +176,7 @@ def _cut(kernel, layer, kept_in, kept_out):
   return kernel
 
 
-def _narrower(spec: NetSpec, sizes: dict[str, int]) -> NetSpec:
+def narrower(spec: NetSpec, sizes: dict[str, int]) -> NetSpec:
   """The spec with other widths, by group name."""
 
   def width(conv: ConvSpec, size: int) -> ConvSpec:

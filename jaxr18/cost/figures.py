@@ -77,7 +77,7 @@ class LayerScore:
     )
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
   plain = dict(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
   return Table(title=title, title_justify="left", **plain)
 
@@ -122,7 +122,7 @@ class Score:
     title = "Score by layer"
     if self.members * self.views > 1:
       title += f", {self.members} members x {self.views} views"
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("layer", no_wrap=True)
     sparse = any(row.encoding != "dense" for row in self.rows)
     names = ("kernel", "groups", "weights", "density", "w/a bits", "MACs")
@@ -153,7 +153,7 @@ class Score:
 
   def summary(self) -> Table:
     """A rich table of the three figures and their terms."""
-    table = _table("Score, lower is better")
+    table = plain_table("Score, lower is better")
     table.add_column("figure")
     for name in ("params", "ops", "score"):
       table.add_column(name, justify="right")

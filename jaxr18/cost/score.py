@@ -173,6 +173,23 @@ def score(
     )
   layers = spec.layers()
   counts = [layer_weights(layer, masks, sparsity, members) for layer in layers]
+  return score_counts(
+    layers, counts, p_s=p_s, shrunk=_is_shrunk(spec, shrunk_from),
+    members=members, views=views, counted=counted,
+  )  # fmt: skip
+
+
+def score_counts(
+  layers: Sequence[Layer],
+  counts: Sequence[LayerWeights],
+  *,
+  p_s: float | None = None,
+  shrunk: bool = False,
+  members: int = 1,
+  views: int = 1,
+  counted: MacReport | None = None,
+) -> Score:
+  """As `score`, of weights that are counted already, layer by layer."""
   rows = tuple(
     _row(layer, count, members * views)
     for layer, count in zip(layers, counts, strict=True)
@@ -182,7 +199,7 @@ def score(
   exact = exact_figure(rows)
   stored_bits = sum(row.stored_bits for row in rows)
   stored = Figure(stored_bits / 32 / PARAMS_REFERENCE, exact.ops_term)
-  course = _course(rows, counts, p_s, _is_shrunk(spec, shrunk_from))
+  course = _course(rows, counts, p_s, shrunk)
   return Score(course, exact, stored, rows, members, views)
 
 

@@ -28,7 +28,11 @@ def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:
   """
   if not members:
     raise ValueError("an ensemble needs at least one network, got none")
-  scores = [score(spec, masks=masks) for spec, masks in members]
+  return add_scores([score(spec, masks=masks) for spec, masks in members])
+
+
+def add_scores(scores: Sequence[Score]) -> Score:
+  """The score of an ensemble of such members."""
   course = [s.course for s in scores]
   w = sum(c.w for c in course)
   rows = tuple(
