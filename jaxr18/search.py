@@ -34,7 +34,10 @@ _TRIALS = flags.DEFINE_integer(
   "trials", None, "Candidates wanted of the study altogether.", lower_bound=1
 )
 _STORAGE = flags.DEFINE_string(
-  "storage", None, "The study's journal; default: WORKDIR/journal.log."
+  "storage",
+  None,
+  "The study's journal, or the address of a database that Optuna knows, such as"
+  " sqlite:///study.db; default: WORKDIR/journal.log.",
 )
 _REPORT = flags.DEFINE_bool(
   "report", False, "Only write and print what there is."
@@ -50,9 +53,9 @@ def main(argv: list[str]) -> None:
   workdir = paths.folder(
     _WORKDIR.value or str(cli.default_workdir(_CONFIG.file))
   )
-  path = workdir / "journal.log"
-  if _STORAGE.value:
-    path = paths.folder(_STORAGE.value)
+  path = _STORAGE.value or str(workdir / "journal.log")
+  if not paths.remote(path):
+    path = str(paths.folder(path))
   if _REPORT.value:
     return _report(workdir, path)
   # As in jaxr18.main: imported late, memory and signals first.
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> None:
 
   from jaxr18 import experiment
   from jaxr18.nn import compiled
+  from jaxr18.searchconfig import chosen_fields
   from jaxr18.study import storage, trial
   from jaxr18.train.files import in_turn, try_writing
   from jaxr18.train.step import make_mesh
@@ -80,10 +84,15 @@ def main(argv: list[str]) -> None:
     before = storage.kept_config(study)
     if not before:
       storage.keep_config(study, new)
-  if before and (changed := experiment.changes(before, new)):
+  changed = experiment.changes(before, new) if before else {}
+  told = [
+    text for name, text in changed.items() if name not in chosen_fields(config)
+  ]
+  if told:
     raise storage.StudyError(
-      f"{path} is a study of another config: {'; '.join(changed.values())}; set"
-      " it back, or give another --workdir"
+      f"{storage.hidden(path)} is a study of another config:"
+      f" {'; '.join(told)}; set it back, or give another --workdir"
+      " or --storage"
     )
   with trial.may_leave(stop):
     dataset, mesh = experiment.load_data(config), make_mesh()
@@ -116,7 +125,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
   """Trains candidates until there are enough, or until it is stopped."""
   import jax
 
-  from jaxr18.searchconfig import describe_candidate
+  from jaxr18.searchconfig import describe_candidate, dimensions
   from jaxr18.study import storage, table, trial
   from jaxr18.train.files import in_turn
   from jaxr18.train.progress import duration
@@ -158,6 +167,9 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
   with in_turn(workdir):
     rows = table.write(study, workdir)
   running = [r["number"] for r in rows if r["state"] == "running"]
+  choices = dimensions(config.search)
+  if count(rows) < wanted and trial.exhausted(rows, choices):
+    print("The study has had every candidate that config.search describes.")
   print(f"{count(rows)} of {wanted} trials are finished, the best of them:")
   print(table.front_text(rows))
   if running:
@@ -168,16 +180,13 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
   print(f"all in {workdir}/search.json and pareto.html")
 
 
-def _report(workdir: pathlib.Path, path: pathlib.Path) -> None:
-  if not path.exists():
-    raise app.UsageError(
-      f"there is no study in {path}; give the --workdir, or the --storage, of"
-      " one"
-    )
+def _report(workdir: pathlib.Path, path: str) -> None:
   from jaxr18.study import storage, table
   from jaxr18.train.files import in_turn, writing
 
-  study = storage.open_study(path)
+  if not (storage.is_url(path) or pathlib.Path(path).exists()):
+    raise app.UsageError(storage.none_in(path))
+  study = storage.open_study(path, new=False)
   with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
   with in_turn(workdir):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -34,9 +35,9 @@ def load(**changes):
   return config
 
 
-def begin(config, workdir):
+def begin(config, workdir, where=None):
   workdir.mkdir(exist_ok=True)
-  study = storage.open_study(workdir / "journal.log")
+  study = storage.open_study(where or workdir / "journal.log")
   storage.keep_config(study, json.loads(config.to_json()))
   return study
 
@@ -117,6 +118,11 @@ class TestCandidates:
     assert c.network.widths == (4, 8) and c.network.groups == (2, 1)
     assert c.network.bits == (("stem|head", 8, 8), (".*", 4, 4))
     assert c.prune.density == 0.5 and c.network.resolution == 8
+
+  def test_the_config_stays_as_it_is(self):
+    """What was checked wrote the largest candidate into it."""
+    config = load()
+    assert config.to_json() == configfile.load(str(CONFIG)).to_json()
 
   def test_one_bit_is_of_weights_alone(self):
     config = load(search__bits=((".*", (1,)),))
@@ -335,6 +341,89 @@ class TestWork:
       trial.find_work(study, config, tmp_path, 2)
     assert not (tmp_path / "trials").exists()
 
+  def test_a_space_that_is_exhausted(self, tmp_path):
+    """12 candidates, of which the sampler chose the same ones 1,000 times."""
+    config = load(search__score_budget=1.0)
+    study = begin(config, tmp_path)
+    choices = dimensions(config.search)
+    while work := trial.find_work(study, config, tmp_path, 99):
+      work.lock.close()
+      storage.finish(study, work.number, storage.COMPLETE, 0.5)
+    rows = storage.rows(study)
+    assert len(trial.finished(rows)) == 12 and trial.exhausted(rows, choices)
+    assert len(rows) <= 24  # one that was seen before, at most, for each
+
+  def test_a_small_space_over_the_budget(self, tmp_path):
+    config = load(search__score_budget=1e-7)
+    study = begin(config, tmp_path)
+    with pytest.raises(storage.StudyError, match="all 12 candidates .*0.000"):
+      trial.find_work(study, config, tmp_path, 2)
+
+  def test_a_copied_folder_is_another_one(self, tmp_path):
+    """In one database: what runs in the first does not go on in the copy."""
+    config = load()
+    url = f"sqlite:///{tmp_path}/study.db"
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    first.mkdir()
+    study = begin(config, first, url)
+    mine = trial.find_work(study, config, first, 9)
+    shutil.copytree(first, copy)
+    other = trial.find_work(study, config, copy, 9)
+    assert other.number > mine.number and not other.begun
+    mine.lock.close()
+    again = trial.find_work(study, config, first, 9)
+    assert again.number == mine.number and again.begun
+    again.lock.close(), other.lock.close()
+
+  def test_a_copied_study_is_its_own(self, tmp_path):
+    """Its journal comes along, and all that it says is running lies in it."""
+    config = load()
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    study = begin(config, first)
+    mine = trial.find_work(study, config, first, 9)
+    shutil.copytree(first, copy)
+    theirs = trial.find_work(begin(config, copy), config, copy, 9)
+    assert theirs.number == mine.number and theirs.begun
+    assert theirs.folder.is_relative_to(copy)
+    mine.lock.close(), theirs.lock.close()
+
+  def test_a_database(self, tmp_path):
+    """Two machines, with a folder each, share a study by its address."""
+    config = load(search__score_budget=1.0)
+    url = f"sqlite:///{tmp_path}/study.db"
+    here, there = tmp_path / "here", tmp_path / "there"
+    one, two = begin(config, here, url), begin(config, there, url)
+    works = [trial.find_work(one, config, here, 2),
+             trial.find_work(two, config, there, 2)]  # fmt: skip
+    assert [work.number for work in works] == [0, 1]
+    for work in works:
+      work.lock.close()
+      assert trial.reach(two, work.number, 1, 0.5 + work.number / 10, 2)
+      storage.finish(one, work.number, storage.COMPLETE, 0.5)
+    again = storage.open_study(url, new=False)
+    assert len(trial.finished(storage.rows(again))) == 2
+    assert storage.kept_config(again) == json.loads(config.to_json())
+    table.write(again, here)
+    assert not list(tmp_path.glob("sqlite*"))  # no folder of that name
+
+  @pytest.mark.parametrize(
+    "url, told",
+    [
+      ("sqlite:////none/such/folder/s.db", "cannot be opened"),
+      ("postgresql://me:secret@localhost:1/x", "cannot be opened"),
+      ("nothing://x", "cannot be opened"),
+    ],
+  )
+  def test_a_database_that_is_not_there(self, url, told):
+    with pytest.raises(storage.StudyError, match=told) as e:
+      storage.open_study(url)
+    assert "secret" not in str(e.value)
+
+  def test_an_empty_database_has_no_study(self, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    with pytest.raises(storage.StudyError, match="no study in sqlite"):
+      storage.open_study(url, new=False)
+
   def test_failures_in_a_row(self, tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "MOST_FAILED", 2)
     config = load(search__score_budget=1.0)
@@ -372,7 +461,7 @@ def test_loss_that_is_not_finite_fails_its_trial_alone(tmp_path):
       study, config, work, experiment.load_data(config), make_mesh(),
       StopSignal(),
     )  # fmt: skip
-  assert row["state"] == storage.FAILED and "loss is" in row["reason"]
+  assert row["state"] == storage.FAILED and "finite" in row["reason"]
   assert trial.finished(storage.rows(study)) == []
 
 

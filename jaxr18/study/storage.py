@@ -1,16 +1,18 @@
-"""One study in a file that any number of processes share: knows Optuna.
+"""One study that any number of processes share, in a file or a database.
 
-Optuna samples and stores. What it has no notion of lies in attributes of its
-trials: the score that was known before training, the accuracy at each rung,
-the folder in which it is trained.
+Optuna, which only this module knows, samples and stores. What it has no notion
+of lies in attributes of its trials: the score that was known before training,
+the accuracy at each rung, the folder in which it is trained.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxr18 import paths
 from jaxr18.train.files import writing
 
 NAME = "jaxr18"
@@ -28,17 +30,71 @@ class Study(NamedTuple):
 
   optuna: Any
   storage: Any
+  where: str  # as it was opened
 
 
-def open_study(path: pathlib.Path) -> Study:
-  """The study in a file; a new one where there is none.
+def lies_in(study: Study, folder: pathlib.Path) -> bool:
+  """Whether the study is a file in that folder, and is copied with it."""
+  path = pathlib.Path(study.where)
+  return not is_url(study.where) and path.resolve().parent == folder.resolve()
+
+
+def is_url(where: str) -> bool:
+  """Whether a --storage is a database's address and not a file."""
+  return paths.remote(where)
+
+
+def hidden(where: str) -> str:
+  """A --storage to print: an address without its password."""
+  return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", where)
+
+
+def open_study(where: str | pathlib.Path, new: bool = True) -> Study:
+  """The study in a file or a database.
+
+  Args:
+    where: a journal's path; or an address that Optuna takes, such as
+      sqlite:///study.db, postgresql://user:word@host/name or redis://host.
+    new: whether one is begun where there is none.
 
   Raises:
-    StudyError: Optuna is missing, or the file holds something else.
-    CheckpointError: it cannot be written.
+    StudyError: Optuna or the database's package is missing, there is no study,
+      or something else.
+    CheckpointError: the file cannot be written.
   """
   optuna = _optuna()
-  journal = optuna.storages.journal
+  url = is_url(str(where))
+  storage = (_database if url else _journal)(optuna, where)
+  try:
+    if not new and NAME not in optuna.study.get_all_study_names(storage):
+      raise StudyError(none_in(where))
+    study = optuna.create_study(
+      study_name=NAME,
+      storage=storage,
+      directions=("maximize", "minimize"),  # accuracy, score
+      load_if_exists=True,
+    )
+  except StudyError:
+    raise
+  except Exception as e:  # of many types, each database's own among them
+    raise StudyError(
+      f"{hidden(str(where))} is not the journal or the database of a study"
+      f" ({_first_line(e)}); give another --storage"
+    ) from e
+  return Study(study, storage, str(where))
+
+
+def none_in(where: str | pathlib.Path) -> str:
+  """Says that no study is there."""
+  return (
+    f"there is no study in {hidden(str(where))}; give the --workdir, or the"
+    " --storage, of one"
+  )
+
+
+def _journal(optuna, path: str | pathlib.Path):
+  """A file's storage."""
+  path, journal = pathlib.Path(path), optuna.storages.journal
   # The lock is a file that is made exclusively, which NFS does since version 3.
   # Optuna's other one, a link, is never taken for abandoned where it leads
   # nowhere, as on a machine that has the folder under another name.
@@ -52,18 +108,31 @@ def open_study(path: pathlib.Path) -> Study:
     finally:
       lock.release()
   try:
-    storage = optuna.storages.JournalStorage(file)
-    study = optuna.create_study(
-      study_name=NAME,
-      storage=storage,
-      directions=("maximize", "minimize"),  # accuracy, score
-      load_if_exists=True,
-    )
+    return optuna.storages.JournalStorage(file)
   except (ValueError, KeyError, TypeError, AssertionError) as e:
     raise StudyError(
       f"{path} is not the journal of a study ({e!r}); give another --storage"
     ) from e
-  return Study(study, storage)
+
+
+def _database(optuna, url: str):
+  """A database's storage."""
+  try:
+    if url.startswith("redis"):
+      backend = optuna.storages.journal.JournalRedisBackend(url)
+      return optuna.storages.JournalStorage(backend)
+    return optuna.storages.get_storage(url)
+  except Exception as e:  # of many types, each database's own among them
+    raise StudyError(
+      f"{hidden(url)} cannot be opened ({_first_line(e)}); start the database"
+      " and install its package, or give a file or another address as"
+      " --storage"
+    ) from e
+
+
+def _first_line(e: Exception) -> str:
+  line = hidden((str(e).splitlines() or [""])[0])
+  return f"{type(e).__name__}: {line}"
 
 
 def kept_config(study: Study) -> dict[str, Any]:
@@ -94,6 +163,11 @@ def ask(
   params = {name: _choose(trial, name, c) for name, c in choices.items()}
   note(study, trial.number, params=params)
   return trial.number, params
+
+
+def suggest(study: Study, params: Mapping[str, Any]) -> None:
+  """The next trial that anyone asks for has these values."""
+  study.optuna.enqueue_trial(dict(params))
 
 
 def note(study: Study, number: int, **attributes: Any) -> None:

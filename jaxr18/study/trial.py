@@ -2,17 +2,20 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from jaxr18 import experiment, sources
 from jaxr18.cost.score import score
 from jaxr18.distillconfig import names
+from jaxr18.forecast import Outlook, outlook_of_network
 from jaxr18.searchconfig import candidate_config, dimensions, exact_score
 from jaxr18.study import halving, storage
 from jaxr18.study.storage import Study, StudyError
@@ -62,7 +65,7 @@ def find_work(
   workdir: pathlib.Path,
   trials: int,
 ) -> Work | None:
-  """A trial whose worker is gone, or a new one; None if none is wanted.
+  """A trial whose worker is gone, or a new one; None if none is wanted or left.
 
   Args:
     study: of the config.
@@ -74,11 +77,13 @@ def find_work(
     StudyError: candidates are over the budget, or fail, again and again.
   """
   with in_turn(workdir):
-    home = _home(workdir)
+    home, *older = _homes(workdir)
+    if not storage.lies_in(study, workdir):
+      older = []  # what a copy of the folder left running is the first one's
     rows = storage.rows(study)
     running = [row for row in rows if row["state"] == "running"]
     for row in running:
-      if row["home"] == home:
+      if row["home"] in (home, *older):
         if work := _take_up(study, row, config, workdir):
           return work
     rows = storage.rows(study)
@@ -112,33 +117,88 @@ def _take_up(study: Study, row, config, workdir) -> Work | None:
   return Work(number, row["params"], row["score"], folder, lock, True, 0)
 
 
-def _ask(study: Study, config, workdir: pathlib.Path, home: str) -> Work:
-  """A new candidate that is not over the budget.
+def _ask(study: Study, config, workdir: pathlib.Path, home: str) -> Work | None:
+  """A new candidate that is not over the budget; None where there is none left.
 
-  The sampler may choose the same one twice, which would train to the same bits.
+  The sampler may choose the same one twice, which would train to the same bits:
+  then one is drawn that the study has not had.
   """
   choices, budget = dimensions(config.search), config.search.score_budget
-  lowest = float("inf")
-  seen = [row["params"] for row in storage.rows(study)]
+  lowest, init = float("inf"), _init_of(config)
+  seen = {_key(row["params"]) for row in storage.rows(study)}
   for untrained in range(MOST_UNTRAINED):
+    if len(seen) >= math.prod(map(len, choices.values())):
+      break
     number, params = storage.ask(study, choices, config.seed, home=home)
-    if params in seen:
+    if _key(params) in seen:
       storage.finish(study, number, storage.SEEN)
+      rng = np.random.default_rng([config.seed, number])
+      if (other := _unseen(choices, seen, rng)) is not None:
+        storage.suggest(study, other)
       continue
-    seen.append(params)
-    exact = exact_score(candidate_config(config, params))
+    seen.add(_key(params))
+    exact = exact_score(candidate_config(config, params), init)
     if storage.charge(study, number, exact, budget):
       folder, lock = _folder(workdir, number), contextlib.ExitStack()
       lock.enter_context(alone_in(folder))
       return Work(number, params, exact, folder, lock, False, untrained)
     storage.finish(study, number, storage.OVER)
     lowest = min(lowest, exact)
+  rows = storage.rows(study)
+  if any(row["state"] in (*TRIED, "running") for row in rows):
+    if exhausted(rows, choices):
+      return None
+  lowest = min([lowest, *(r["score"] for r in rows if r["score"] is not None)])
+  if exhausted(rows, choices):
+    raise StudyError(
+      f"all {len(seen)} candidates are over config.search.score_budget"
+      f" (={budget}), the cheapest at {lowest:.6f}; raise it, or let the search"
+      " choose among more networks, in a new --workdir"
+    )
   raise StudyError(
     f"{MOST_UNTRAINED} candidates in a row were over"
-    f" config.search.score_budget (={budget}), the cheapest new one at"
-    f" {lowest:.6f}, or were seen before; raise it, or let the search choose"
-    " among more networks, in a new --workdir"
+    f" config.search.score_budget (={budget}), the cheapest at {lowest:.6f};"
+    " raise it, or let the search choose among more networks, in a new"
+    " --workdir"
   )
+
+
+def exhausted(rows, choices: Mapping[str, tuple]) -> bool:
+  """Whether a study has had every candidate that there is."""
+  seen = {_key(row["params"]) for row in rows}
+  return len(seen) >= math.prod(map(len, choices.values()))
+
+
+def _key(params: Mapping[str, Any]) -> tuple:
+  return tuple(sorted(params.items()))
+
+
+def _unseen(choices: Mapping[str, tuple], seen, rng) -> dict[str, Any] | None:
+  """A candidate that is not among those seen, drawn at random."""
+
+  def at(i: int) -> dict[str, Any]:
+    out = {}
+    for name, values in choices.items():
+      i, j = divmod(i, len(values))
+      out[name] = values[j]
+    return out
+
+  total = math.prod(map(len, choices.values()))
+  for _ in range(100):  # enough, unless most are seen
+    params = at(int(rng.integers(min(total, 2**62))))
+    if _key(params) not in seen:
+      return params
+  left = [i for i in range(min(total, 10**6)) if _key(at(i)) not in seen]
+  return at(int(rng.choice(left))) if left else None
+
+
+def _init_of(config) -> list[Outlook] | None:
+  """What candidates start from; nothing where they do not."""
+  return [
+    outlook_of_network(net, (name, i))
+    for name in names(config[config.phases[0]].init)
+    for i, net in enumerate(sources.load_other(name))
+  ]
 
 
 def train(
@@ -251,12 +311,30 @@ def _folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
   return folder
 
 
-def _home(workdir: pathlib.Path) -> str:
+def _homes(workdir: pathlib.Path) -> list[str]:
   """What tells this folder from another machine's, whatever both are named.
 
-  A trial is gone on with where its checkpoints are.
+  A trial is gone on with where its checkpoints are. A copy of the folder brings
+  the name along, in a file that is another one: it gets a name of its own, and
+  the names of what it was copied from follow.
   """
-  path = workdir / ".home"
-  if not path.exists() or not path.read_text():
-    path.write_text(uuid.uuid4().hex)
-  return path.read_text()
+  path, found = workdir / ".home", []
+  if path.exists():
+    inode, *found = path.read_text().split() or [""]
+    if found and inode == str(path.stat().st_ino):
+      return found
+    if not inode.isdecimal():  # of an earlier version, the name alone
+      found = [inode, *found] if inode else found
+      _write_homes(path, found)
+      return found
+  found = [uuid.uuid4().hex, *found]
+  path.unlink(missing_ok=True)
+  _write_homes(path, found)
+  return found
+
+
+def _write_homes(path: pathlib.Path, found: list[str]) -> None:
+  """Writes the names behind the number of the file itself."""
+  with path.open("a+") as f:
+    f.truncate(0)
+    f.write(" ".join([str(path.stat().st_ino), *found]))
