@@ -234,7 +234,7 @@ def _write_new(path: pathlib.Path, value: Any) -> None:
     directory = path.parent / name
     if latest := latest_step(directory):
       kept = directory / "checkpoints" / str(latest)
-      _, meta = checkpoint.read(kept)
+      meta = checkpoint.read_meta(kept)
       changed = changes(meta["config"], value)
       known = flatten(meta["config"])
       if late := [said for field, said in changed.items() if field in known]:
@@ -337,6 +337,10 @@ def run_phase(
     )  # fmt: skip
     write_together(done, info)
     return info
+  meta["sources"] = {
+    field: sources.identities(workdir, c[field])
+    for field in ("init", "rewind", "teacher", "others")
+  }
   teachers = teaching.load_teachers(c, workdir)
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
   steps = c.epochs * steps_per_epoch

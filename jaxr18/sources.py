@@ -1,5 +1,6 @@
 """Where a phase's network comes from: new, another phase's, another run's."""
 
+import hashlib
 import json
 import pathlib
 import re
@@ -84,18 +85,33 @@ def _load(workdir: pathlib.Path, source: str) -> list[Network]:
   file = paths.folder(source)
   if torch_weights.is_name(file):
     return [torch_weights.load(file)]
-  phases = _phases_of(workdir)
-  if source and source not in phases:
-    workdir, source = paths.folder(source), ""
-    phases = _phases_of(workdir)
-  directory = workdir / (source or phases[-1])
-  step = read_phase(directory)["step"]
-  arrays, meta = checkpoint.read(directory / "checkpoints" / str(step))
+  arrays, meta = checkpoint.read(_checkpoint_of(workdir, source))
   return [
     net
     for one in checkpoint.networks_from(arrays, meta)
     for net in ensemble.unstack(one)
   ]
+
+
+def _checkpoint_of(workdir: pathlib.Path, source: str) -> pathlib.Path:
+  phases = _phases_of(workdir)
+  if source and source not in phases:
+    workdir, source = paths.folder(source), ""
+    phases = _phases_of(workdir)
+  directory = workdir / (source or phases[-1])
+  return directory / "checkpoints" / str(read_phase(directory)["step"])
+
+
+def identities(workdir: pathlib.Path, source: str) -> list[str]:
+  """A hash of each network that `source` names, separated by commas."""
+
+  def identity(name: str) -> str:
+    file = paths.folder(name)
+    if torch_weights.is_name(file):
+      return hashlib.sha256(file.read_bytes()).hexdigest()
+    return checkpoint.read_meta(_checkpoint_of(workdir, name))["hash"]
+
+  return [identity(name) for name in names(source)]
 
 
 def _phases_of(workdir: pathlib.Path) -> list[str]:

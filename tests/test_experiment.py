@@ -389,6 +389,27 @@ class TestGoingOn:
     again = experiment.run(config, workdir)
     assert again["test_correct"] == result["test_correct"]
 
+  def test_a_teacher_that_has_changed_since(self, begun, tmp_path_factory):
+    """What is gone on with would be the work of two teachers."""
+    config, workdir, _ = begun
+    teacher = tmp_path_factory.mktemp("teacher") / "run"
+    other = tiny_run.phases("one")
+    experiment.run(other, teacher)
+    config.two.teacher, config.two.epochs = str(teacher), 2
+    result = experiment.run(config, workdir)
+    for path in ("result.json", "two/phase.json"):
+      (workdir / path).unlink()
+    shutil.move(teacher, teacher.with_name("before"))
+    other.seed = 1
+    experiment.run(other, teacher)
+    with pytest.raises(
+      checkpoint.CheckpointError, match="other networks: those of teacher have"
+    ):
+      experiment.run(config, workdir)
+    shutil.rmtree(teacher)
+    shutil.move(teacher.with_name("before"), teacher)
+    assert experiment.run(config, workdir)["test_loss"] == result["test_loss"]
+
   def test_a_damaged_start(self, begun):
     config, workdir, result = begun
     path = workdir / "starts.jsonl"

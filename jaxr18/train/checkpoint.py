@@ -171,6 +171,30 @@ def read(
   Raises:
     CheckpointError: missing, damaged, altered, or not one of ours.
   """
+  path = pathlib.Path(path).absolute()
+  meta, mend = read_meta(path), mend_checkpoint(path)
+  reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+  try:
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    args = ocp.args.PyTreeRestore(
+      restore_args=dict.fromkeys(meta["arrays"], as_numpy)
+    )
+    args = ocp.args.Composite(arrays=args)
+    arrays = reader.restore(_without_backslash(path), args)["arrays"]
+    arrays = {name: np.asarray(a) for name, a in arrays.items()}
+  except Exception as e:
+    raise CheckpointError(f"{path} is damaged ({_first(e)}); {mend}") from e
+  got, written = digest(arrays), meta["hash"]
+  if got != written:
+    raise CheckpointError(
+      f"{path} is damaged: its arrays have the hash {got[:12]}..., and"
+      f" {written[:12]}... was written; {mend}"
+    )
+  return arrays, meta
+
+
+def read_meta(path: str | os.PathLike) -> dict[str, Any]:
+  """The description of a checkpoint alone, as `read`."""
   _say_errors_once()
   path = pathlib.Path(path).absolute()
   mend = mend_checkpoint(path)
@@ -194,23 +218,7 @@ def read(
     raise CheckpointError(
       f"{path} is damaged: its description is not what was written; {mend}"
     )
-  try:
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    args = ocp.args.PyTreeRestore(
-      restore_args=dict.fromkeys(meta["arrays"], as_numpy)
-    )
-    args = ocp.args.Composite(arrays=args)
-    arrays = reader.restore(_without_backslash(path), args)["arrays"]
-    arrays = {name: np.asarray(a) for name, a in arrays.items()}
-  except Exception as e:
-    raise CheckpointError(f"{path} is damaged ({_first(e)}); {mend}") from e
-  got, written = digest(arrays), meta["hash"]
-  if got != written:
-    raise CheckpointError(
-      f"{path} is damaged: its arrays have the hash {got[:12]}..., and"
-      f" {written[:12]}... was written; {mend}"
-    )
-  return arrays, meta
+  return meta
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:

@@ -126,7 +126,7 @@ def train(
   latest, spent = manager.latest_step(), 0.0
   done = latest or 0
   if latest is not None:
-    state, spent = _restore(folder / str(done), state, dataset.fingerprint)
+    state, spent = _restore(folder / str(done), state, meta)
   metrics.go_on_from(done)
   lost = [
     step
@@ -232,7 +232,7 @@ def train(
   try:
     let_leave(done)
     for step in sorted(lost):  # lines that somebody removed, being damaged
-      kept, _ = _restore(folder / str(step), state, dataset.fingerprint)
+      kept, _ = _restore(folder / str(step), state, meta)
       validate(step, replicate(kept, mesh))
     _check_best(folder, manager.all_steps(), metrics)
     if writer is not None:
@@ -332,10 +332,21 @@ def _with_network(state: TrainState, net: Network, mesh: Mesh) -> TrainState:
 
 
 def _restore(
-  path: pathlib.Path, like: TrainState, fingerprint: str
+  path: pathlib.Path, like: TrainState, here: dict[str, Any]
 ) -> tuple[TrainState, float]:
-  """A checkpoint's state, as host arrays, and the seconds spent until it."""
+  """A checkpoint's state, as host arrays, and the seconds spent until it.
+
+  Args:
+    here: what a checkpoint of this run would say of itself.
+  """
   arrays, meta = checkpoint.read(path)
+  fingerprint, now = here["data"], here.get("sources", {})
+  before = meta.get("sources", now)  # older ones do not say
+  if others := [name for name in now if now[name] != before.get(name)]:
+    raise CheckpointError(
+      f"{path} was trained from other networks: those of {', '.join(others)}"
+      " have changed since; give those back, or give another --workdir"
+    )
   if meta["data"] != fingerprint:
     raise CheckpointError(
       f"{path} was trained on other images: it was begun with data of the"
