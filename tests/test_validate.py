@@ -92,6 +92,8 @@ BAD = [
   ("student.network.scale_multiple", 0, "raise it to 1"),
   ("student.dkd_beta", -1.0, "raise it to 0"),
   ("student.dkd_warmup", -1.0, "raise it to 0"),
+  ("student.estimate", -1, "raise it to 0"),
+  ("student.bounds.weight_decay", -1.0, "raise it to 0"),
   ("student.diversity", "logdet", "write 'log_det'"),
   ("student.swa_rate", 1.5, "lower it to 1"),
   ("student.feature_weight", 0.0, "raise it to 1e-09"),
