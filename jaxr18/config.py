@@ -397,7 +397,7 @@ PHASE = {
                    "swa_from on; 0 lets it fall to zero, and the mean is of "
                    "every step's weights, which is not SWA", 0, 1),
   "estimate": Knob(50, "batches that batch norm's statistics are estimated "
-                   "from before each checkpoint, where weights are averaged or "
+                   "from at each epoch's end, where weights are averaged or "
                    "values quantized; 0 keeps the running ones", 0, 10_000),
   "dtype": Knob("float32", "of convolutions and activations in training; "
                 "weights, statistics and sums are float32",

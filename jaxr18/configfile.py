@@ -135,15 +135,15 @@ def find(file: str, given: str = "") -> pathlib.Path:
 
 
 def catalog() -> str:
-  """The project's configs, one a line, with what they say of themselves."""
+  """The project's configs, a line each, with what they say of themselves."""
   lines = []
   for path in sorted(ROOT.glob("configs/*.py")):
     about = ast.get_docstring(ast.parse(path.read_text())) or ""
-    first = textwrap.fill(
-      " ".join(about.splitlines()[:1]), 79,
-      initial_indent=" " * 6, subsequent_indent=" " * 6,
-    )  # fmt: skip
-    lines.append(f"  configs/{path.name}\n{first}")
+    name = f"  configs/{path.name}".ljust(32)
+    first = " ".join(about.splitlines()[:1])
+    lines.append(
+      name + textwrap.shorten(first, 79 - len(name), placeholder=" ...")
+    )
   return "\n".join(lines)
 
 

@@ -89,7 +89,7 @@ def train(
       that follows, where there are any.
     gradients: of `make_train_step` with `only_gradients`, if `update` asks.
     estimate: network -> network with other statistics of batch norm; called
-      before each checkpoint with the network that is evaluated, and the state
+      at each epoch's end with the network that is evaluated, and the state
       has been created as `estimated`.
     select_from: the best network is one of this step or later.
     key, seed: of a population one for each member, whose batches follow from
@@ -169,11 +169,11 @@ def train(
     epoch = np.int32(step // steps_per_epoch)
     return gradients(state, teacher, batch(step, rows), key, epoch)
 
-  def save(step: int) -> None:
+  def save(step: int, ended: bool) -> None:
     nonlocal state
     if cached is not None:  # what the state was taught is there after a kill
       cached.flush()
-    if estimate is not None:
+    if ended and estimate is not None:  # others are never evaluated
       found = estimate(state.evaluated).batch_stats
       state = state.replace(statistics=replicate(found, mesh))
     arrays = checkpoint.flatten(state)
@@ -282,9 +282,10 @@ def train(
       stopping, due = _agreed(
         step, stop.received, time.monotonic() - last_save > every_seconds
       )
-      if stopping or due or i == steps_per_epoch - 1:
+      ended = i == steps_per_epoch - 1
+      if stopping or due or ended:
         look()
-        save(step + 1)
+        save(step + 1, ended)
         last_save = time.monotonic()
       if stopping:
         checkpoint.finish(manager)
@@ -292,7 +293,7 @@ def train(
     if not total:
       if latest is None:
         stop.leave = None
-        save(0)
+        save(0, ended=True)
         checkpoint.finish(manager)
       if metrics.empty:
         validate(0, state)

@@ -22,8 +22,8 @@ class TrainState:
     average: `net`'s moving average, or None.
     totals: sums over the epoch so far: loss, correct, count.
     projections: of the student's stage outputs to the teacher's, or None.
-    statistics: batch norm's, estimated for the network that is evaluated when
-      the state was last saved; None where the running ones serve.
+    statistics: batch norm's, estimated for the network that is evaluated at
+      the last epoch's end; None where the running ones serve.
 
   A population's has a leading member axis on every array.
   """
