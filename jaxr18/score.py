@@ -111,6 +111,11 @@ def _configured():
   from jaxr18.validate import validate
 
   config, missing = _CONFIG.value, {}
+  if "search" in config:
+    raise app.UsageError(
+      f"--config={_CONFIG.file} describes a search, of which each candidate has"
+      " a score; give the config.json of one, in trials/NUMBER of its workdir"
+    )
 
   def read(value: str):
     # Whatever is wrong with another run, the run itself will say.

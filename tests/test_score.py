@@ -558,6 +558,7 @@ class TestCommand:
     ("flags", "status", "message"),
     [
       (["--config=configs/quant.py:4"], 2, "runs/dense_narrow"),
+      (["--config=configs/search.py"], 2, "describes a search"),
       (["--config=configs/ensemble.py:runs/x,runs/y"], 2, "runs/y"),
       (["--config=configs/baseline.py", "--config.train.epochs=-1"], 2,
        "config.train.epochs"),
