@@ -1,5 +1,8 @@
 """Epochs in TensorBoard and Weights & Biases: each once, never in the way."""
 
+import os
+import pathlib
+import secrets
 import struct
 import types
 
@@ -8,6 +11,7 @@ import pytest
 from jaxr18 import writerconfig
 from jaxr18.config import base
 from jaxr18.configfile import ConfigError
+from jaxr18.train.files import MetricsFile
 from jaxr18.train.writers import Writer
 from jaxr18.validate import validate
 
@@ -70,18 +74,27 @@ def test_tensorboard_has_each_epoch_once_after_a_resume(tmp_path):
 
 
 class StubRun:
-  """What is used of a run of wandb."""
+  """What is used of a run of wandb, and what its server keeps by step."""
 
-  def __init__(self, **how):
-    self.how, self.logged, self.summary, self.fails = how, [], {}, False
+  def __init__(self, server, **how):
+    self.how, self.summary, self.fails = how, {}, False
+    self.offline = os.environ.get("WANDB_MODE") == "offline"
+    self.kept = {} if self.offline else server
+    self.step = max(self.kept, default=-1) + 1
+    folder = pathlib.Path(how["dir"], "wandb")
+    name = f"offline-run-{secrets.token_hex(4)}-{how['id']}"
+    self.dir = str(folder / name / "files")
+    if self.offline:
+      pathlib.Path(self.dir).mkdir(parents=True)
 
   def define_metric(self, name, step_metric):
     self.metric = name, step_metric
 
-  def log(self, numbers):
+  def log(self, numbers, step):
     if self.fails:
       raise OSError("no\nnetwork")
-    self.logged.append(numbers)
+    assert step == max(self.kept, default=-1) + 1
+    self.kept[step] = numbers
 
   def finish(self):
     self.how["finished"] = True
@@ -90,10 +103,10 @@ class StubRun:
 @pytest.fixture
 def wandb_runs(monkeypatch):
   """The runs that a stub of the package begins; the real one is slow."""
-  runs = []
+  runs, server = [], {}
 
   def init(**how):
-    runs.append(StubRun(**how))
+    runs.append(StubRun(server, **how))
     return runs[-1]
 
   stub = types.SimpleNamespace(init=init, Settings=dict)
@@ -113,12 +126,50 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_runs):
   assert before.how["id"] == after.how["id"] and after.how["resume"] == "allow"
   assert after.how["config"] == {"seed": 3} and after.how["finished"]
   assert after.metric == ("train/*", "train/step")
-  logged = [n["train/step"] for r in wandb_runs for n in r.logged]
+  logged = [n["train/step"] for n in after.kept.values()]
   assert logged == [6, 12, 18]
-  assert before.logged[0]["train/loss"] == 1 / 7
-  assert "train/train_accuracy" not in before.logged[0]
+  assert after.kept[0]["train/loss"] == 1 / 7
+  assert "train/train_accuracy" not in after.kept[0]
   assert after.summary["test_accuracy"] == 0.75
   assert after.summary["score/exact"] == 1
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_wandb_has_each_line_once(tmp_path, wandb_runs, monkeypatch, mode):
+  """Over two phases and three processes, one of them killed."""
+  monkeypatch.setenv("WANDB_MODE", mode)
+  metrics = {}
+
+  def process(phase, last, killed=False):
+    path = tmp_path / phase / "metrics.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    file = metrics[phase] = MetricsFile(path, True)
+    writer = Writer(tmp_path, ["wandb"], {})
+    writer.begin(phase, file.rows)
+    for step in range(file.last_step + 6, last + 6, 6):
+      file.write(row(step))
+      writer.row(phase, row(step))
+    if killed:  # before the line has left the machine
+      del wandb_runs[-1].kept[max(wandb_runs[-1].kept)]
+    else:
+      writer.close()
+
+  process("teacher", 12, killed=True)
+  process("teacher", 18)
+  process("student", 12)
+  found = [
+    (phase, numbers[f"{phase}/step"])
+    for _, numbers in sorted(wandb_runs[-1].kept.items())
+    for phase in ("teacher", "student")
+    if f"{phase}/step" in numbers
+  ]
+  assert found == [
+    ("teacher", 6), ("teacher", 12), ("teacher", 18), ("student", 6),
+    ("student", 12),
+  ]  # fmt: skip
+  assert len({run.how["id"] for run in wandb_runs}) == 1
+  folders = list((tmp_path / "wandb").glob("offline-run-*"))
+  assert len(folders) == (mode == "offline")  # the last, which has all
 
 
 def test_one_that_fails_is_left_and_the_other_goes_on(

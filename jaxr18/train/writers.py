@@ -10,13 +10,14 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from jaxr18.train.files import write_atomically
+from jaxr18.train.files import MetricsFile, write_atomically
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 
@@ -157,17 +158,22 @@ def _tensorboard(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
 def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
   """A run of Weights & Biases, the same after a resume.
 
-  Lines cannot be taken back there, so the last step of each phase is noted
-  before it is logged: a kill in between loses a line and doubles none.
+  A line's step there is its number in the run, counted over the phases. The
+  server says which step is its next, so a process that goes on sends what is
+  missing and nothing twice. Offline each process has a folder of its own: the
+  new one gets all lines, and those before it, which hold no more, are removed.
   """
   import wandb
 
   folder = workdir / "wandb"
   folder.mkdir(exist_ok=True)
   path = folder / "jaxr18.json"
-  state = {"id": secrets.token_hex(4), "steps": {}}
+  state = {"id": secrets.token_hex(4), "phases": []}
   if path.exists():
-    state = json.loads(path.read_text())
+    saved = json.loads(path.read_text())
+    # Its form before this one held the last step of each phase.
+    phases = saved.get("phases") or list(saved.get("steps", {}))
+    state = {"id": saved["id"], "phases": phases}
   write_atomically(path, json.dumps(state))
   run = wandb.init(
     project=os.environ.get("WANDB_PROJECT", "jaxr18"),
@@ -182,17 +188,33 @@ def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
     ),
   )
 
+  first = run.step  # that it does not have
+  number, begun = 0, set()
+
   def begin(phase: str, rows: Sequence[Row]) -> None:
+    if phase not in state["phases"]:
+      state["phases"].append(phase)
+      write_atomically(path, json.dumps(state))
+    for name in state["phases"][: state["phases"].index(phase)]:
+      if name not in begun:  # it was finished by an earlier process
+        send(name, MetricsFile(workdir / name / "metrics.jsonl", False).rows)
+    send(phase, rows)
+    if run.offline:
+      for old in folder.glob(f"offline-run-*-{state['id']}"):
+        if old != pathlib.Path(run.dir).parent:
+          shutil.rmtree(old)
+
+  def send(phase: str, rows: Sequence[Row]) -> None:
+    begun.add(phase)
     run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
     for row in rows:
       write(phase, row)
 
   def write(phase: str, row: Row) -> None:
-    if row["step"] <= state["steps"].get(phase, -1):
-      return
-    state["steps"][phase] = row["step"]
-    write_atomically(path, json.dumps(state))
-    numbers = {"step": row["step"]} | scalars(row)
-    run.log({f"{phase}/{k}": v for k, v in numbers.items()})
+    nonlocal number
+    if number >= first:
+      numbers = {"step": row["step"]} | scalars(row)
+      run.log({f"{phase}/{k}": v for k, v in numbers.items()}, step=number)
+    number += 1
 
   return _Sink(begin, write, run.summary.update, run.finish)
