@@ -18,7 +18,6 @@ import argparse
 import collections
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import random
@@ -33,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import results
 from jaxr18 import configfile, experiment, exporting, packed, workdir
 from jaxr18.cli import told
 from jaxr18.config import base, knobs
@@ -305,9 +305,7 @@ def main(argv: list[str]) -> int:
       "bad": bad,
       "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    results.write(result, args.out)
   return 1 if bad else 0
 
 

@@ -13,7 +13,6 @@ Exits with 1 where anything differs.
 import argparse
 import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -23,6 +22,8 @@ import sys
 import tempfile
 import time
 from typing import Any
+
+from benchmarks import results
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Operation and path, in the order in which a run meets them.
@@ -248,9 +249,7 @@ def main(argv: list[str]) -> int:
         v: importlib.metadata.version(v) for v in ("jax", "orbax-checkpoint")
       },
     }
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    results.write(result, args.out)
   return 1 if differences else 0
 
 

@@ -82,8 +82,7 @@ def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
   )
   if paths.remote(path):
     raise DataError(
-      f"the folder of data sets (={path}) must lie on a file system of this"
-      " machine; mount it (gcsfuse, s3fs, rclone mount), and give that path by"
+      f"the folder of data sets (={path}) {paths.LOCAL}; {paths.MOUNT} by"
       " --config.data.dir or TFDS_DATA_DIR"
     )
   return paths.folder(path)

@@ -155,11 +155,7 @@ def _check_local(rest: list[str]) -> None:
   given += [("the argument", value) for value in rest[1:]]
   for name, value in given:
     if name != "--storage" and isinstance(value, str) and paths.remote(value):
-      _fail(
-        2,
-        f"{name} (={value}) must lie on a file system of this machine; mount it"
-        " (gcsfuse, s3fs, rclone mount) and give that path",
-      )
+      _fail(2, f"{name} (={value}) {paths.LOCAL}; {paths.MOUNT}")
 
 
 def _without_x64() -> None:

@@ -116,10 +116,7 @@ class Knob:
       else:  # nan
         yield must, hint
     elif self.kind is str and not self.regex and paths.remote(value):
-      yield (
-        f"{which}must lie on a file system of this machine",
-        "mount it (gcsfuse, s3fs, rclone mount) and give that path",
-      )
+      yield f"{which}{paths.LOCAL}", paths.MOUNT
     elif self.regex and (fault := patterns.fault(value)):
       yield f"{which}must be a regex ({fault})", "mend it"
 

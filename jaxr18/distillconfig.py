@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from jaxr18.paths import names as names
+from jaxr18.paths import names
 
 TEACHING = ("teacher", "self_teach", "teacher_cache", "kd_loss", "kd_weight",
             "features", "others", "diversity_weight", "mixup", "ema_decay",

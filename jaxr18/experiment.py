@@ -34,10 +34,11 @@ from jaxr18 import (
 from jaxr18.compress import ensemble, factorize, gradual, prune
 from jaxr18.config import FREE, completed, flatten, within
 from jaxr18.cost import score as score_lib
-from jaxr18.distillconfig import factors, member_seeds, names
+from jaxr18.distillconfig import factors, member_seeds
 from jaxr18.netconfig import quantized
 from jaxr18.network import Network
 from jaxr18.nn import conv, machine
+from jaxr18.paths import names
 from jaxr18.pruneconfig import make_plan
 from jaxr18.spec import HALF_BITS, NetSpec
 from jaxr18.train import checkpoint, starts

@@ -17,8 +17,9 @@ import numpy as np
 from jaxr18 import sources
 from jaxr18.compress import ensemble
 from jaxr18.cost.several import ensemble_score
-from jaxr18.distillconfig import factors, member_seeds, names
+from jaxr18.distillconfig import factors, member_seeds
 from jaxr18.network import Network
+from jaxr18.paths import names
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import Evaluation, count, predict
 

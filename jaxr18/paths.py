@@ -12,6 +12,10 @@ import os
 import pathlib
 import re
 
+# What a name must be that `remote` refuses, and how to mend it.
+LOCAL = "must lie on a file system of this machine"
+MOUNT = "mount it (gcsfuse, s3fs, rclone mount) and give that path"
+
 # A character, or a backslash and the character that it takes.
 _TOKEN = re.compile(r"\\?.", re.DOTALL)
 

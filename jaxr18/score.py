@@ -106,7 +106,6 @@ def _configured():
   """
   from jaxr18 import sources
   from jaxr18.configfile import ConfigError
-  from jaxr18.distillconfig import names
   from jaxr18.forecast import outlook_of_network
   from jaxr18.validate import validate
 
@@ -137,7 +136,7 @@ def _configured():
       f" cannot be read: {'; '.join(missing.values())}; run that first, or take"
       f" its name away, such as by --config.{phase}.init="
     )
-  return bool(names(config[phase].ensemble.members)), found
+  return bool(paths.names(config[phase].ensemble.members)), found
 
 
 def _finished():

@@ -13,9 +13,9 @@ from jaxr18 import network, paths, torch_weights
 from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.configfile import ConfigError
-from jaxr18.distillconfig import names
 from jaxr18.inputs import read_bytes
 from jaxr18.network import Network
+from jaxr18.paths import names
 from jaxr18.spec import BOUNDS, NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train.files import read_phase

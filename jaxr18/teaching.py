@@ -11,8 +11,8 @@ from jaxr18 import sources
 from jaxr18.compress import distill
 from jaxr18.compress.teacher_table import CachedTeacher
 from jaxr18.configfile import ConfigError
-from jaxr18.distillconfig import names
 from jaxr18.network import Network, stage_features, stage_sides
+from jaxr18.paths import names
 from jaxr18.train.step import Teachers
 from jaxr18.train.stop import Stopped, StopSignal
 

@@ -22,7 +22,7 @@ from jaxr18.config import (
   within,
 )
 from jaxr18.configfile import ConfigError as ConfigError
-from jaxr18.distillconfig import check_members, check_teaching, names
+from jaxr18.distillconfig import check_members, check_teaching
 from jaxr18.forecast import (
   Outlook,
   check_features,
@@ -32,6 +32,7 @@ from jaxr18.forecast import (
 )
 from jaxr18.netconfig import CHANNELS, CLASSES, check_network
 from jaxr18.netconfig import network_spec as network_spec
+from jaxr18.paths import names
 from jaxr18.pruneconfig import check_prune
 from jaxr18.quantconfig import check_calibration, check_learned, check_quantize
 from jaxr18.searchconfig import check_search, exact_score, extremes

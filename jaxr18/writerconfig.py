@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 
-from jaxr18.distillconfig import names
+from jaxr18.paths import names
 
 # The package of each, which the extra of the same name installs.
 WRITERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}

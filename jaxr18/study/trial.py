@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxr18 import experiment, sources
 from jaxr18.cost.score import score
-from jaxr18.distillconfig import names
 from jaxr18.forecast import Outlook, outlook_of_network
+from jaxr18.paths import names
 from jaxr18.searchconfig import candidate_config, dimensions, exact_score
 from jaxr18.study import halving, storage
 from jaxr18.study.storage import Study, StudyError

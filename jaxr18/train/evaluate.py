@@ -14,7 +14,7 @@ from jaxr18.compress import ensemble, integer
 from jaxr18.compress.fold import fold
 from jaxr18.network import Network, forward
 from jaxr18.spec import HALF_BITS, NetSpec
-from jaxr18.train.files import NotFiniteError
+from jaxr18.train.files import STEADIER, NotFiniteError
 from jaxr18.train.step import replicate, shard
 
 
@@ -150,6 +150,5 @@ def check_finite(logits: np.ndarray) -> None:
     raise NotFiniteError(
       f"the network's logits are not finite for {len(bad)} of {len(logits)}"
       f" images, the first of them number {bad[0]}: nothing is counted;"
-      " train again in a new --workdir, with a lower learning_rate, a longer"
-      " warmup_epochs or a clip_norm of 1"
+      f" train again in a new --workdir, with {STEADIER}"
     )

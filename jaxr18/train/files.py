@@ -16,6 +16,8 @@ from jaxr18 import sealed
 from jaxr18.inputs import check_file, is_plain, make_way
 
 _PATIENCE = 60  # seconds to wait for another process's file
+# What keeps numbers finite in a training that has lost them.
+STEADIER = "a lower learning_rate, a longer warmup_epochs or a clip_norm of 1"
 
 
 class CheckpointError(Exception):
@@ -170,8 +172,8 @@ def to_json(value: Any, what: Any, indent: int | None = None) -> str:
   except ValueError as e:
     raise NotFiniteError(
       f"{what} is not written: {not_finite(value) or e}, and a number that can"
-      " be compared is expected; train again in a new --workdir, with a lower"
-      " learning_rate, a longer warmup_epochs or a clip_norm of 1"
+      " be compared is expected; train again in a new --workdir, with"
+      f" {STEADIER}"
     ) from e
 
 

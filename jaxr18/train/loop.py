@@ -26,6 +26,7 @@ from jaxr18.network import Network, apply_masks
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
 from jaxr18.train.files import (
+  STEADIER,
   CheckpointError,
   MetricsFile,
   NotFiniteError,
@@ -387,6 +388,6 @@ def _not_finite(manager, phase: str, step: int, what: str) -> TrainingError:
   if good is None:
     left = "there is no checkpoint yet"
   return TrainingError(
-    f"{phase}: {what} at step {step}; {left}; try a lower learning_rate, a"
-    " longer warmup_epochs or a clip_norm of 1, in a new --workdir"
+    f"{phase}: {what} at step {step}; {left}; try {STEADIER}, in a new"
+    " --workdir"
   )
