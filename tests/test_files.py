@@ -10,8 +10,10 @@ import pytest
 
 from jaxr18.configfile import ConfigError, from_json
 from jaxr18.inputs import read_bytes
+from jaxr18.train import starts
 from jaxr18.train.files import (
   CheckpointError,
+  MetricsFile,
   read_phase,
   try_writing,
   write_atomically,
@@ -100,7 +102,8 @@ class TestTrial:
 class TestReading:
   @pytest.mark.parametrize("make", [os.mkfifo, None])
   def test_no_pipe_and_no_device(self, tmp_path, make):
-    for name in ("config.json", "result.json", "phase.json"):
+    for name in ("config.json", "result.json", "phase.json", "starts.jsonl",
+                 "metrics.jsonl"):  # fmt: skip
       if make:
         make(tmp_path / name)
       else:
@@ -111,6 +114,11 @@ class TestReading:
       read_result(tmp_path)
     with pytest.raises(ConfigError, match="expected a file"):
       from_json(tmp_path / "config.json")
+    told = f"cannot read {tmp_path}/.*expected a file"
+    with pytest.raises(CheckpointError, match=told):
+      starts.read(tmp_path)
+    with pytest.raises(CheckpointError, match=told):
+      MetricsFile(tmp_path / "metrics.jsonl", writes=False)
 
   def test_a_file_behind_a_link(self, tmp_path):
     (tmp_path / "there").write_text(json.dumps({"a": 1}))

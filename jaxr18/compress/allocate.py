@@ -141,7 +141,8 @@ def allocate(
     if odd := {b: loss for b, loss in row.items() if not math.isfinite(loss)}:
       raise ValueError(
         f"{unit}: the loss by bits must be finite, got {odd}; the network's"
-        " weights or statistics are not finite: take an earlier checkpoint"
+        " weights or statistics are not finite: train it again at a lower"
+        " learning_rate"
       )
   tables = {}
   units = [unit for unit, _ in spec.units()]

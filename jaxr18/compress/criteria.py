@@ -132,8 +132,7 @@ def check_finite(scores: Mapping[str, np.ndarray]) -> None:
         f"{name}: scores must be finite, and {np.count_nonzero(bad)} of its"
         f" {bad.size} are not (the first is {np.asarray(s)[first]} at"
         f" {list(first)}); the network's weights or its gradients are not"
-        " finite: prune from an earlier checkpoint, or train at a lower"
-        " learning_rate"
+        " finite: train it again at a lower learning_rate"
       )
 
 

@@ -47,6 +47,18 @@ def writing(path: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
     ) from e
 
 
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+  """As `writing`, of a file that the run has written before."""
+  try:
+    yield
+  except OSError as e:
+    raise CheckpointError(
+      f"cannot read {path}: {e.strerror or e}; mend it, or give another"
+      " --workdir"
+    ) from e
+
+
 def write_atomically(
   path: pathlib.Path, content: str | bytes, flag: str = "--workdir"
 ) -> None:
@@ -372,7 +384,7 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """All whole lines of a phase's metrics.jsonl, in the order of steps."""
   if not path.exists():
     return []
-  with writing(path):
+  with reading(path):
     lines = sealed.read_lines(path, sealed.demanded(path.parents[1]))
   damaged, last = dict(lines.damaged), -1
   for number, row in zip(lines.numbers, lines.rows, strict=True):

@@ -147,7 +147,7 @@ def train(
       (step, loss), in_flight = in_flight, None
       loss = np.asarray(loss)
       if not np.isfinite(loss).all():
-        raise _not_finite(manager, phase, step, f"the loss is {loss}")
+        raise _not_finite(manager, folder, phase, step, f"the loss is {loss}")
       reporter.step(step, batch_size * loss.size, float(loss.mean()))
 
   def order_of(epoch: int) -> np.ndarray:
@@ -180,7 +180,7 @@ def train(
     arrays = checkpoint.flatten(state)
     for name, array in arrays.items():
       if not np.isfinite(array).all():
-        raise _not_finite(manager, phase, step, f"{name} is not finite")
+        raise _not_finite(manager, folder, phase, step, f"{name} is not finite")
     seconds = spent + time.monotonic() - began
     checkpoint.save(manager, step, arrays, meta | {"seconds": seconds})
 
@@ -203,7 +203,7 @@ def train(
           )
         except NotFiniteError as e:
           what = "a logit of the validation images is not finite"
-          raise _not_finite(manager, phase, step, what) from e
+          raise _not_finite(manager, folder, phase, step, what) from e
         if isinstance(seed, tuple):
           each = [one.accuracy for one in found]
           row["validation_accuracies"] = each
@@ -381,10 +381,12 @@ def _agreed(step: int, *wishes: bool) -> tuple[bool, ...]:
   return tuple(everyone.any(axis=0).tolist())
 
 
-def _not_finite(manager, phase: str, step: int, what: str) -> TrainingError:
+def _not_finite(
+  manager, folder: pathlib.Path, phase: str, step: int, what: str
+) -> TrainingError:
   checkpoint.finish(manager)
   good = manager.latest_step()
-  left = f"the last good checkpoint is step {good} in {manager.directory}"
+  left = f"the last good checkpoint is step {good} in {folder}"
   if good is None:
     left = "there is no checkpoint yet"
   return TrainingError(

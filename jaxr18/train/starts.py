@@ -11,7 +11,7 @@ import pathlib
 from typing import Any
 
 from jaxr18 import sealed
-from jaxr18.train.files import CheckpointError, write_atomically, writing
+from jaxr18.train.files import CheckpointError, reading, write_atomically
 
 
 def path_of(workdir: pathlib.Path) -> pathlib.Path:
@@ -27,7 +27,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   path = path_of(workdir)
   if not path.exists():
     return []
-  with writing(path):
+  with reading(path):
     rows, _, damaged = sealed.read_lines(path, sealed.demanded(workdir))
   if damaged:
     first = min(damaged)
