@@ -16,10 +16,9 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from jaxr18 import paths
+from jaxr18 import paths, sealed
 from jaxr18.config import Knob, base, completed, knobs, plain
 from jaxr18.inputs import read_bytes
-from jaxr18.sealed import VERSION
 
 PACKAGE = pathlib.Path(__file__).parent
 # configs/ is in the package where that is installed, beside it in a checkout.
@@ -154,10 +153,10 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
     ConfigError: it cannot be read, or is no config.
   """
   try:
-    values = json.loads(read_bytes(path))
-    version = values.pop("version", VERSION)
-    if version != VERSION:
-      raise ValueError(f"version is {version!r}, expected {VERSION}")
+    values = sealed.parse(read_bytes(path))
+    version = values.pop("version", sealed.VERSION)
+    if version != sealed.VERSION:
+      raise ValueError(f"version is {version!r}, expected {sealed.VERSION}")
     config = base(tuple(values["phases"]), search="search" in values)
     values = completed(values)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

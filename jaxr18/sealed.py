@@ -23,6 +23,18 @@ class SealError(ValueError):
   """Content that is not what was written."""
 
 
+def parse(text: str | bytes) -> Any:
+  """What JSON holds, from a file that may be damaged.
+
+  Raises:
+    ValueError: it is no JSON.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as e:
+    raise SealError("it is nested too deeply") from e
+
+
 class Lines(NamedTuple):
   """What a file of JSON lines holds.
 
@@ -69,7 +81,7 @@ def unseal(value: Any, digits: int, demanded: bool) -> dict[str, Any]:
 def demanded(workdir: pathlib.Path) -> bool:
   """Whether all small files of a workdir must have a hash."""
   try:
-    return "version" in json.loads(read_bytes(workdir / "config.json"))
+    return "version" in parse(read_bytes(workdir / "config.json"))
   except (OSError, ValueError, TypeError):
     return False
 
@@ -81,7 +93,7 @@ def read(path: pathlib.Path, demanded: bool) -> dict[str, Any]:
     OSError: it cannot be read.
     ValueError: it is no JSON, or a SealError.
   """
-  return unseal(json.loads(read_bytes(path)), FILE, demanded)
+  return unseal(parse(read_bytes(path)), FILE, demanded)
 
 
 def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
@@ -100,13 +112,11 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
     if not text.strip():
       continue
     try:
-      rows.append(unseal(json.loads(text), LINE, demanded))
+      rows.append(unseal(parse(text), LINE, demanded))
       numbers.append(i)
     except ValueError as e:
       if i <= len(whole):
         damaged[i] = str(e)
-    except RecursionError:
-      damaged[i] = "it is nested too deeply"
   return Lines(rows, numbers, damaged)
 
 

@@ -1,7 +1,6 @@
 """Where a phase's network comes from: new, another phase's, another run's."""
 
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Collection
@@ -9,7 +8,7 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 
-from jaxr18 import network, paths, torch_weights
+from jaxr18 import network, paths, sealed, torch_weights
 from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, shrink
 from jaxr18.configfile import ConfigError
@@ -117,7 +116,7 @@ def identities(workdir: pathlib.Path, source: str) -> list[str]:
 def _phases_of(workdir: pathlib.Path) -> list[str]:
   path = workdir / "config.json"
   try:
-    return json.loads(read_bytes(path))["phases"]
+    return sealed.parse(read_bytes(path))["phases"]
   except (OSError, ValueError, TypeError, KeyError) as e:
     raise checkpoint.CheckpointError(
       f"{workdir} holds no run: {path} cannot be read ({e!r}); give the"

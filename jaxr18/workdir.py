@@ -1,6 +1,5 @@
 """What a finished run leaves for people and for other runs."""
 
-import json
 import pathlib
 import shlex
 from typing import Any
@@ -23,7 +22,7 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any]:
   """
   path = workdir / "result.json"
   try:
-    result = json.loads(read_bytes(path))
+    result = sealed.parse(read_bytes(path))
     demanded = "format" in result or sealed.demanded(workdir)
     result = sealed.unseal(result, sealed.FILE, demanded)
   except FileNotFoundError as e:

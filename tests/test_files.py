@@ -120,6 +120,16 @@ class TestReading:
     with pytest.raises(CheckpointError, match=told):
       MetricsFile(tmp_path / "metrics.jsonl", writes=False)
 
+  def test_what_is_nested_too_deeply(self, tmp_path):
+    for name in ("config.json", "result.json", "phase.json"):
+      (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+      read_phase(tmp_path)
+    with pytest.raises(WorkdirError, match="nested too deeply"):
+      read_result(tmp_path)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+      from_json(tmp_path / "config.json")
+
   def test_a_file_behind_a_link(self, tmp_path):
     (tmp_path / "there").write_text(json.dumps({"a": 1}))
     (tmp_path / "link").symlink_to(tmp_path / "there")
