@@ -295,8 +295,9 @@ PHASE = {
                      "squared error of each channel is least, or learned, one "
                      "end a layer or a channel", choices=W_SCALES),
   },
-  "init": Knob("", "start from this earlier phase, workdir or .pth file; of "
-               "several, comma-separated, from the mean of their weights"),
+  "init": Knob("", "start from this earlier phase, workdir or file of "
+               "PyTorch's weights; of several, comma-separated, from the mean "
+               "of their weights"),
   "rewind": Knob("", "then take the numbers of this one, under init's masks"),
   "shrink": Knob(False, "the network is init's without the channels that it "
                  "has masked; of `network`, bits alone hold"),
@@ -341,8 +342,9 @@ PHASE = {
   },
   "group_lasso": Knob(0.0, "weight of the group lasso on batch norm's scales",
                       0, 10),
-  "teacher": Knob("", "distil from this earlier phase, workdir or .pth file; "
-                  "of several, comma-separated, from their mean probability"),
+  "teacher": Knob("", "distil from this earlier phase, workdir or file of "
+                  "PyTorch's weights; of several, comma-separated, from their "
+                  "mean probability"),
   "self_teach": Knob(False, "the student's own average teaches; needs "
                      "ema_decay"),
   "teacher_cache": Knob("none", "keeps the teacher's logits of each view in "

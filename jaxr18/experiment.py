@@ -1,6 +1,7 @@
 """An experiment from its config to its result: train, test, score.
 
-The only place that reads a config; below it are plain arguments.
+What trains knows no config: `teaching`, `members` and this file read it, once
+it is validated, and pass on plain arguments.
 """
 
 import contextlib

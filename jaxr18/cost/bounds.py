@@ -56,7 +56,7 @@ class Bounds:
     return out
 
   def to_json(self) -> str:
-    return json.dumps(self.as_dict())
+    return json.dumps(self.as_dict(), allow_nan=False)
 
   def table(self) -> str:
     """Says what is not known; there is no table by layer."""

@@ -1,4 +1,4 @@
-"""The page as Markdown, for a repository or an issue.
+"""The page as Markdown, for a repository or a wiki.
 
 Texts of runs are escaped: a name is shown as it is, and is no markup.
 """
