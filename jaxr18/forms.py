@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxr18 import patterns
-from jaxr18.spec import ConvSpec, NetSpec, check
+from jaxr18.spec import ConvSpec, NetSpec, check, decide
 
 Rules = Sequence[tuple[str, str]]  # (regex on layer paths, form)
 
@@ -54,14 +54,7 @@ def with_forms(spec: NetSpec, rules: Rules) -> NetSpec:
       does not fit a layer's channels.
   """
   paths = [path for path, _ in convolutions(spec)]
-  first = {p: next((r for r in rules if re.fullmatch(r[0], p)), None)
-           for p in paths}  # fmt: skip
-  for rule in rules:
-    if not any(rule is r for r in first.values()):
-      raise ValueError(
-        f"rule {tuple(rule)} decides no layer (an earlier rule may take them"
-        f" all); the layers are {paths}"
-      )
+  first = decide(rules, paths)
   inputs = in_features(spec)
 
   def set_form(path: str, conv: ConvSpec) -> ConvSpec:

@@ -441,6 +441,45 @@ def _check_ints(path: str, holder: Any, names: Sequence[str]) -> None:
       raise ValueError(f"{path}: {name} (={value!r}) must be an int above 0")
 
 
+def decide(
+  rules: Sequence[tuple],
+  paths: Sequence[str],
+  what: str = "rule",
+  end: tuple | None = None,
+) -> dict[str, tuple | None]:
+  """The first rule whose regex, its first entry, matches a whole path.
+
+  Args:
+    rules: in their order.
+    paths: of the layers.
+    what: names a rule in an error.
+    end: where each layer needs a rule, one to end with.
+
+  Returns:
+    By path; None where no rule matches and none is needed.
+
+  Raises:
+    ValueError: a layer without a rule that it needs, or a rule that decides no
+      layer.
+  """
+  first = {}
+  for path in paths:
+    matching = (i for i, r in enumerate(rules) if re.fullmatch(r[0], path))
+    first[path] = next(matching, None)
+    if first[path] is None and end is not None:
+      raise ValueError(
+        f"no {what} matches layer {path!r}; the rules are"
+        f" {[r[0] for r in rules]}; end them with {end}"
+      )
+  for i, rule in enumerate(rules):
+    if i not in first.values():
+      raise ValueError(
+        f"{what} {tuple(rule)} decides no layer (an earlier rule may take them"
+        f" all); the layers are {list(paths)}"
+      )
+  return {path: None if i is None else rules[i] for path, i in first.items()}
+
+
 def with_bits(
   spec: NetSpec,
   rules: Sequence[tuple[str, int, int]],
@@ -457,30 +496,15 @@ def with_bits(
     ValueError: a layer that no rule matches, or a rule that decides no layer.
   """
   paths = [path for path, _ in spec.units()]
-  used = set()
+  first = decide(rules, paths, "bits rule", end=(".*", 32, 32))
   bits = {}
-  for path in paths:
-    for i, (pattern, w_bits, a_bits) in enumerate(rules):
-      if re.fullmatch(pattern, path):
-        bits[path] = {
-          "w_bits": w_bits,
-          "a_bits": a_bits,
-          "scales": scales if a_bits < HALF_BITS else SCALES[0],
-          "w_scales": w_scales if 1 < w_bits < HALF_BITS else W_SCALES[0],
-        }
-        used.add(i)
-        break
-    else:
-      raise ValueError(
-        f"no bits rule matches layer {path!r}; the rules are"
-        f" {[r[0] for r in rules]}; end them with ('.*', 32, 32)"
-      )
-  for i, rule in enumerate(rules):
-    if i not in used:
-      raise ValueError(
-        f"bits rule {tuple(rule)} decides no layer (an earlier rule may take"
-        f" them all); the layers are {paths}"
-      )
+  for path, (_, w_bits, a_bits) in first.items():
+    bits[path] = {
+      "w_bits": w_bits,
+      "a_bits": a_bits,
+      "scales": scales if a_bits < HALF_BITS else SCALES[0],
+      "w_scales": w_scales if 1 < w_bits < HALF_BITS else W_SCALES[0],
+    }
   spec = dataclasses.replace(
     spec,
     stem=dataclasses.replace(spec.stem, **bits["stem"]),

@@ -22,6 +22,7 @@ from jaxr18.spec import (
   NetSpec,
   check,
   compound_scale,
+  decide,
   has_bound,
   resnet,
   resnet18,
@@ -359,6 +360,13 @@ class TestBits:
     assert "decides no layer" in str(e.value)
     for path, _ in SMALL.units():
       assert path in str(e.value)
+
+  def test_where_no_rule_is_needed(self):
+    rules = [("a", 1), ("a|b", 2), ("c", 3)]
+    found = decide(rules, ["b", "a", "c", "ab"])
+    assert found == {"b": rules[1], "a": rules[0], "c": rules[2], "ab": None}
+    with pytest.raises(ValueError, match=r"rule \('a', 1\) decides no layer"):
+      decide(rules, ["b", "c"])
 
   def test_bits_are_checked(self):
     with pytest.raises(ValueError, match=r"stem: w_bits \(=9\) must be one"):

@@ -5,12 +5,12 @@ always the best so many of a layer.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxr18.compress.criteria import Scores, check_finite
+from jaxr18.spec import decide
 
 NAMES = ("uniform", "per_output", "global", "erk", "lamp", "explicit")
 
@@ -212,15 +212,8 @@ def _check(name, scores, density, floor):
 
 
 def _explicit(paths, rules) -> dict[str, float]:
-  first = {
-    p: next((r for r in rules if re.fullmatch(r[0], p)), None) for p in paths
-  }
+  first = decide(rules, paths)
   for rule in rules:
-    if not any(rule is r for r in first.values()):
-      raise ValueError(
-        f"rule {tuple(rule)} decides no layer (an earlier one may take them"
-        f" all); the layers are {paths}"
-      )
     if not 0 < rule[1] <= 1:
       raise ValueError(
         f"rule {tuple(rule)}: the density must be above 0 and at most 1"
