@@ -27,9 +27,9 @@ def folder(name: str) -> pathlib.Path:
   return path.absolute() if str(path).startswith("~") else path
 
 
-def remote(name: str) -> bool:
+def remote(name: str | os.PathLike) -> bool:
   """Whether a name is the address of a store that no file system shows."""
-  return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+  return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(name)) is not None
 
 
 def names(text: str) -> tuple[str, ...]:
