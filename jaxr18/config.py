@@ -244,10 +244,10 @@ EXPERIMENT = {
     "validation": Knob(5000, "training images held out to select on",
                        0, 49_999),
     "split_seed": Knob(0, "of the validation split", 0, 2**31 - 1),
-    "order": Knob("content", "of CIFAR-10's images, which split and batches "
-                  "follow: by a hash of image and label, the same for every "
-                  "copy; or by the folder's numbers, as runs before had it",
-                  choices=("content", "folder")),
+    "order": Knob("content", "of CIFAR-10's images before they are split: by "
+                  "a hash of image and label, which is the same for every "
+                  "copy; or by their numbers in the folder, as in runs that "
+                  "are older than this field", choices=("content", "folder")),
     "limit": Knob(0, "use so many images of each split; 0 is all",
                   0, 1_000_000),
   },
@@ -350,9 +350,10 @@ PHASE = {
   "teacher_cache": Knob("none", "keeps the teacher's logits of each view in "
                         "the workdir, filled as they are needed or at once",
                         choices=("none", "lazy", "full")),
-  "kd_loss": Knob("kd", "Hinton's soft loss; the decoupled one, beside cross "
-                  "entropy of weight 1, as its authors have it; or in its "
-                  "place by kd_weight", choices=("kd", "dkd", "dkd_mixed")),
+  "kd_loss": Knob("kd", "kd is Hinton's soft loss; dkd the decoupled one "
+                  "beside cross entropy, each of weight 1, as its authors have "
+                  "it; dkd_mixed the decoupled one in the place of kd",
+                  choices=("kd", "dkd", "dkd_mixed")),
   "kd_weight": Knob(0.9, "weight of the soft loss, and 1 - it of cross "
                     "entropy, if there is a teacher; not of dkd", 0, 1),
   "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),
@@ -365,8 +366,9 @@ PHASE = {
   "feature_weight": Knob(1.0, "weight of the loss on stage outputs", 1e-9, 1e6),
   "others": Knob("", "comma-separated phases or workdirs that the student is "
                  "to differ from, as members of an ensemble"),
-  "diversity": Knob("cosine", "the likeness to the others: of wrong answers, "
-                    "their cosine or Pang's log-determinant of all cosines",
+  "diversity": Knob("cosine", "how the likeness is measured, of the wrong "
+                    "classes' probabilities: the cosine to the others' mean, "
+                    "or Pang's log-determinant of all members' cosines",
                     choices=("cosine", "log_det")),
   "diversity_weight": Knob(0.0, "weight of the likeness to the others", 0, 1e3),
   "mixup": Knob(0.0, "alpha of the Beta distribution of mixed images' shares; "
@@ -392,8 +394,8 @@ PHASE = {
                     "evaluated; 0 is off", 0, 0.99999),
   "swa_from": Knob(1.0, "share of the phase from which the averaged weights "
                    "are the plain mean of each epoch's last; 1 is off", 0, 1),
-  "swa_rate": Knob(0.5, "factor of learning_rate at which it stays from "
-                   "swa_from on; 0 lets it fall to zero, and the mean is of "
+  "swa_rate": Knob(0.5, "from swa_from on the rate stays at this factor of "
+                   "learning_rate; 0 lets it fall to zero, and the mean is of "
                    "every step's weights, which is not SWA", 0, 1),
   "estimate": Knob(50, "batches that batch norm's statistics are estimated "
                    "from at each epoch's end, where weights are averaged or "
@@ -525,10 +527,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def completed(saved: dict[str, Any]) -> dict[str, Any]:
   """A saved config with the fields that there were not yet when it was saved.
 
-  They are as everything was then: their defaults, but for the order of
-  CIFAR-10's images, batch norm's statistics, which were the running ones, and
-  averages, which were of all steps under a falling rate. DKD was what is called
-  dkd_mixed now. What is no section where one should be stays as it is.
+  Such a field has the value that does what runs did then. That is its default
+  but for four: CIFAR-10's images were in the folder's order, batch norm's
+  statistics were the running ones, averages were of all steps under a falling
+  rate, and DKD was what is called dkd_mixed now. A value that stands where a
+  section should be stays as it is.
   """
   search = "search" in saved
   whole = json.loads(base(tuple(saved["phases"]), search).to_json())

@@ -28,6 +28,7 @@ from jaxr18 import (
   data,
   members,
   network,
+  paths,
   sealed,
   sources,
   teaching,
@@ -203,10 +204,11 @@ def check_config(
   }
   if late:
     what = "is finished" if finished else f"has begun {', '.join(begun)}"
+    kept = shlex.quote(f"--config={paths.escaped(str(path))}")
     raise checkpoint.CheckpointError(
       f"{workdir} was begun with another config and {what}:"
-      f" {'; '.join(late.values())}; set it back (it is in --config={path}), or"
-      " give another --workdir"
+      f" {'; '.join(late.values())}; set it back (it is in {kept}), or give"
+      " another --workdir"
     )
   return list(changed.values())
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from jaxr18 import cli, configfile, experiment, paths, sources
 from jaxr18.configfile import ConfigError
+from jaxr18.train.files import CheckpointError
 from jaxr18.validate import validate
 
 NASTY = ("a,b", "c:d", "e [f]", "g\\h,", " i ", "~j", "k%20#?|*{}", "'\"$(l)",
@@ -100,6 +102,17 @@ def test_workdirs_are_sources_whatever_their_names_are(runs, monkeypatch):
   result = experiment.run(config, runs / "vote")
   assert result["phases"]["vote"]["sources"] == names
   assert len(result["members"]) == len(NASTY)
+
+
+def test_the_config_that_an_error_names_can_be_read(runs):
+  config = tiny_run.phases("train")
+  config.train.epochs, config.seed = 0, 1
+  for name in NASTY:
+    with pytest.raises(CheckpointError) as e:
+      experiment.run(config, runs / name)
+    told = str(e.value).partition("it is in ")[2].rpartition("), or give")[0]
+    (flag,) = shlex.split(told)
+    assert configfile.load(flag.removeprefix("--config=")).seed == 0
 
 
 def test_a_name_that_is_read_as_two_is_told(runs, monkeypatch):

@@ -258,7 +258,7 @@ def mend_checkpoint(path: pathlib.Path) -> str:
 def removing(paths: list[pathlib.Path]) -> str:
   """Names the shell's command that removes those of the paths that exist."""
   there = [str(p) for p in paths if p.exists()]
-  return f"`{shlex.join(['rm', '-r', *there])}`" if there else "do no more"
+  return f"`{shlex.join(['rm', '-r', *there])}`" if there else "remove nothing"
 
 
 @contextlib.contextmanager
