@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from jaxr18 import configfile, paths
+from jaxr18.train import stop
 
 # A flag that a function here defines belongs to the command that called it.
 flags.disclaim_key_flags()
@@ -113,7 +114,7 @@ def run(
   def parse(argv):
     full = any(a in HELP_FULL for a in argv[1:])
     if full or any(a in HELP for a in argv[1:]):
-      print(help_text(epilog, full))
+      stop.say(help_text(epilog, full))
       sys.exit(0)
     try:
       # What a --flagfile holds may be --config.FIELD=VALUE too.
@@ -136,7 +137,7 @@ def run(
     except KeyboardInterrupt:
       _fail(130, "Interrupted.")
     except BrokenPipeError:  # the reader of the output is gone, as in `| head`
-      _discard_output()
+      stop.discard(sys.stdout, sys.stderr)
       sys.exit(1)
     except Exception as e:
       if (said := told(e)) is None:
@@ -265,13 +266,6 @@ def _expected() -> tuple[type[Exception], ...]:
     loop.TrainingError,
     storage.StudyError,
   )
-
-
-def _discard_output() -> None:
-  """What is left in the buffers would fail again when the process ends."""
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  for file in (sys.stdout, sys.stderr):
-    os.dup2(nowhere, file.fileno())
 
 
 def _fail(status: int, message: str) -> None:

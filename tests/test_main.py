@@ -1,6 +1,7 @@
 """The commands as people run them: what they print, and how they end."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -96,6 +97,17 @@ class TestCommandLine:
     for name, _ in knobs(()):
       assert f"  {name}=" in done.stdout
     assert "logtostderr" not in done.stdout
+
+  def test_help_that_nobody_reads(self, tmp_path):
+    """As in `--helpfull | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, "-m", "jaxr18.main", "--helpfull"], stdout=writer,
+      stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
   def test_full_help(self, tmp_path):
     done = _run("main", "--helpfull", cwd=tmp_path)

@@ -58,8 +58,17 @@ def say(text: str, file: TextIO | None = None) -> None:
   try:
     print(text, file=file, end="\n" if text else "", flush=True)
   except OSError:
-    # What is left in the buffer would fail again when the process ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    discard(file)
+
+
+def discard(*files: TextIO) -> None:
+  """Sends outputs that nobody reads nowhere, with what is left to be written.
+
+  It would fail again when the process ends.
+  """
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for file in files:
+    os.dup2(nowhere, file.fileno())
 
 
 def _wait(stop: StopSignal, reader: int) -> None:
