@@ -4,7 +4,7 @@ import re
 
 import ml_collections
 
-from jaxr18.compress.gradual import Plan
+from jaxr18.compress.gradual import Plan, moves
 from jaxr18.config import (
   CHANNEL_CRITERIA,
   CHANNEL_DISTRIBUTIONS,
@@ -110,19 +110,19 @@ def _check_plan(problems, prefix: str, p, epochs: int) -> None:
     elif p.density < 1:
       no("pattern", f"must be '' beside a density (={p.density}): it is one of"
          " its own", "leave one of the two out")  # fmt: skip
-    elif p.schedule != "one_shot" or p.regrow != "none":
+    elif moves(p.schedule, p.regrow):
       no("pattern", "is set at once and does not move",
          "write schedule='one_shot' and regrow='none'")  # fmt: skip
   if p.regrow != "none" and p.schedule != "one_shot":
     no("regrow", "keeps the density that it starts with",
        "write schedule='one_shot'")  # fmt: skip
-  moves = p.schedule != "one_shot" or p.regrow != "none"
-  if moves and p.begin >= p.end:
+  often = moves(p.schedule, p.regrow)
+  if often and p.begin >= p.end:
     no("end", f"must be above begin (={p.begin})", "raise it")
-  if moves and not epochs:
+  if often and not epochs:
     no("schedule", "needs epochs, and the phase has none",
        "write 'one_shot' and regrow='none', or train")  # fmt: skip
-  last = p.end if moves else p.begin
+  last = p.end if often else p.begin
   if epochs and last >= 1:
-    no("end" if moves else "begin", "must be below 1: the network is selected"
+    no("end" if often else "begin", "must be below 1: the network is selected"
        " among those after the last update", "lower it")  # fmt: skip

@@ -71,7 +71,7 @@ def _of_run():
 
 def _of_config():
   """The score that the run will end with, or bounds where training decides."""
-  from jaxr18.forecast import score_of
+  from jaxr18.forecast.score import score_of
 
   ensemble, outlooks = _configured()
   _hold({one.spec for one in outlooks})
@@ -106,7 +106,7 @@ def _configured():
   """
   from jaxr18 import sources
   from jaxr18.configfile import ConfigError
-  from jaxr18.forecast import outlook_of_network
+  from jaxr18.forecast.outlook import outlooks_of_networks
   from jaxr18.validate import validate
 
   config, missing = _CONFIG.value, {}
@@ -123,7 +123,7 @@ def _configured():
     except Exception as e:
       missing[value] = str(e)
       return None
-    return [outlook_of_network(n, (value, i)) for i, n in enumerate(nets)]
+    return outlooks_of_networks(nets, value)
 
   outlooks = validate(config, sources=False, read=read)
   phase = _PHASE.value or config.phases[-1]

@@ -10,7 +10,10 @@ from typing import Any
 
 import ml_collections
 
-from jaxr18.forecast import Outlook, exact_of, foresee
+from jaxr18.compress.gradual import moves
+from jaxr18.forecast.outlook import Outlook
+from jaxr18.forecast.phase import foresee
+from jaxr18.forecast.score import exact_of
 
 # What each layer keeps is then known before it is trained, and so the score.
 DISTRIBUTIONS = ("uniform", "erk")
@@ -176,8 +179,7 @@ def _check_pruning(problems, search, c, name: str) -> None:
       " training",
       "choose one",
     )
-  moves = p.schedule != "one_shot" or p.regrow != "none"
-  last = (p.end if moves else p.begin) * c.epochs
+  last = (p.end if moves(p.schedule, p.regrow) else p.begin) * c.epochs
   if last > search.rungs[0]:
     problems.add(
       "search.rungs",

@@ -2,7 +2,6 @@
 
 import hashlib
 import pathlib
-import re
 from collections.abc import Collection
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxr18 import network, paths, sealed, torch_weights
 from jaxr18.compress import ensemble, factorize
-from jaxr18.compress.shrink import drop_blocks, shrink
+from jaxr18.compress.shrink import drop_blocks, matching_blocks, shrink
 from jaxr18.configfile import ConfigError
 from jaxr18.inputs import read_bytes
 from jaxr18.network import Network
@@ -70,12 +69,9 @@ def load_for(
     ConfigError: several of different specs or masks.
   """
   nets = load_networks(workdir, source)
-  if len(nets) == 1:
-    return nets[0]
-  if len(nets) == members:
-    return nets[member]
+  own = ensemble.of_member(nets, members, member)
   try:
-    return ensemble.soup(nets)
+    return ensemble.soup(nets) if own is None else own
   except ValueError as e:
     raise ConfigError(f"{where}: {e}") from e
 
@@ -226,12 +222,10 @@ def shrunk(source: Network, drop: str, where: str) -> Network:
   Raises:
     ConfigError: what cannot be removed.
   """
-  names = [n for n, _ in source.spec.blocks() if drop and re.fullmatch(drop, n)]
-  if drop and not names:
-    raise ConfigError(
-      f"{where}.drop_blocks (={drop!r}) matches no block; there are"
-      f" {[n for n, _ in source.spec.blocks()]}"
-    )
+  try:
+    names = matching_blocks(source.spec, drop)
+  except ValueError as e:
+    raise ConfigError(f"{where}.drop_blocks (={drop!r}) {e}") from e
   try:
     return shrink(drop_blocks(source, names))
   except ValueError as e:

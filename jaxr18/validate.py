@@ -23,13 +23,12 @@ from jaxr18.config import (
 )
 from jaxr18.configfile import ConfigError as ConfigError
 from jaxr18.distillconfig import check_members, check_teaching
-from jaxr18.forecast import (
+from jaxr18.forecast.outlook import (
   Outlook,
-  check_features,
-  foresee,
-  outlook_of_network,
+  outlooks_of_networks,
   outlooks_of_result,
 )
+from jaxr18.forecast.phase import check_features, foresee
 from jaxr18.netconfig import CHANNELS, CLASSES, check_network
 from jaxr18.netconfig import network_spec as network_spec
 from jaxr18.paths import names
@@ -242,7 +241,7 @@ class Problems:
         f"lower it, such as to {total // 10}",
       )
       return
-    count = min(data.limit or total, total - data.validation)
+    count = _training_images(data)
     for name in self.config.phases:
       if not self.good(f"{name}.batch_size", f"{name}.epochs"):
         continue
@@ -348,9 +347,7 @@ class Problems:
     if any(within(bad, ("data",)) for bad in self.bad):
       return 0
     data, c = self.config.data, self.config[name]
-    total = TRAINING_IMAGES[data.name]
-    count = min(data.limit or total, total - data.validation)
-    return c.epochs * (count // c.batch_size)
+    return c.epochs * (_training_images(data) // c.batch_size)
 
   def finished(self, full: str, value: str, earlier) -> list[Outlook] | None:
     """The networks of another run's workdir, or of PyTorch's weights."""
@@ -416,11 +413,17 @@ class Problems:
           f"must {what.format(want)}, it has {got}",
           "give weights that were trained on these data",
         )
-    return [outlook_of_network(net, (str(path),))]
+    return outlooks_of_networks([net], str(path))
 
 
 def _fields(values: dict[str, Any]) -> str:
   return ", ".join(f"{k}={v!r}" for k, v in values.items())
+
+
+def _training_images(data) -> int:
+  """How many images of a data section are trained on."""
+  total = TRAINING_IMAGES[data.name]
+  return min(data.limit or total, total - data.validation)
 
 
 def _must_be_source(earlier) -> str:

@@ -8,7 +8,8 @@ import tiny_run
 
 from jaxr18 import configfile, experiment
 from jaxr18.cost.figures import Score
-from jaxr18.forecast import outlooks_of_result, score_of
+from jaxr18.forecast.outlook import outlooks_of_result
+from jaxr18.forecast.score import score_of
 from jaxr18.paths import names
 from jaxr18.validate import ConfigError, validate
 

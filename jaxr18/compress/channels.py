@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress.criteria import check_finite
-from jaxr18.compress.density import at_least, feasible
+from jaxr18.compress.density import at_least, budget
 from jaxr18.network import Network
 from jaxr18.spec import Layer, NetSpec
 
@@ -260,8 +260,7 @@ def _over_mean(scores: np.ndarray) -> np.ndarray:
 def _globally(groups, scores, density, steps, floor) -> dict[str, int]:
   """Steps of channels by group, the best of all under the budget."""
   sizes = {g.name: g.size for g in groups}
-  budget = round(density * sum(sizes.values()))
-  kept = feasible(sizes, floor, budget, steps)
+  total, kept = budget(sizes, density, floor, steps)
   spent = sum(kept[g.name] * steps[g.name] for g in groups)
   offers = []
   for g in groups:
@@ -277,7 +276,7 @@ def _globally(groups, scores, density, steps, floor) -> dict[str, int]:
     ]
   for _, i, name in sorted(offers):
     # Values fall with i, so what comes after a step left out is left out too.
-    if i == kept[name] and spent + steps[name] <= budget:
+    if i == kept[name] and spent + steps[name] <= total:
       kept[name] += 1
       spent += steps[name]
   return kept

@@ -71,8 +71,7 @@ def counts(
   else:
     if name == "lamp":
       scores = {path: lamp(s) for path, s in scores.items()}
-    total = round(sum(sizes.values()) * density)
-    return _best_of_all(scores, total, feasible(sizes, floor, total))
+    return _best_of_all(scores, *budget(sizes, density, floor))
   kept = {p: max(n, least[p] if floor else 0) for p, n in kept.items()}
   empty = [p for p, n in kept.items() if n == 0]
   if empty:
@@ -99,6 +98,26 @@ def at_least(
     name: max(1, math.ceil(floor * n / of[name] - 1e-9))
     for name, n in sizes.items()
   }
+
+
+def budget(
+  sizes: Mapping[str, int],
+  density: float,
+  floor: float,
+  steps: Mapping[str, int] | None = None,
+) -> tuple[int, dict[str, int]]:
+  """How much all together keep, and how many steps each keeps of it at least.
+
+  Args:
+    sizes, steps: as of `at_least`.
+    density: share of all.
+    floor: share of each, where the total allows it.
+
+  Raises:
+    ValueError: as `feasible`.
+  """
+  total = round(sum(sizes.values()) * density)
+  return total, feasible(sizes, floor, total, steps)
 
 
 def feasible(

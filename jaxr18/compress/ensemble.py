@@ -5,6 +5,7 @@ axis, and one vmapped program runs them all; several specs form groups.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from jaxr18.network import Network, apply_masks, forward
 
 VOTES = ("probability", "logit", "majority", "weighted")
+T = TypeVar("T")
 
 
 def stack(nets: Sequence[Network]) -> Network:
@@ -158,6 +160,13 @@ def disagreement(logits: np.ndarray) -> np.ndarray:
   """
   answers = np.asarray(logits).argmax(-1)
   return (answers[:, None] != answers[None]).mean(-1)
+
+
+def of_member(found: Sequence[T], members: int, member: int) -> T | None:
+  """Which of several sources a member takes; None for the soup of them all."""
+  if len(found) == 1:
+    return found[0]
+  return found[member] if len(found) == members else None
 
 
 def soup(nets: Sequence[Network], weights=None) -> Network:

@@ -19,6 +19,11 @@ from jaxr18.network import Network
 REGROW = ("none", "rigl", "set")
 
 
+def moves(schedule: str, regrow: str) -> bool:
+  """Whether masks change more than once."""
+  return schedule != "one_shot" or regrow != "none"
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """How a phase prunes.
@@ -60,10 +65,14 @@ class Plan:
   start_density: float = 1.0
 
   @property
+  def moves(self) -> bool:
+    """Whether masks change more than once."""
+    return moves(self.schedule, self.regrow)
+
+  @property
   def last(self) -> int:
     """The step of the last update."""
-    once = self.schedule == "one_shot" and self.regrow == "none"
-    return self.begin if once else max(self.begin, self.end)
+    return max(self.begin, self.end) if self.moves else self.begin
 
   def due(self, step: int) -> bool:
     """Whether masks change before this step."""

@@ -5,7 +5,9 @@ new widths; nothing of its history is needed to run it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,16 +110,40 @@ def drop_blocks(net: Network, names: Sequence[str]) -> Network:
       that would be empty.
   """
   spec, moves = without_blocks(net.spec, names)
-  blocks = dict(net.spec.blocks())
+  trees = net.params, net.batch_stats, net.masks
+  return Network(*(moved(tree, net.spec, moves) for tree in trees), spec)
 
-  def move(tree):
-    return {
-      moves.get(k, k): v
-      for k, v in tree.items()
-      if k not in blocks or k in moves
-    }
 
-  return Network(move(net.params), move(net.batch_stats), move(net.masks), spec)
+def moved(
+  table: Mapping[str, Any], spec: NetSpec, moves: Mapping[str, str]
+) -> dict[str, Any]:
+  """What is by path in a network, under the new names of the blocks that stay.
+
+  Args:
+    table: by a block's name or a path in one, and by others, which stay.
+    spec: of the network before.
+    moves: new names of the blocks that stay, of `without_blocks`.
+  """
+  blocks = dict(spec.blocks())
+  out = {}
+  for path, value in table.items():
+    block, slash, rest = path.partition("/")
+    if block not in blocks or block in moves:
+      out[moves.get(block, block) + slash + rest] = value
+  return out
+
+
+def matching_blocks(spec: NetSpec, pattern: str) -> list[str]:
+  """Names of the blocks that a regex matches; none for an empty one.
+
+  Raises:
+    ValueError: it is not empty and matches none.
+  """
+  blocks = [name for name, _ in spec.blocks()]
+  found = [name for name in blocks if pattern and re.fullmatch(pattern, name)]
+  if pattern and not found:
+    raise ValueError(f"matches no block; there are {blocks}")
+  return found
 
 
 def without_blocks(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jaxr18.cost.figures import Figure, LayerScore, plain_table
+from jaxr18.cost.figures import Figure, LayerScore, Score, plain_table
 
 Range = tuple[float, float]  # the least and the most
 NAMES = ("course", "exact", "stored")
@@ -82,8 +82,9 @@ class Bounds:
     return table
 
 
-def add_bounds(members: Sequence[Bounds]) -> Bounds:
+def add_bounds(members: Sequence[Score | Bounds]) -> Bounds:
   """An ensemble's: each term is the sum of the members'."""
+  members = [_as_bounds(m) if isinstance(m, Score) else m for m in members]
 
   def added(figures):
     return {
@@ -101,6 +102,14 @@ def add_bounds(members: Sequence[Bounds]) -> Bounds:
     plus(*(m.kept for m in members)),
     tuple(dict.fromkeys(line for m in members for line in m.why)),
   )
+
+
+def _as_bounds(one: Score) -> Bounds:
+  """Of a score that is known: both are the same."""
+  figures = {n: getattr(one, n) for n in NAMES}
+  figures = {n: Figure(f.params_term, f.ops_term) for n, f in figures.items()}
+  kept = sum(row.kept for row in one.rows)
+  return Bounds(figures, figures, (one.macs, one.macs), (kept, kept), ())
 
 
 def plus(*ranges: Range) -> Range:

@@ -60,7 +60,7 @@ def layer_weights(
     ValueError: a mask that is missing, not bool, or of another shape.
   """
   size = math.prod(layer.kernel_shape)
-  vectors = _vector_paths(layer)
+  vectors = vector_paths(layer)
   folded = layer.features if vectors else 0
   params = size + layer.features * len(vectors)
   if masks is None:
@@ -149,7 +149,7 @@ def batch_norm_of(layer: Layer) -> str | None:
   return f"{block}/{norm}" if block else norm
 
 
-def _vector_paths(layer: Layer) -> tuple[str, ...]:
+def vector_paths(layer: Layer) -> tuple[str, ...]:
   """The [features] parameters that belong to a layer: bias, or batch norm."""
   if layer.kind == "dense":
     return (f"{layer.path}/bias",)

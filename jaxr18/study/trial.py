@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxr18 import experiment, sources
 from jaxr18.cost.score import score
-from jaxr18.forecast import Outlook, outlook_of_network
+from jaxr18.forecast.outlook import Outlook, outlooks_of_networks
 from jaxr18.paths import names
 from jaxr18.searchconfig import candidate_config, dimensions, exact_score
 from jaxr18.study import halving, storage
@@ -195,9 +195,9 @@ def _unseen(choices: Mapping[str, tuple], seen, rng) -> dict[str, Any] | None:
 def _init_of(config) -> list[Outlook] | None:
   """What candidates start from; nothing where they do not."""
   return [
-    outlook_of_network(net, (name, i))
+    outlook
     for name in names(config[config.phases[0]].init)
-    for i, net in enumerate(sources.load_other(name))
+    for outlook in outlooks_of_networks(sources.load_other(name), name)
   ]
 
 
