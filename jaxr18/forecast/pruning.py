@@ -193,8 +193,12 @@ def _of_all(
   }
   # What is masked already is not among the best, unless a floor asks for it.
   best = all(least[p] <= low for p, (low, _) in left.items())
-  known = best and wanted <= _together(o, left)[0]
-  return wanted, kept, ((tuple(kept), wanted),) if known else ()
+  if not best or wanted > _together(o, left)[0]:
+    return wanted, kept, ()
+  # Layers that lose none are as unmasked ones, which no total is of.
+  part = tuple(p for p, both in kept.items() if min(both) < sizes[p])
+  rest = wanted - sum(n for p, n in sizes.items() if p not in part)
+  return wanted, kept, ((part, rest),)
 
 
 def _by_layer(
