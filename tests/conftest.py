@@ -1,8 +1,12 @@
 """What several tests share."""
 
+import contextlib
 import importlib.metadata
 import os
+import resource
 import tempfile
+
+import pytest
 
 # Compiled programs are shared by all tests and the commands that they start,
 # and by the processes that test side by side, which inherit the variable.
@@ -23,3 +27,22 @@ os.environ["XLA_FLAGS"] = (
 # Several processes test side by side, each on a core.
 if "PYTEST_XDIST_WORKER" in os.environ:
   os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def no_file_above():
+  """A context in which no file grows beyond so many bytes, as on a full disk.
+
+  Processes that are started in it inherit that.
+  """
+
+  @contextlib.contextmanager
+  def limited(size: int):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+      yield
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+  return limited

@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
@@ -223,25 +222,17 @@ def test_a_network_comes_back_from_its_description(tmp_path):
 
 
 @pytest.fixture
-def small_files():
-  """No file may grow beyond 20 kB: what a full disk looks like."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-  yield
-  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def small_files(no_file_above):
+  with no_file_above(20_000):
+    yield
 
 
-def test_a_full_disk_loses_nothing(tmp_path, capfd, request):
+def test_a_full_disk_loses_nothing(tmp_path, capfd, no_file_above):
   manager = write(tmp_path, 1, 2)
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  request.getfixturevalue("small_files")
-  with pytest.raises(
-    CheckpointError,
-    match=rf"in {tmp_path} .*File too large.*good one is 2; make room",
-  ):
+  told = rf"in {tmp_path} .*File too large.*good one is 2; make room"
+  with no_file_above(20_000), pytest.raises(CheckpointError, match=told):
     checkpoint.save(manager, 3, some_arrays(3, size=100_000), META)
     checkpoint.finish(manager)
-  resource.setrlimit(resource.RLIMIT_FSIZE, before)
   printed = capfd.readouterr().err
   assert "Traceback" not in printed and "Error" not in printed
   for step in (1, 2):

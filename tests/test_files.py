@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import resource
 
 import pytest
 
@@ -28,12 +27,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def full():
-  """No file may grow beyond 1,000 bytes."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-  yield
-  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def full(no_file_above):
+  with no_file_above(1000):
+    yield
 
 
 def names(folder):

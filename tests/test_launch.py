@@ -50,17 +50,21 @@ def test_shellcheck(name):
   assert done.returncode == 0, done.stdout
 
 
+def start(tmp_path, script, code, *arguments, **environment):
+  """A script of launch/ with a stub for Python, its output in one pipe."""
+  python = stub(tmp_path, "python", code)
+  return subprocess.Popen(
+    ["bash", str(LAUNCH / script), *arguments],
+    # Where the tests run behind nohup it is ignored, and bash leaves it so.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    env=CLEAN | {"PYTHON": str(python)} | environment,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+  )  # fmt: skip
+
+
 class TestLocal:
   def local(self, tmp_path, code, *flags, **environment):
-    python = stub(tmp_path, "python", code)
-    script = str(LAUNCH / "local.sh")
-    return subprocess.Popen(
-      ["bash", script, *flags],
-      # Where the tests run behind nohup it is ignored, and bash leaves it so.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-      env=CLEAN | {"PYTHON": str(python)} | environment,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    return start(tmp_path, "local.sh", code, *flags, **environment)
 
   def test_one_process_is_the_command_itself(self, tmp_path):
     code = 'echo "$@ in ${SLURM_PROCID-no} step"; exit 7'
@@ -135,14 +139,8 @@ exit 1"""
 
 class TestQueue:
   def queue(self, tmp_path, code, lines, **environment):
-    python = stub(tmp_path, "python", code)
     (tmp_path / "runs.txt").write_text(lines)
-    return subprocess.Popen(
-      ["bash", str(LAUNCH / "queue.sh"), "runs.txt"],
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-      env=CLEAN | {"PYTHON": str(python)} | environment,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    return start(tmp_path, "queue.sh", code, "runs.txt", **environment)
 
   def test_runs_follow_each_other_with_their_arguments(self, tmp_path):
     code = 'printf "%s|" "$@" >>log; echo >>log; nice >>log'

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -526,14 +525,10 @@ class TestCommand:
     assert process.returncode == status and "Traceback" not in text, text
     assert all(t in text for t in texts), text
 
-  def test_a_full_disk_is_known_before_the_study(self, tmp_path):
+  def test_a_full_disk_is_known_before_the_study(self, tmp_path, no_file_above):
     flags = [f"--config={CONFIG}", "--trials=1", f"--workdir={tmp_path}"]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:  # which the process inherits
+    with no_file_above(1000):
       process = command(*flags)
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, before)
     text, _ = process.communicate(timeout=100)
     assert process.returncode == 1 and "Traceback" not in text, text
     assert f"cannot write {tmp_path}/search.json: File too large" in text
