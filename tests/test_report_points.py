@@ -408,6 +408,20 @@ class TestRuns:
     assert not list(tmp_path.iterdir())
 
 
+  def test_what_cannot_be_written_is_told_before_the_work(self, tmp_path):
+    (tmp_path / "out" / "report.md").mkdir(parents=True)
+    runs = pathlib.Path(__file__).parents[1] / "docs" / "results"
+    done = subprocess.run(
+      [sys.executable, "-m", "jaxr18.report", str(runs / "quant_4"),
+       "--quick", "--out=out"],
+      capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "report.md: it is a folder" in done.stderr
+    # Nothing is half written: no page without its report.
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.md"]
+
+
 class TestDrawing:
   def test_labels_cover_nothing(self):
     draw = random.Random(1)

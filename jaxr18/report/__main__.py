@@ -37,13 +37,13 @@ def main(argv: list[str]) -> None:
   found, remarks = runs.find(argv[1:])
   from jaxr18 import config
   from jaxr18.report import entry, markdown, points, sections
-  from jaxr18.train.files import write_atomically, writing
+  from jaxr18.train.files import try_writing, write_atomically, writing
 
   for remark in remarks:
     print(f"left out, {remark}")
   out = paths.folder(_OUT.value)
-  with writing(out, "--out"):  # before the work
-    out.mkdir(parents=True, exist_ok=True)
+  for name in ("index.html", "report.md"):  # before the work
+    try_writing(out / name, "--out")
   entries = []
   for group in points.group(found, config.FREE):
     evidence, why = None, "the command was given --quick."
