@@ -407,7 +407,6 @@ class TestRuns:
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
-
   def test_what_cannot_be_written_is_told_before_the_work(self, tmp_path):
     (tmp_path / "out" / "report.md").mkdir(parents=True)
     runs = pathlib.Path(__file__).parents[1] / "docs" / "results"
