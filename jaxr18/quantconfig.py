@@ -45,7 +45,7 @@ def check_learned(problems, name: str, layers: Sequence[Layer]) -> None:
   if learned and not kernels:
     problems.add(
       w_scales,
-      "needs a kernel of 2 to 8 bits, and no layer of the phase has one",
+      "needs a kernel of 2 to 7 bits, and no layer of the phase has one",
       f"give some layers such a w_bits in config.{name}.network.bits, or set"
       " network.inner_bits",
     )

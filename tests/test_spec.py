@@ -322,12 +322,13 @@ class TestBits:
     assert with_bits(spec, [(".*", 32, 32)]) == SMALL
 
   def test_w_scales_are_of_kernels_that_have_a_grid_to_end(self):
-    rules = [("stem", 1, 8), ("head", 16, 8), (".*", 3, 3)]
-    spec = with_bits(SMALL, rules, w_scales="learned")
-    assert spec.stem.w_scales == spec.head.w_scales == "least_error"
-    assert {n.w_scales for n in spec.layers()[1:-1]} == {"learned"}
+    for bits in (1, 8, 16, 32):
+      rules = [("stem|head", bits, 8), (".*", 3, 3)]
+      spec = with_bits(SMALL, rules, w_scales="learned")
+      assert spec.stem.w_scales == spec.head.w_scales == "least_error"
+      assert {n.w_scales for n in spec.layers()[1:-1]} == {"learned"}
     with pytest.raises(ValueError, match=r"w_scales \(='x'\) must be one"):
-      with_bits(SMALL, [(".*", 8, 8)], w_scales="x")
+      with_bits(SMALL, [(".*", 3, 8)], w_scales="x")
 
   def test_a_factorized_convolution_has_the_bits_of_its_unit(self):
     spec = resnet((4, 8), (1, 1), (1, 2), (1, 1), (True, False), resolution=8)

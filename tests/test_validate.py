@@ -282,7 +282,7 @@ BAD_TOGETHER = [
     "student.network.bits": ((".*", 4, 16),)}, "set network.inner_bits"),
   ({"student.calibrate.method": "lsq"}, "no layer of the phase has one"),
   ({"student.network.w_scales": "learned",
-    "student.network.bits": ((".*", 1, 4),)}, "needs a kernel of 2 to 8 bits"),
+    "student.network.bits": ((".*", 1, 4),)}, "needs a kernel of 2 to 7 bits"),
   ({"student.bounds.learning_rate": 0.5}, "no layer of the phase has one"),
   ({"student.calibrate.images": 100}, "no layer of the phase has one"),
   ({"student.calibrate.method": "lsq", "student.network.scales": "dynamic",
