@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from jaxr18.inputs import read_bytes
 from jaxr18.train.files import MetricsFile, write_atomically
 
 Row = dict[str, Any]  # a line of metrics.jsonl
@@ -170,7 +171,7 @@ def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
   path = folder / "jaxr18.json"
   state = {"id": secrets.token_hex(4), "phases": []}
   if path.exists():
-    saved = json.loads(path.read_text())
+    saved = json.loads(read_bytes(path))
     # Its form before this one held the last step of each phase.
     phases = saved.get("phases") or list(saved.get("steps", {}))
     state = {"id": saved["id"], "phases": phases}
