@@ -293,7 +293,8 @@ PHASE = {
                    choices=SCALES),
     "w_scales": Knob("least_error", "where a kernel's grid ends: where the "
                      "squared error of each channel is least, or learned, one "
-                     "end a layer or a channel", choices=W_SCALES),
+                     "end a layer or a channel of 2 to 7 bits",
+                     choices=W_SCALES),
   },
   "init": Knob("", "start from this earlier phase, workdir or file of "
                "PyTorch's weights; of several, comma-separated, from the mean "
