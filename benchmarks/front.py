@@ -13,6 +13,8 @@ import argparse
 import dataclasses
 import statistics
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.results import RESULTS, load
 from jaxr18 import packed
@@ -46,12 +48,15 @@ GOALS = {
 }
 
 
-def row(name: str, goal: Goal) -> str:
-  """What stands for one goal, on one line."""
+def row(name: str, goal: Goal, results: Sequence[dict[str, Any]]) -> str:
+  """A goal beside what is reached, on one line.
+
+  Args:
+    results: what result.json of each of the goal's runs holds.
+  """
   want = f"{name}: {goal.accuracy:.2%} at {goal.score:.4f}, {goal.seeds} seeds"
-  if not goal.runs:
+  if not results:
     return f"{want} | nothing yet"
-  results = [load(run) for run in goal.runs]
   accuracies = [r["test_accuracy"] for r in results]
   score = max(r["score"]["exact"]["total"] for r in results)
   mean = statistics.mean(accuracies)
@@ -80,7 +85,7 @@ def main() -> None:
   parser.add_argument("--data_dir", default="", help="TFDS's folder")
   data_dir = parser.parse_args().data_dir
   for name, goal in GOALS.items():
-    print(row(name, goal))
+    print(row(name, goal, [load(run) for run in goal.runs]))
   shipped = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARTIFACT}"))
   if not shipped:
     print("no packed network is beside a result")
