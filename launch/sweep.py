@@ -163,9 +163,10 @@ def run_all(
       process.send_signal(signal.SIGTERM)
     status = process.wait()
     log.close()
-    with lock:
+    said = f"{workdir}: {_outcome(workdir, status)}"
+    with lock:  # two runs that end at once would share a line
       free.append(slot)
-    print(f"{workdir}: {_outcome(workdir, status)}", flush=True)
+      print(said, flush=True)
     return status
 
   for number in (signal.SIGINT, signal.SIGTERM):
