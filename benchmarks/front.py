@@ -70,14 +70,15 @@ def row(name: str, goal: Goal, results: Sequence[dict[str, Any]]) -> str:
   return f"{want} | {found} | {word}"
 
 
+def shipped() -> list[str]:
+  """The runs that have their packed network beside their result."""
+  return sorted(path.parent.name for path in RESULTS.glob(f"*/{ARTIFACT}"))
+
+
 def right_answers(run: str, images, labels) -> int:
   """Of a run's packed network, with NumPy alone."""
   forward, _ = packed.load(RESULTS / run / ARTIFACT)
-  parts = range(0, len(images), 500)
-  return sum(
-    int((forward(images[i : i + 500]).argmax(-1) == labels[i : i + 500]).sum())
-    for i in parts
-  )
+  return packed.right_answers(forward, images, labels)
 
 
 def main() -> None:
@@ -86,8 +87,7 @@ def main() -> None:
   data_dir = parser.parse_args().data_dir
   for name, goal in GOALS.items():
     print(row(name, goal, [load(run) for run in goal.runs]))
-  shipped = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARTIFACT}"))
-  if not shipped:
+  if not shipped():
     print("no packed network is beside a result")
     return
   # Imported late: a goal's state needs no data set.
@@ -95,7 +95,7 @@ def main() -> None:
 
   test = data.load("cifar10", data_dir=data_dir).test
   wrong = []
-  for run in shipped:
+  for run in shipped():
     promised = load(run)["test_correct"]
     found = right_answers(run, test.images, test.labels)
     same = found == promised

@@ -332,6 +332,13 @@ def other_images(network, images, labels) -> str:
   )
 
 
+def right_answers(run, images, labels) -> int:
+  """How many of the images a function of `load` answers as labels [n] do."""
+  parts = np.array_split(images, -(-len(images) // 200))
+  answers = np.concatenate([run(part).argmax(-1) for part in parts])
+  return int(np.sum(answers == labels))
+
+
 def main(argv=None) -> int | None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("file")
@@ -347,9 +354,7 @@ def main(argv=None) -> int | None:
   print(json.dumps(provenance, indent=1))
   if other := other_images(network, images, labels):
     print(f"Warning: {other}", file=sys.stderr)
-  parts = np.array_split(images, -(-len(images) // 200))
-  answers = np.concatenate([run(part).argmax(-1) for part in parts])
-  counts = {"found": (int(np.sum(answers == labels)), len(labels))}
+  counts = {"found": (right_answers(run, images, labels), len(labels))}
   if {"test_correct", "test_count"} <= provenance.keys():
     promised = provenance["test_correct"], provenance["test_count"]
     counts = {"promised": promised} | counts
