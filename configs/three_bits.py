@@ -48,6 +48,7 @@ def get_config(arg=""):
       phase.augment.flip, phase.dtype = "none", "float32"
   elif arg:
     raise ValueError(
-      f"three_bits.py: argument {arg!r} must be 'small', 'select', 'tiny' or none"
+      f"three_bits.py: argument {arg!r} must be "
+      "'small', 'select', 'tiny' or none"
     )
   return config
