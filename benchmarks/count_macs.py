@@ -26,11 +26,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from jaxr18 import network
 from jaxr18.cost.macs import count_macs
 from jaxr18.cost.score import course_score
+from jaxr18.nn import network
 from jaxr18.nn.conv import conv
-from jaxr18.spec import resnet18
+from jaxr18.nn.spec import resnet18
 from tests import flax_nets
 
 

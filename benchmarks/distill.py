@@ -24,12 +24,13 @@ import numpy as np
 
 from benchmarks.bench_tables import distill_table
 from benchmarks.results import write
-from jaxr18 import data, network
-from jaxr18.compress.teacher_table import CachedTeacher
-from jaxr18.spec import NetSpec, resnet
+from jaxr18.data import dataset as data
+from jaxr18.nn import network
+from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
 from jaxr18.train.step import Batch, make_mesh, make_train_step, replicate
 from jaxr18.train.step import shard as shard_over
+from jaxr18.train.teacher_table import CachedTeacher
 
 STRIDES = (2, 2, 2, 1)
 # Student's and teacher's widths by stage.

@@ -33,11 +33,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from jaxr18 import configfile, experiment, exporting, packed, workdir
 from jaxr18.cli import told
-from jaxr18.config import base, knobs
+from jaxr18.config import file as configfile
+from jaxr18.config.checks import validate
+from jaxr18.config.schema import base, knobs
+from jaxr18.deploy import packed
+from jaxr18.host import workdir
+from jaxr18.run import experiment
+from jaxr18.run import export as exporting
 from jaxr18.train import checkpoint, files, starts
-from jaxr18.validate import validate
 
 ODD = (
   None, True, -1, 0, 1, 10**30, 0.5, -0.5, float("nan"), float("inf"), "", "x",

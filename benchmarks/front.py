@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.results import RESULTS, load
-from jaxr18 import packed
+from jaxr18.deploy import packed
 
 ARTIFACT = "network.safetensors"  # beside result.json
 
@@ -91,7 +91,7 @@ def main() -> None:
     print("no packed network is beside a result")
     return
   # Imported late: a goal's state needs no data set.
-  from jaxr18 import data
+  from jaxr18.data import dataset as data
 
   test = data.load("cifar10", data_dir=data_dir).test
   wrong = []

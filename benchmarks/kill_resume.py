@@ -101,7 +101,7 @@ class Run:
 
   def outcome(self) -> dict[str, Any]:
     """All that must be the same: hashes of arrays by name, and numbers."""
-    from jaxr18 import workdir
+    from jaxr18.host import workdir
     from jaxr18.train import checkpoint, files
 
     out = {}

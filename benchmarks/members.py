@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks.bench_tables import members_table
 from benchmarks.distill import STRIDES, make_step, random_images
 from benchmarks.results import write
-from jaxr18 import network
 from jaxr18.compress import ensemble
 from jaxr18.compress.distill import cross_entropy
-from jaxr18.spec import NetSpec, resnet
+from jaxr18.nn import network
+from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
 from jaxr18.train.step import Batch, make_mesh, replicate, shard
 

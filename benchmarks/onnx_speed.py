@@ -24,8 +24,11 @@ import numpy as np
 
 from benchmarks.bench_tables import onnx_speed_table
 from benchmarks.results import write
-from jaxr18 import configfile, experiment, exporting, network, sources
-from jaxr18.augment import normalize
+from jaxr18.config import file as configfile
+from jaxr18.data.augment import normalize
+from jaxr18.nn import network
+from jaxr18.run import experiment, sources
+from jaxr18.run import export as exporting
 
 
 def contenders(workdir: pathlib.Path, dataset, names: list[str]) -> dict:

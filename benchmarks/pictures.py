@@ -16,7 +16,7 @@ from benchmarks.results import RESULTS, load
 from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
 from jaxr18.report import bits, entry, figure, points, runs, tradeoff
 from jaxr18.report import pictures as report_pictures
-from jaxr18.study import table
+from jaxr18.search import table
 
 
 def pruned() -> Figure:

@@ -27,9 +27,10 @@ import jax
 
 from benchmarks.bench_tables import pruning_tables
 from benchmarks.results import write
-from jaxr18 import network, sources, spec
 from jaxr18.compress import channels, criteria, prune, shrink
-from jaxr18.nn import compiled, onednn
+from jaxr18.host import compiled
+from jaxr18.nn import network, onednn, spec
+from jaxr18.run import sources
 
 DENSITY = 0.1  # of single weights
 KEPT = (0.75, 0.5, 0.3)  # of channels

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from jaxr18 import sealed
+from jaxr18.host import sealed
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -8,7 +8,8 @@ import sys
 import time
 
 from benchmarks.speed_serve import serve
-from jaxr18.nn.memory import keep_freed_memory
+from jaxr18.data.augment import normalize
+from jaxr18.host.memory import keep_freed_memory
 
 _START = time.perf_counter()
 keep_freed_memory()
@@ -18,8 +19,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.speed_rows import make_spec  # noqa: E402
-from jaxr18 import data, network  # noqa: E402
-from jaxr18.nn import onednn  # noqa: E402
+from jaxr18.nn import network, onednn  # noqa: E402
 from jaxr18.train import state as state_lib  # noqa: E402
 from jaxr18.train.step import (  # noqa: E402
   Batch,
@@ -71,7 +71,7 @@ class Ours:
   def __init__(self, net: network.Network, batch: Batch):
     mesh = make_mesh()
     self.batch = shard(batch, mesh)
-    images = data.normalize(batch.images, _STEPS["mean"], _STEPS["std"],
+    images = normalize(batch.images, _STEPS["mean"], _STEPS["std"],
                             net.spec.resolution)  # fmt: skip
     self.images = jnp.asarray(images)
     self.size = len(batch.labels)

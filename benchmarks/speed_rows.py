@@ -1,6 +1,6 @@
 """What benchmarks.train_step measures, by name."""
 
-from jaxr18 import spec
+from jaxr18.nn import spec
 
 _PLAIN = dict(width=16, groups=1, depthwise=False, bits=32, density=1.0)
 ROWS = {

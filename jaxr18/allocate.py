@@ -14,6 +14,7 @@ when the command cannot be run.
 from absl import app, flags
 
 from jaxr18 import cli
+from jaxr18.data.augment import normalize
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
@@ -41,10 +42,10 @@ def main(argv: list[str]) -> None:
       f"--bits={','.join(_BITS.value)}: each must be an int from 2 to 8"
     )
   # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import data, sources
   from jaxr18.compress import allocate
   from jaxr18.cost.score import score
-  from jaxr18.finished import reopen
+  from jaxr18.run import sources
+  from jaxr18.run.finished import reopen
   from jaxr18.train.files import try_writing, write_json
 
   workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
   count = min(_IMAGES.value, len(split))
   size = min(config.eval_batch_size, count)
   count -= count % size  # whole batches: one program
-  images = data.normalize(
+  images = normalize(
     split.images[:count], dataset.mean, dataset.std, net.spec.resolution
   )
   batches = [images[i : i + size] for i in range(0, count, size)]

@@ -17,8 +17,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from jaxr18 import configfile, paths
-from jaxr18.train import stop
+from jaxr18.config import file as configfile
+from jaxr18.host import paths, stop
+from jaxr18.host.errors import ToldError
 
 # A flag that a function here defines belongs to the command that called it.
 flags.disclaim_key_flags()
@@ -186,10 +187,15 @@ def told(error: Exception) -> tuple[int, str] | None:
   """Exit status and text of an error that needs no traceback."""
   if isinstance(error, configfile.ConfigError):
     lines = textwrap.indent(str(error), "  ")
-    return 2, f"The config cannot be run:\n{lines}"
+    return error.status, f"The config cannot be run:\n{lines}"
   if isinstance(error, app.UsageError):
     return 2, f"{error}\n--help says more."
-  return (1, f"Error: {error}") if isinstance(error, _expected()) else None
+  if isinstance(error, ToldError):
+    return error.status, f"Error: {error}"
+  # The packed runner needs NumPy alone, and so knows no base of ours.
+  from jaxr18.deploy.packed import PackedError
+
+  return (1, f"Error: {error}") if isinstance(error, PackedError) else None
 
 
 def quiet() -> None:
@@ -245,27 +251,6 @@ def _arguments(argv: list[str]) -> list[str]:
         a = f"--{_FIELDS}={a[field.end() :]}"
     out.append(a)
   return out
-
-
-def _expected() -> tuple[type[Exception], ...]:
-  """Errors whose text is all that a person needs; imported after one only."""
-  from jaxr18 import cifar10, cluster, exporting, packed, torch_weights, workdir
-  from jaxr18.compress import teacher_table
-  from jaxr18.study import storage
-  from jaxr18.train import checkpoint, loop
-
-  return (
-    cifar10.DataError,
-    cluster.ClusterError,
-    exporting.ExportError,
-    packed.PackedError,
-    torch_weights.WeightsError,
-    teacher_table.TableError,
-    workdir.WorkdirError,
-    checkpoint.CheckpointError,
-    loop.TrainingError,
-    storage.StudyError,
-  )
 
 
 def _fail(status: int, message: str) -> None:

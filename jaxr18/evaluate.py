@@ -25,10 +25,10 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise app.UsageError("give --workdir=DIR of a finished run")
   # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import experiment, sources
-  from jaxr18.finished import reopen
+  from jaxr18.host.workdir import WorkdirError
+  from jaxr18.run import experiment, sources
+  from jaxr18.run.finished import reopen
   from jaxr18.train.step import make_mesh
-  from jaxr18.workdir import WorkdirError
 
   opened = reopen(_WORKDIR.value, _DATA_DIR.value)
   workdir, config, result, dataset = opened
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     )
   print(f"the same as in {workdir}/result.json")
   if _INTEGER.value:
-    from jaxr18 import exporting
+    from jaxr18.run import export as exporting
 
     net = sources.load_network(workdir)
     found = exporting.by_integers(net, dataset, config.eval_batch_size)

@@ -6,8 +6,8 @@
 
 All take uint8 images [n, size, size, channels] and give logits; normalization
 and folded batch norm are inside. packed is a safetensors file with each weight
-at its true bits, which jaxr18/packed.py runs with NumPy alone; stablehlo is
-jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
+at its true bits, which jaxr18/deploy/packed.py runs with NumPy alone; stablehlo
+is jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
 (extra `onnx`).
 
 The file is loaded again and held against the network on the test split; what
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     )
   _need_extra(_FORMAT.value)
   # Imported late: --help and a wrong flag need no JAX.
-  from jaxr18 import exporting
+  from jaxr18.run import export as exporting
 
   path, found = exporting.export_run(
     _WORKDIR.value, _FORMAT.value, _OUT.value, _DATA_DIR.value

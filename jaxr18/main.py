@@ -16,8 +16,10 @@ import sys
 
 from absl import app
 
-from jaxr18 import cli, configfile, paths
-from jaxr18.config import describe
+from jaxr18 import cli
+from jaxr18.config import file as configfile
+from jaxr18.config.schema import describe
+from jaxr18.host import paths
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag(
@@ -43,15 +45,14 @@ def main(argv: list[str]) -> None:
   # Imported late: --help and a wrong flag need no JAX. Memory is arranged
   # before JAX has threads, the cluster is joined before it has devices, and
   # signals are taken before the seconds that the imports need.
-  from jaxr18.nn import memory
-  from jaxr18.train import stop
+  from jaxr18.host import memory, stop
 
   memory.keep_freed_memory()
   signals = stop.on_stop_signals()
   import jax
 
-  from jaxr18 import cluster, experiment
-  from jaxr18.nn import compiled
+  from jaxr18.host import cluster, compiled
+  from jaxr18.run import experiment
 
   joined = cluster.initialize_cluster()
   try:

@@ -14,7 +14,8 @@ Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 
 from absl import app, flags, logging
 
-from jaxr18 import cli, paths
+from jaxr18 import cli
+from jaxr18.host import paths
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag("A finished run's folder: score its network.")
@@ -71,7 +72,7 @@ def _of_run():
 
 def _of_config():
   """The score that the run will end with, or bounds where training decides."""
-  from jaxr18.forecast.score import score_of
+  from jaxr18.config.forecast.score import score_of
 
   ensemble, outlooks = _configured()
   _hold({one.spec for one in outlooks})
@@ -104,10 +105,10 @@ def _configured():
   Raises:
     ConfigError: another run decides the score, and is not there.
   """
-  from jaxr18 import sources
-  from jaxr18.configfile import ConfigError
-  from jaxr18.forecast.outlook import outlooks_of_networks
-  from jaxr18.validate import validate
+  from jaxr18.config.checks import validate
+  from jaxr18.config.file import ConfigError
+  from jaxr18.config.forecast.outlook import outlooks_of_networks
+  from jaxr18.run import sources
 
   config, missing = _CONFIG.value, {}
   if "search" in config:
@@ -141,7 +142,7 @@ def _configured():
 
 def _finished():
   """Spec and masks of each network of a finished run: one, or members."""
-  from jaxr18 import sources
+  from jaxr18.run import sources
 
   workdir = paths.folder(_WORKDIR.value)
   nets = sources.load_networks(workdir, _PHASE.value)
@@ -152,8 +153,8 @@ def _count(spec):
   import jax
   import jax.numpy as jnp
 
-  from jaxr18 import network
   from jaxr18.cost.macs import count_macs
+  from jaxr18.nn import network
 
   net = jax.eval_shape(lambda k: network.init(k, spec), jax.random.key(0))
   shape = (1, spec.resolution, spec.resolution, spec.channels)

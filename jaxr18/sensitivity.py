@@ -18,6 +18,7 @@ import tempfile
 from absl import app, flags
 
 from jaxr18 import cli
+from jaxr18.data.augment import normalize
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
@@ -52,9 +53,9 @@ def main(argv: list[str]) -> None:
   import jax
   import jax.numpy as jnp
 
-  from jaxr18 import data, sources
   from jaxr18.compress import channels, criteria, sensitivity
-  from jaxr18.finished import reopen
+  from jaxr18.run import sources
+  from jaxr18.run.finished import reopen
   from jaxr18.train.files import try_writing, write_json
 
   known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
@@ -71,9 +72,7 @@ def main(argv: list[str]) -> None:
 
   def inputs(split, count):
     part = split.take(slice(0, count))
-    x = data.normalize(
-      part.images, dataset.mean, dataset.std, net.spec.resolution
-    )
+    x = normalize(part.images, dataset.mean, dataset.std, net.spec.resolution)
     return x, jnp.asarray(part.labels)
 
   images, labels = inputs(dataset.train, 512)

@@ -35,7 +35,9 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxr18 import cli, configfile, paths
+from jaxr18 import cli
+from jaxr18.config import file as configfile
+from jaxr18.host import paths
 from jaxr18.train.files import write_atomically
 
 _CONFIG = cli.config_flag()
@@ -90,7 +92,7 @@ def commands(
   Raises:
     configfile.ConfigError: a config cannot be run.
   """
-  from jaxr18.validate import validate  # late: --help needs no JAX
+  from jaxr18.config.checks import validate
 
   out = {}
   for run in configfile.sweep(file):

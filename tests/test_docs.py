@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxr18 import config as config_lib
-from jaxr18 import network, spec
+from jaxr18.config import schema as config_lib
+from jaxr18.nn import network, spec
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -38,7 +38,7 @@ from absl import flags
 from jaxr18 import cli
 name, lines = sys.argv[1], json.loads(sys.argv[2])
 module = importlib.import_module(name)
-from jaxr18.validate import validate
+from jaxr18.config import validate
 for line in lines:
   try:
     flags.FLAGS.unparse_flags()
@@ -111,7 +111,7 @@ def _module_of(line: list[str]) -> tuple[str, list[str]]:
   if name == "jaxr18.report":
     name += ".__main__"
   # The flags of these are argparse's.
-  others = ("jaxr18.data", "jaxr18.torch_weights")
+  others = ("jaxr18.data", "jaxr18.deploy.torch_weights")
   ours = name.startswith("jaxr18.") and name not in others
   return (name, flags) if ours else ("", flags)
 
@@ -183,7 +183,7 @@ def test_references_name_tests_that_are_there():
   named, text = 0, (ROOT / "docs" / "references.md").read_text()
   for row in re.findall(r"^\| (?!name|---)(.*) \|$", text, re.M):
     cell = row.split(" | ")[-1]
-    file, found = "", re.findall(r"`(?:(test_\w+\.py)::)?([\w:]+)`", cell)
+    file, found = "", re.findall(r"`(?:([\w/]*test_\w+\.py)::)?([\w:]+)`", cell)
     assert found or cell == "the same", row
     for other, names in found:
       file = other or file

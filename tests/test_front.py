@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks import front
 from benchmarks.results import load
-from jaxr18 import cifar10, data
+from jaxr18.data import cifar10
+from jaxr18.data import dataset as data
 
 SHIPPED = front.shipped()
 

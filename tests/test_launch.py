@@ -1,6 +1,6 @@
 """launch/: what the scripts start, with stubs in the place of Python and Slurm.
 
-tests/test_cluster.py has the real thing in two processes.
+tests/host/test_cluster.py has the real thing in two processes.
 """
 
 import json
@@ -415,7 +415,7 @@ def manifests():
   yaml = pytest.importorskip("yaml")
   paths = (
     *LAUNCH.glob("*.yaml"),
-    pathlib.Path(__file__).parent / "launch_schemas.yaml",
+    LAUNCH.parent / "tests" / "support" / "launch_schemas.yaml",
   )
   return {p.stem: yaml.safe_load(p.read_text()) for p in paths}
 

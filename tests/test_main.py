@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from jaxr18 import cli, sealed
-from jaxr18.config import knobs
+from jaxr18 import cli
+from jaxr18.config.schema import knobs
+from jaxr18.host import sealed
 
 # One epoch of a network of 40 thousand MACs.
 TINY = (

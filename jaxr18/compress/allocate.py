@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr18.compress.channels import at
 from jaxr18.cost.score import score
-from jaxr18.network import (
+from jaxr18.nn.network import (
   Network,
   apply_masks,
+  at,
   forward,
   kernels,
   with_kernels,
 )
 from jaxr18.nn.quantize import input_levels, quantize_kernel
 from jaxr18.nn.resnet import ResNet
-from jaxr18.spec import NetSpec, with_bits
+from jaxr18.nn.spec import NetSpec, with_bits
 
 EDGES = ("stem", "head")  # stay at 8 bits unless asked for
 _STEPS = 20_000  # of the target, to which costs are rounded up

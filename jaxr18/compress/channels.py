@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxr18.compress.criteria import check_finite
 from jaxr18.compress.density import at_least, budget
-from jaxr18.network import Network
-from jaxr18.spec import Layer, NetSpec
+from jaxr18.nn.network import Network, at
+from jaxr18.nn.spec import Layer, NetSpec
 
 CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
 DISTRIBUTIONS = ("uniform", "global", "global_raw")
@@ -334,13 +334,6 @@ def blocks_of(layer: Layer, shape: Sequence[int]):
       slice(g * outputs, (g + 1) * outputs),
       slice(g * inputs, (g + 1) * inputs),
     )
-
-
-def at(tree, path: str):
-  """The node of a tree at a layer's path."""
-  for name in path.split("/"):
-    tree = tree[name]
-  return tree
 
 
 def group_lasso(params, spec: NetSpec) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress.distill import cross_entropy
-from jaxr18.network import (
+from jaxr18.nn.network import (
   Network,
   apply_masks,
   forward_train,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxr18.compress.criteria import Scores, check_finite
-from jaxr18.spec import decide
+from jaxr18.nn.spec import decide
 
 NAMES = ("uniform", "per_output", "global", "erk", "lamp", "explicit")
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr18.network import Network, apply_masks, forward
+from jaxr18.nn.network import Network, apply_masks, forward, members
 
 VOTES = ("probability", "logit", "majority", "weighted")
 T = TypeVar("T")
@@ -44,12 +44,6 @@ def stack(nets: Sequence[Network]) -> Network:
   ):
     nets = [full(net) for net in nets]
   return jax.tree.map(lambda *x: jnp.stack(x), *nets)
-
-
-def members(net: Network) -> int | None:
-  """How many networks are stacked; None for a single one."""
-  bias = net.params["head"]["bias"]
-  return bias.shape[0] if bias.ndim == 2 else None
 
 
 def unstack(net: Network) -> list[Network]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr18.compress.kernels import dense_kernel, gram, project
-from jaxr18.forms import (
+from jaxr18.nn.forms import (
   BLOCK_CONVS,
   Rules,
   convolutions,
@@ -24,9 +24,9 @@ from jaxr18.forms import (
   with_forms,
   with_forms_of,
 )
-from jaxr18.network import Network
+from jaxr18.nn.network import Network
 from jaxr18.nn.quantize import least_error_bound
-from jaxr18.spec import ConvSpec, NetSpec, has_bound, has_kernel_bound
+from jaxr18.nn.spec import ConvSpec, NetSpec, has_bound, has_kernel_bound
 
 
 def to_grouped(

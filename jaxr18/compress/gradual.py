@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxr18.compress import channels, criteria, prune
 from jaxr18.compress.shrink import dead_channels
-from jaxr18.network import Network
+from jaxr18.nn.network import Network
 
 REGROW = ("none", "rigl", "set")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxr18.spec import ConvSpec
+from jaxr18.nn.spec import ConvSpec
 
 # Of alternating least squares: at a quarter of the ranks of a random kernel the
 # error goes from 0.921 to 0.896, and 30 sweeps reach 0.893.

@@ -18,7 +18,7 @@ from jaxr18.compress import criteria, density
 from jaxr18.compress.channels import mask_channels
 from jaxr18.compress.criteria import Scores
 from jaxr18.compress.shrink import dead_channels
-from jaxr18.network import Network, kernels, with_kernels
+from jaxr18.nn.network import Network, kernels, with_kernels
 
 SCHEDULES = ("one_shot", "linear", "cubic", "iterative")
 

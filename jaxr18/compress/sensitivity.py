@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr18.compress.channels import at, channel_groups
+from jaxr18.compress.channels import channel_groups
 from jaxr18.compress.criteria import check_finite
-from jaxr18.network import Network, forward, kernels, with_kernels
+from jaxr18.nn.network import Network, at, forward, kernels, with_kernels
 
 Ranks = dict[str, np.ndarray]  # 0 for the best, by layer path or group name
 

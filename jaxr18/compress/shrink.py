@@ -15,13 +15,12 @@ import numpy as np
 
 from jaxr18.compress.channels import (
   Group,
-  at,
   blocks_of,
   channel_groups,
   mask_channels,
 )
-from jaxr18.network import Network
-from jaxr18.spec import ConvSpec, NetSpec, check
+from jaxr18.nn.network import Network, at
+from jaxr18.nn.spec import ConvSpec, NetSpec, check
 
 
 def dead_channels(net: Network) -> dict[str, np.ndarray]:

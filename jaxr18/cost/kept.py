@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxr18.spec import HALF_BITS, Layer, has_bound
+from jaxr18.nn.spec import HALF_BITS, Layer, batch_norm_of, has_bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +136,6 @@ def stored_scales(layer: Layer) -> int:
   beside = layer.w_bits == HALF_BITS and batch_norm_of(layer) is not None
   scales = layer.features if layer.w_bits < HALF_BITS or beside else 0
   return scales + int(has_bound(layer))
-
-
-def batch_norm_of(layer: Layer) -> str | None:
-  """The path of the batch norm that follows a layer, or None."""
-  if layer.kind == "dense" or not layer.ends_unit:
-    return None  # it comes after the last convolution of a factorization
-  block, _, name = layer.unit.rpartition("/")
-  norm = {"stem": "stem_bn", "conv1": "bn1", "conv2": "bn2", "proj": "proj_bn"}[
-    name
-  ]
-  return f"{block}/{norm}" if block else norm
 
 
 def vector_paths(layer: Layer) -> tuple[str, ...]:

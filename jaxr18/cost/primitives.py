@@ -1,9 +1,9 @@
 """What the counter knows of JAX's primitives, by name.
 
 Every primitive of the supported releases is in one of these sets or has a rule
-in `jaxr18.cost.macs`; tests/test_macs.py holds the installed release to that. A
-name that is nowhere stops the count, so what a later JAX adds is an error to
-mend here, never a silent 0.
+in `jaxr18.cost.macs`; tests/cost/test_macs.py holds the installed release to
+that. A name that is nowhere stops the count, so what a later JAX adds is an
+error to mend here, never a silent 0.
 """
 
 # Move, cast or label data; draw random bits; talk between devices. Not work

@@ -69,7 +69,7 @@ from jaxr18.cost.kept import (
   layer_weights,
   stored_scales,
 )
-from jaxr18.spec import FLOAT_BITS, Layer, NetSpec
+from jaxr18.nn.spec import FLOAT_BITS, Layer, NetSpec
 
 SCALE_BITS = 32  # of an output channel or an input
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxr18.cost.figures import Course, Figure, Score
 from jaxr18.cost.score import score
-from jaxr18.spec import NetSpec
+from jaxr18.nn.spec import NetSpec
 
 
 def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:

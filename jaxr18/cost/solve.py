@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from jaxr18.cost.score import Score, score
-from jaxr18.spec import BITS, NetSpec, check, with_bits
+from jaxr18.nn.spec import BITS, NetSpec, check, with_bits
 
 FIGURES = ("course", "exact", "stored")
 

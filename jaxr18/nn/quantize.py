@@ -15,7 +15,7 @@ from aqt.jax.v2.numerics import int_numerics, numerics
 
 from jaxr18.nn import passes
 from jaxr18.nn.conv import varying_alike
-from jaxr18.spec import FLOAT_BITS, HALF_BITS
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS
 
 _CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
 SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use

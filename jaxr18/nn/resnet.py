@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxr18.nn import calibrate, passes, quantize
 from jaxr18.nn import conv as fast_conv
 from jaxr18.nn.batch_norm import batch_norm
-from jaxr18.spec import (
+from jaxr18.nn.spec import (
   BlockSpec,
   ConvSpec,
   HeadSpec,

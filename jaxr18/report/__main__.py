@@ -20,7 +20,8 @@ import json
 
 from absl import flags
 
-from jaxr18 import cli, paths
+from jaxr18 import cli
+from jaxr18.host import paths
 
 _OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
 _DATA_DIR = cli.data_dir_flag()
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.report import runs
 
   found, remarks = runs.find(argv[1:])
-  from jaxr18 import config
+  from jaxr18.config import schema as config
   from jaxr18.report import entry, markdown, points, sections
   from jaxr18.train.files import try_writing, write_atomically, writing
 
@@ -86,10 +87,10 @@ def evidence_of(run):
   import jax.tree
   import numpy as np
 
-  from jaxr18 import members, sources
   from jaxr18.compress import ensemble
-  from jaxr18.finished import settings
   from jaxr18.report import evidence, points
+  from jaxr18.run import members, sources
+  from jaxr18.run.finished import settings
   from jaxr18.train.evaluate import check_finite, predict
   from jaxr18.train.step import make_mesh
 
@@ -134,7 +135,7 @@ def _data(settings: str):
   """The data set of a config's section, as JSON; kept for the next run."""
   import ml_collections
 
-  from jaxr18 import experiment
+  from jaxr18.run import experiment
 
   section = ml_collections.ConfigDict(json.loads(settings))
   return experiment.load_data(ml_collections.ConfigDict({"data": section}))

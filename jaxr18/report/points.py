@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from jaxr18 import config as config_lib
+from jaxr18.config import schema as config_lib
 from jaxr18.report.runs import FIGURES as FIGURES
 from jaxr18.report.runs import Run, defaults
 

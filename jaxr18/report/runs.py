@@ -11,10 +11,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxr18 import config as config_lib
-from jaxr18 import paths, sealed
+from jaxr18.config import schema as config_lib
 from jaxr18.cost.figures import LayerScore
-from jaxr18.workdir import WorkdirError, read_result
+from jaxr18.host import paths, sealed
+from jaxr18.host.workdir import WorkdirError, read_result
 
 DEPTH = 2  # folders below an argument: STUDY/trials/0001
 FIGURES = ("course", "exact", "stored")

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxr18 import data
-from jaxr18.compress import ensemble, integer
-from jaxr18.compress.fold import fold
-from jaxr18.network import Network, forward
-from jaxr18.spec import HALF_BITS, NetSpec
+from jaxr18.compress import ensemble
+from jaxr18.data.augment import normalize
+from jaxr18.deploy import integer
+from jaxr18.deploy.fold import fold
+from jaxr18.nn.network import Network, forward, members
+from jaxr18.nn.spec import HALF_BITS, NetSpec
 from jaxr18.train.files import STEADIER, NotFiniteError
 from jaxr18.train.step import replicate, shard
 
@@ -32,8 +33,8 @@ class Evaluation(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("mean", "std", "mesh"))
 def _predict(net: Network, images, mean, std, mesh):
-  x = data.normalize(images, mean, std, net.spec.resolution)
-  if ensemble.members(net) is None:
+  x = normalize(images, mean, std, net.spec.resolution)
+  if members(net) is None:
     logits = forward(net, x)
   else:
     logits = jnp.swapaxes(ensemble.forward_members(net, x), 0, 1)
@@ -43,7 +44,7 @@ def _predict(net: Network, images, mean, std, mesh):
 
 @functools.partial(jax.jit, static_argnames=("spec", "mean", "std", "mesh"))
 def _predict_folded(folded, images, spec, mean, std, mesh):
-  x = data.normalize(images, mean, std, spec.resolution)
+  x = normalize(images, mean, std, spec.resolution)
   logits = integer.forward(folded, spec, x, "float32")
   whole = NamedSharding(mesh, PartitionSpec())
   return jax.lax.with_sharding_constraint(logits, whole)
@@ -67,7 +68,7 @@ def predict(
   devices = mesh.devices.size
   batch_size = -(-min(batch_size, len(images)) // devices) * devices
   how = dataset.mean, dataset.std, mesh
-  if ensemble.members(net) is None and has_integers(net.spec):
+  if members(net) is None and has_integers(net.spec):
     spec, folded = net.spec, replicate(fold(net), mesh)
     run = lambda part: _predict_folded(folded, shard(part, mesh), spec, *how)
   else:

@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from jaxr18 import sealed
-from jaxr18.inputs import check_file, is_plain, make_way
+from jaxr18.host import sealed
+from jaxr18.host.errors import ToldError
+from jaxr18.host.inputs import check_file, is_plain, make_way
 
 _PATIENCE = 60  # seconds to wait for another process's file
 # What keeps numbers finite in a training that has lost them.
 STEADIER = "a lower learning_rate, a longer warmup_epochs or a clip_norm of 1"
 
 
-class CheckpointError(Exception):
+class CheckpointError(ToldError):
   """A file of a run that cannot be written, read or trusted."""
 
 

@@ -21,8 +21,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxr18 import data
-from jaxr18.network import Network, apply_masks
+from jaxr18.data import dataset as data
+from jaxr18.host.errors import ToldError
+from jaxr18.host.stop import Stopped, StopSignal
+from jaxr18.host.stop import on_stop_signals as on_stop_signals
+from jaxr18.nn.network import Network, apply_masks
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
 from jaxr18.train.files import (
@@ -35,15 +38,13 @@ from jaxr18.train.files import (
 from jaxr18.train.progress import Reporter
 from jaxr18.train.state import TrainState, forget
 from jaxr18.train.step import Batch, Teachers, replicate, shard
-from jaxr18.train.stop import Stopped, StopSignal
-from jaxr18.train.stop import on_stop_signals as on_stop_signals
 from jaxr18.train.writers import Writer
 
 # Steps between two looks at what other processes want: each look waits for all.
 _AGREE_EVERY = 10
 
 
-class TrainingError(Exception):
+class TrainingError(ToldError):
   """Training that cannot go on: the loss or the state is not finite."""
 
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from jaxr18 import sealed
+from jaxr18.host import sealed
 from jaxr18.train.files import CheckpointError, reading, write_atomically
 
 

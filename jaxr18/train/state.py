@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxr18.network import Network, apply_masks, over
-from jaxr18.spec import BOUNDS
+from jaxr18.nn.network import Network, apply_masks, over
+from jaxr18.nn.spec import BOUNDS
 
 
 @struct.dataclass

@@ -10,9 +10,9 @@ import optax
 from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxr18 import data
 from jaxr18.compress import channels, distill
-from jaxr18.network import (
+from jaxr18.data.augment import augment, normalize
+from jaxr18.nn.network import (
   Network,
   apply_masks,
   forward,
@@ -198,7 +198,7 @@ def make_train_step(
   def one(
     state: TrainState, teacher: Teachers, batch: Batch, key, epoch, rate, heat
   ):
-    images = data.augment(
+    images = augment(
       key,
       batch.images,
       state.step,
@@ -217,7 +217,7 @@ def make_train_step(
       labels = share * labels + (1 - share) * labels[partner]
 
     def inputs(net):
-      x = data.normalize(images, mean, std, net.spec.resolution)
+      x = normalize(images, mean, std, net.spec.resolution)
       # Teacher and student see the same mixture: resizing is linear.
       return x if partner is None else share * x + (1 - share) * x[partner]
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from jaxr18.inputs import read_bytes
+from jaxr18.host.inputs import read_bytes
 from jaxr18.train.files import MetricsFile, write_atomically
 
 Row = dict[str, Any]  # a line of metrics.jsonl

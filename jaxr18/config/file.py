@@ -1,0 +1,269 @@
+"""Configs from files: a Python file's get_config, or a run's config.json.
+
+Values that are wrong are taken as they are: `validate` then names all of them
+at once, whether they stand in a file or on the command line.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import json
+import pathlib
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from absl import logging
+
+from jaxr18.config.schema import Knob, base, completed, knobs, plain
+from jaxr18.host import paths, sealed
+from jaxr18.host.errors import ToldError
+from jaxr18.host.inputs import read_bytes
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+# In the package where that is installed, beside it in a checkout.
+CONFIGS = PACKAGE / "_configs"
+if not CONFIGS.is_dir():
+  CONFIGS = PACKAGE.parent / "configs"
+
+
+class ConfigError(ToldError, ValueError):
+  """Everything that is wrong with a config, one line each."""
+
+  status = 2
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """Reads 'FILE.py', 'FILE.py:ARGUMENT' or a run's 'WORKDIR/config.json'.
+
+  A relative FILE is looked for below the current folder, then among the
+  project's own.
+
+  Raises:
+    ConfigError: there is no such file, or it gives no config.
+  """
+  file, argument = paths.file_and_argument(name)
+  path = find(file, name)
+  if path.suffix == ".json":
+    config = from_json(path)
+    _say_how_old(path, config)
+    return config
+  if path.suffix != ".py":
+    raise ConfigError(
+      f"--config={file} must be a .py with get_config or the config.json of a"
+      " workdir; give another file"
+    )
+  with _said_of(name, path):
+    config = _module(path).get_config(*([argument] if argument else []))
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"{name}: get_config returned {config!r}, expected what"
+      " jaxr18.config.base() returns; end it with 'return config'"
+    )
+  return ml_collections.ConfigDict(config).lock()
+
+
+def sweep(name: str) -> list[dict[str, Any]]:
+  """What a file's `sweep(add)` adds: fields and their values, a run each.
+
+  `add` takes {"train.learning_rate": 0.1}, or seed=1 where there is no dot.
+
+  Raises:
+    ConfigError: there is no such file or function, or it adds nothing, or one
+      run twice.
+  """
+  path = find(paths.file_and_argument(name)[0], name)
+  runs = []
+
+  def add(fields=None, **more):
+    fields = {**(fields or {}), **more}
+    runs.append({name: plain(value) for name, value in fields.items()})
+
+  with _said_of(name, path):
+    function = getattr(_module(path), "sweep", None)
+    if function is not None:
+      function(add)
+  if function is None or not runs:
+    raise ConfigError(
+      f"{name} has no sweep(add) that adds a run; write such as\n"
+      "def sweep(add):\n"
+      "  for rate in (0.05, 0.1):\n"
+      '    add({"train.learning_rate": rate})'
+    )
+  for i, fields in enumerate(runs):
+    if fields in runs[:i]:
+      raise ConfigError(f"{name}: sweep adds {fields} twice; add it once")
+  return runs
+
+
+@contextlib.contextmanager
+def _said_of(name: str, path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a person's file may raise into a ConfigError."""
+  try:
+    yield
+  except Exception as e:
+    raise ConfigError(f"{name}{_line_of(e, path)}: {_text(e)}") from e
+
+
+def _module(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location("config", path.resolve())
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def find(file: str, given: str = "") -> pathlib.Path:
+  """Completes a relative path to a config.
+
+  Args:
+    file: its name.
+    given: what of the command line that is a part of, for an error.
+
+  Raises:
+    ConfigError: no such file; the project's own are listed.
+  """
+  path = paths.folder(file)
+  if path.is_file():
+    return path
+  if path.parts[:1] == ("configs",):
+    shipped = CONFIGS.joinpath(*path.parts[1:])
+    if shipped.is_file():
+      return shipped
+  if given != file and paths.folder(given).is_file():
+    raise ConfigError(
+      f"--config={given}: a colon ends the file's name there, or a backslash"
+      f" changes it; write '--config={paths.escaped(given)}'"
+    )
+  raise ConfigError(
+    f"--config={file}: there is no such file in {pathlib.Path.cwd()}; the"
+    f" project's own are\n{catalog()}"
+  )
+
+
+def catalog() -> str:
+  """The project's configs, a line each, with what they say of themselves."""
+  lines = []
+  for path in sorted(CONFIGS.glob("*.py")):
+    about = ast.get_docstring(ast.parse(path.read_text())) or ""
+    name = f"  configs/{path.name}".ljust(32)
+    first = " ".join(about.splitlines()[:1])
+    lines.append(
+      name + textwrap.shorten(first, 79 - len(name), placeholder=" ...")
+    )
+  return "\n".join(lines)
+
+
+def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config that a run saved; fields it does not have are as they were.
+
+  Raises:
+    ConfigError: it cannot be read, or is no config.
+  """
+  try:
+    values = sealed.parse(read_bytes(path))
+    version = values.pop("version", sealed.VERSION)
+    if version != sealed.VERSION:
+      raise ValueError(f"version is {version!r}, expected {sealed.VERSION}")
+    config = base(tuple(values["phases"]), search="search" in values)
+    values = completed(values)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ConfigError(
+      f"{path} is not a config that a run has saved ({type(e).__name__}:"
+      f" {_text(e)}); give the config.json of a workdir"
+    ) from e
+  for name, value in _flat(values):
+    set_field(config, name, _as_tuples(value))
+  return config
+
+
+def _say_how_old(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  if "order" not in json.loads(read_bytes(path))["data"]:
+    if config.data.order == "folder":
+      logging.warning(
+        "%s was saved before images were ordered by their content:"
+        " config.data.order is 'folder', as it was, for the same run from the"
+        " same folder; --config.data.order=content splits and orders as new"
+        " runs do",
+        path,
+      )
+
+
+def override(
+  config: ml_collections.ConfigDict, assignments: Sequence[str]
+) -> None:
+  """Sets fields from the command line's 'train.epochs=10'.
+
+  Text is read as a Python value where the field is no string; what cannot be
+  read so stays text.
+  """
+  for assignment in assignments:
+    name, _, text = assignment.partition("=")
+    knob = _knob(config, name)
+    set_field(
+      config, name, text if knob and knob.kind is str else _literal(text)
+    )
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+  """Sets a field whether it exists or not, whatever its type is."""
+  *sections, last = name.split(".")
+  knob, value = _knob(config, name), plain(value)
+  if knob and knob.kind is float and type(value) is int:
+    with contextlib.suppress(OverflowError):
+      value = float(value)
+  with config.unlocked(), config.ignore_type():
+    for section in sections:
+      if not isinstance(config.get(section), ml_collections.ConfigDict):
+        config[section] = ml_collections.ConfigDict()
+      config = config[section]
+    # ml_collections would turn True into 1.0 and a list into a tuple.
+    if last in config:
+      del config[last]
+    config[last] = value
+
+
+def _knob(config: ml_collections.ConfigDict, name: str) -> Knob | None:
+  phases = config.get("phases")
+  phases = phases if isinstance(phases, tuple) else ()
+  known = dict(knobs(phases, search="search" in config))
+  return known.get(name)
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return text
+
+
+def _as_tuples(value: Any) -> Any:
+  if isinstance(value, list):
+    return tuple(map(_as_tuples, value))
+  return value
+
+
+def _flat(values: dict[str, Any], prefix: str = ""):
+  for k, v in values.items():
+    if isinstance(v, dict):
+      yield from _flat(v, f"{prefix}{k}.")
+    else:
+      yield f"{prefix}{k}", v
+
+
+def _text(error: Exception) -> str:
+  """The message; ml_collections wraps a KeyError in an AttributeError."""
+  text = error.args[0] if error.args else repr(error)
+  if isinstance(text, Exception):
+    return _text(text)
+  return " ".join(str(text).split())
+
+
+def _line_of(error: Exception, path: pathlib.Path) -> str:
+  """The last line of the file that was running, such as ', line 24'."""
+  trace, line = error.__traceback__, getattr(error, "lineno", None)
+  while trace:
+    if trace.tb_frame.f_code.co_filename == str(path.resolve()):
+      line = trace.tb_lineno
+    trace = trace.tb_next
+  return f", line {line}" if line else ""

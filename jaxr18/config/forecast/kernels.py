@@ -1,0 +1,51 @@
+"""A kernel's size as a product of numbers of channels, which may be ranges."""
+
+import functools
+import math
+from collections.abc import Mapping
+
+from jaxr18.compress.channels import channel_groups
+from jaxr18.cost.bounds import Range
+from jaxr18.nn.spec import Layer, NetSpec
+
+Ends = tuple[str, str]
+
+
+@functools.lru_cache(maxsize=64)
+def ends(spec: NetSpec) -> dict[str, Ends]:
+  """The groups of each layer's inputs and outputs, by path; '' for none."""
+  found = {x.path: ["", ""] for x in spec.layers()}
+  for group in channel_groups(spec):
+    for path in group.readers:
+      found[path][0] = group.name
+    for path in group.writers:
+      found[path][1] = group.name
+    for path in group.through:  # channel by channel: in and out are the same
+      found[path][1] = group.name
+  return {path: tuple(both) for path, both in found.items()}
+
+
+def term(layer: Layer, ends: Ends) -> tuple[float, list[str]]:
+  """A kernel's size as a coefficient and the groups that multiply it."""
+  inputs, outputs = ends
+  size = layer.kernel**2 if layer.kind == "conv" else 1
+  depthwise = not inputs and outputs and layer.groups == layer.in_features > 1
+  if not depthwise:
+    size *= (1 if inputs else layer.in_features) / layer.groups
+  if not outputs:
+    size *= layer.features
+  return size, [end for end in ends if end]
+
+
+def size(spec: NetSpec, layer: Layer, of: Mapping[str, Range]) -> Range:
+  """A kernel's weights between such channels, the least and the most.
+
+  Args:
+    spec: of the layer's network.
+    layer: one of its layers.
+    of: channels of each group, by its name.
+  """
+  c, groups = term(layer, ends(spec)[layer.path])
+  return tuple(
+    round(c * math.prod(of[g][end] for g in groups)) for end in (0, 1)
+  )

@@ -1,0 +1,77 @@
+"""What a phase's networks will be, before anything is trained.
+
+It follows from the phase's config and from the outlooks of what it starts
+from, as its networks will follow from theirs; so does whether it can be run.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from jaxr18.compress.distill import check_stages
+from jaxr18.config.forecast.outlook import Fault, Outlook
+from jaxr18.config.forecast.pruning import pruned
+from jaxr18.config.forecast.start import Sources, start_of
+from jaxr18.config.prune import make_plan
+from jaxr18.host.paths import names
+from jaxr18.nn.network import stage_sides
+
+
+def foresee(
+  c: ml_collections.ConfigDict,
+  name: str,
+  sources: Sources,
+  steps: int,
+  fault: Fault,
+) -> list[Outlook] | None:
+  """The outlooks of a phase's networks: one, or its members'.
+
+  Args:
+    c: the phase's section, in order by itself.
+    name: of the phase.
+    sources: of `init`, `rewind` and `ensemble.members`, each all that the field
+      names; None where one of them cannot be read.
+    steps: of training.
+    fault: is told what cannot be.
+
+  Returns:
+    None where it cannot be, or where it hangs on a source that is not there.
+  """
+  if names(c.ensemble.members):
+    return sources["ensemble.members"]
+  told = False
+
+  def tell(field: str, must: str, mend: str) -> None:
+    nonlocal told
+    told = True
+    fault(field, must, mend)
+
+  out, plan = [], make_plan(c, steps)
+  for member in range(c.population.members):
+    one = start_of(c, sources, member, tell)
+    if one is not None and not told and plan is not None:
+      origin = (*one.masks, (name, member))
+      one = pruned(one, plan, steps, origin, tell)
+    if one is None or told:
+      return None
+    out.append(one)
+  return out
+
+
+def check_features(
+  c: ml_collections.ConfigDict,
+  found: Sequence[Outlook],
+  teachers: Sequence[Outlook] | None,
+  fault: Fault,
+) -> None:
+  """Notes stage outputs of student and teacher that cannot be compared."""
+  if c.features == "none" or teachers is None:
+    return
+  if len(teachers) > 1:
+    fault("teacher", f"must be one network with features={c.features!r}, and"
+          f" is {len(teachers)}", "name one")  # fmt: skip
+  for teacher in teachers[:1]:
+    try:
+      check_stages(stage_sides(found[0].spec), stage_sides(teacher.spec))
+    except ValueError as e:
+      fault("features", f"cannot be compared: {e}", "or write 'none'")

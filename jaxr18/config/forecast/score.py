@@ -1,0 +1,80 @@
+"""The score that networks will have, or bounds of it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxr18.config.forecast.bounds import bounds_of
+from jaxr18.config.forecast.kernels import ends
+from jaxr18.config.forecast.outlook import Outlook
+from jaxr18.cost.bounds import Bounds, add_bounds
+from jaxr18.cost.figures import Score
+from jaxr18.cost.kept import LayerWeights, vector_paths
+from jaxr18.cost.score import exact_figure, score_counts
+from jaxr18.cost.several import add_scores
+from jaxr18.nn.spec import Layer
+
+
+def score_of(
+  outlooks: Sequence[Outlook], ensemble: bool, views: int = 1
+) -> Score | Bounds:
+  """The `Score` that a phase's networks will have, or its `Bounds`.
+
+  Args:
+    outlooks: of the phase.
+    ensemble: whether all are charged; of a population the first is.
+    views: of each image.
+  """
+  if not ensemble:
+    return _score(outlooks[0], views)
+  found = [_score(o, views) for o in outlooks]
+  if all(isinstance(one, Score) for one in found):
+    return add_scores(found)
+  return add_bounds(found)
+
+
+def exact_of(o: Outlook) -> float | None:
+  """The exact figure that a network will have; None where it is not known."""
+  found = _score(o, 1)
+  if isinstance(found, Score):
+    return found.exact.total
+  return exact_figure(found.rows).total if found.rows else None
+
+
+def _score(o: Outlook, views: int) -> Score | Bounds:
+  """Of one network."""
+  layers = o.spec.layers()
+  counts = [_counts(o, layer) for layer in layers]
+  known = o.fixed and all(counts)
+  rows = score_counts(layers, counts, views=views) if known else None
+  if rows is not None and all(_whole_is_known(o, layer) for layer in layers):
+    return rows
+  out = bounds_of(o, views)
+  return out if rows is None else dataclasses.replace(out, rows=rows.rows)
+
+
+def _whole_is_known(o: Outlook, layer: Layer) -> bool:
+  low, high = o.whole(layer)
+  return low == high
+
+
+def _counts(o: Outlook, layer: Layer) -> LayerWeights | None:
+  """A layer's weights, None where training decides how many are kept.
+
+  Of those in wholly masked channels it has the fewest that may be.
+  """
+  size, kept, whole = o.size(layer), o.kept(layer), int(o.whole(layer)[0])
+  outputs = ends(o.spec)[layer.path][1]
+  alive = o.alive[outputs] if outputs else (layer.features, layer.features)
+  if any(low != high for low, high in (size, kept, alive)):
+    return None
+  vectors = len(vector_paths(layer))
+  return LayerWeights(
+    size=size[0],
+    kept=int(kept[0]),
+    structured=whole,
+    biases=layer.features if vectors else 0,
+    biases_kept=int(alive[0]) if vectors else 0,
+    params=size[0] + layer.features * vectors,
+    params_kept=int(kept[0] + alive[0] * vectors),
+    params_structured=int(whole + (layer.features - alive[0]) * vectors),
+  )

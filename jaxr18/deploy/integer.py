@@ -1,0 +1,177 @@
+"""Evaluation of a folded network with integers, as a device without floats
+would: int8 times int8, summed in int32.
+
+Inputs are rounded to codes, codes are convolved, and a sum becomes a float
+once, by one factor for each output channel and a bias. Residual sums, ReLU and
+pooling stay in float32, and so does a layer whose weights or inputs are floats.
+
+The simulation in `nn/resnet.py`, which trains, multiplies the same codes as
+floats, already scaled. Both are the same but for float32's rounding, which
+decides otherwise where a value lies within that of the middle between two
+codes. `train/evaluate.py` tests the codes as floats; with fused multiply-add
+`jaxr18/deploy/packed.py` gives the same bits as this on a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax import lax
+
+from jaxr18.deploy import packed
+from jaxr18.deploy.fold import Folded
+from jaxr18.nn import quantize
+from jaxr18.nn.conv import conv
+from jaxr18.nn.spec import HALF_BITS, Layer, NetSpec
+
+ARITHMETIC = ("int8", "float32")
+_TOLERANCE = 2.0**-20  # of float32's sums, relative to the largest
+
+
+def forward(
+  folded: Folded,
+  spec: NetSpec,
+  images: jax.Array,
+  arithmetic: str = "int8",
+  path: str | None = None,
+) -> jax.Array:
+  """Logits of normalized images, [batch, classes] in float32.
+
+  Args:
+    folded: of `fold`.
+    spec: of the same network.
+    images: [batch, resolution, resolution, channels], normalized.
+    arithmetic: 'int8', or 'float32', which multiplies the same codes as
+      floats and is exact while sums stay below 2**24.
+    path: of float32's convolutions, see `nn.conv`.
+  """
+  return _run(folded, spec, images, (arithmetic,), path)[0]
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def wrong_layers(
+  folded: Folded, spec: NetSpec, images: jax.Array
+) -> dict[str, jax.Array]:
+  """Where int8's and float32's sums differ by more than float32's rounding.
+
+  Returns:
+    bool by the path of each layer of integers, on the inputs that int8 gives.
+  """
+  return _run(folded, spec, images, ARITHMETIC, None)[1]
+
+
+def choose_arithmetic(folded: Folded, spec: NetSpec, images: jax.Array) -> str:
+  """'int8' where this device's integer convolutions are right on the images.
+
+  XLA has had int8 convolutions on GPUs that were wrong for grouped layers.
+  Then a warning names the layers, and 'float32' serves.
+  """
+  found = jax.device_get(wrong_layers(folded, spec, images))
+  wrong = [path for path, differs in found.items() if differs]
+  if not wrong:
+    return "int8"
+  logging.warning(
+    "int8 convolutions are wrong on %s in %s; the codes are multiplied as"
+    " float32 instead",
+    jax.devices()[0].device_kind,
+    ", ".join(wrong),
+  )
+  return "float32"
+
+
+def _run(folded, spec, images, arithmetics, path):
+  """Logits by the first arithmetic, and by layer whether the second differs."""
+  wrong = {}
+
+  def apply(layer: Layer, x):
+    numbers = folded[layer.path]
+    factor = numbers.get("scale", 1)
+    integers = layer.w_bits < HALF_BITS and layer.a_bits < HALF_BITS
+    if layer.a_bits < HALF_BITS:
+      bound = numbers.get("input_bound", quantize.dynamic_bound(x))
+      how = layer.a_bits, layer.signed_input
+      step = quantize.input_step(bound, *how)
+      x = quantize.input_codes(x, bound, *how)
+      if integers:
+        factor = factor * step
+      else:
+        x = x * step
+    else:
+      x = quantize.quantize_input(x, None, layer.a_bits, layer.signed_input)
+    kernel = numbers.get("kernel", numbers.get("codes"))
+    if integers:
+      sums, *others = (
+        _int_sums(x, kernel, layer)
+        if a == "int8"
+        else _float_sums(x, kernel, layer, path)
+        for a in arithmetics
+      )
+      for other in others:
+        apart = jnp.max(jnp.abs(sums - other))
+        wrong[layer.path] = apart > _TOLERANCE * jnp.max(jnp.abs(other))
+    else:
+      sums = _float_sums(x, kernel, layer, path)
+    y = sums * factor
+    return y + numbers["bias"] if "bias" in numbers else y
+
+  logits = packed.walk(
+    units(spec),
+    images,
+    apply,
+    relu=jax.nn.relu,
+    add=jnp.add,
+    mean=_mean,
+  )
+  return logits[:, 0, 0], wrong
+
+
+def _mean(x):
+  """Over width, then height, in an order that no compiler changes."""
+  _, height, width, _ = x.shape
+  rows = functools.reduce(jnp.add, [x[:, :, i] for i in range(width)])
+  total = functools.reduce(jnp.add, [rows[:, i] for i in range(height)])
+  return total[:, None, None] / (height * width)
+
+
+def units(spec: NetSpec) -> dict[str, list[Layer]]:
+  """Layers by unit, for `packed.walk`."""
+  out: dict[str, list[Layer]] = {}
+  for layer in spec.layers():
+    out.setdefault(layer.unit, []).append(layer)
+  return out
+
+
+def _float_sums(x, kernel, layer: Layer, path):
+  return conv(
+    x.astype(jnp.float32),
+    kernel.astype(jnp.float32),
+    stride=layer.stride,
+    padding=layer.kernel // 2,
+    groups=layer.groups,
+    path=path,
+  )
+
+
+def _int_sums(x, codes, layer: Layer):
+  """Sums in int32, as float32; 8 bits without a sign are shifted by 128."""
+  shift = 128 if layer.a_bits == 8 and not layer.signed_input else 0
+  x = (x.astype(jnp.int16) - shift).astype(jnp.int8)
+  pad = layer.kernel // 2
+  x = jnp.pad(
+    x, [(0, 0), (pad, pad), (pad, pad), (0, 0)], constant_values=-shift
+  )
+  sums = lax.conv_general_dilated(
+    x,
+    codes,
+    window_strides=(layer.stride, layer.stride),
+    padding="VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=layer.groups,
+    preferred_element_type=jnp.int32,
+  )
+  if shift:
+    sums += shift * jnp.sum(codes, (0, 1, 2), jnp.int32)
+  return sums.astype(jnp.float32)

@@ -1,0 +1,604 @@
+"""PyTorch's weights of the usual CIFAR ResNets as a `Network`.
+
+The names are those of kuangliu/pytorch-cifar: conv1, bn1, layer1.0.conv1,
+layer1.0.bn1, layer1.0.shortcut.0 and .1, linear; or torchvision's, which has
+downsample for shortcut and fc for linear. A convolution that is factorized is
+a Sequential there: layer1.0.conv1.0 (depthwise) and .1 (pointwise).
+
+Shapes do not tell all. Strides are taken to be the usual ones, a 3x3 stem is
+taken to have no pooling behind it and a block to be conv, norm, ReLU, and
+images to be normalized as here: many repositories divide by a wrong standard
+deviation of CIFAR-10, (0.2023, 0.1994, 0.2010). Whether all of that is so, the
+accuracy that the weights are known for tells:
+
+    python -m jaxr18.deploy.torch_weights FILE --images=test.npz \\
+      --accuracy=0.9502
+
+test.npz holds `test_images`, uint8 [n, size, size, channels], and
+`test_labels`, as jaxr18/deploy/packed.py takes them.
+"""
+
+import argparse
+import collections
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from jaxr18.data.augment import normalize
+from jaxr18.data.dataset import CIFAR10_MEAN, CIFAR10_STD
+from jaxr18.deploy import packed
+from jaxr18.host.errors import ToldError
+from jaxr18.host.inputs import check_file
+from jaxr18.nn import network
+from jaxr18.nn.network import Network
+from jaxr18.nn.spec import BOUNDS, BlockSpec, ConvSpec, HeadSpec, NetSpec, check
+
+# Where training scripts keep the state_dict in what they save; of several the
+# first is taken.
+_NESTED = (
+  "net", "state_dict", "model", "model_state_dict", "model_state", "weights",
+  "params", "network", "student", "module", "state_dict_ema", "model_ema",
+  "ema",
+)  # fmt: skip
+# DataParallel and torch.compile put these before names and into them.
+_WRAPPERS = re.compile(r"(^|\.)((module|_orig_mod)\.)+")
+# Names without a prefix begin so.
+_FIRST = re.compile(r"(conv1|bn1|layer\d+|linear|fc)\.")
+# What others count beside the weights: batches, averages, thop's operations.
+_COUNTERS = (
+  "num_batches_tracked", "n_averaged", "total_ops", "total_params",
+)  # fmt: skip
+_LEAVES = {
+  ("bn", "scale"): "weight",
+  ("bn", "bias"): "bias",
+  ("bn", "mean"): "running_mean",
+  ("bn", "var"): "running_var",
+  ("conv", "kernel"): "weight",
+  ("head", "kernel"): "weight",
+  ("head", "bias"): "bias",
+}
+_SHOWN = 6  # names in an error
+_BATCH = 200  # images at once in the check
+
+# What a file of PyTorch's is known by.
+SUFFIXES = (
+  ".pt", ".pth", ".th", ".pth.tar", ".ckpt", ".bin", ".safetensors",
+)  # fmt: skip
+_SAFETENSORS = {
+  "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
+  "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+
+
+def is_name(source: str | os.PathLike) -> bool:
+  """Whether a source names a file of PyTorch's, and no phase or workdir."""
+  source = os.path.expanduser(source)
+  return source.endswith(SUFFIXES) and not os.path.isdir(source)
+
+
+class WeightsError(ToldError, ValueError):
+  """The weights are not those of the network."""
+
+
+class _Weights(NamedTuple):
+  """Tensors by kuangliu's names.
+
+  Attributes:
+    tensors: float arrays.
+    masks: bool arrays of those that `torch.nn.utils.prune` has pruned.
+    given: the names as they were given.
+    there: all names that were given, whatever they name.
+  """
+
+  tensors: dict[str, np.ndarray]
+  masks: dict[str, np.ndarray]
+  given: dict[str, str]
+  there: list[str]
+
+
+def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
+  """Reads a file of torch.save or of safetensors, without running its code.
+
+  Args:
+    path: of a state_dict, or of a dict that holds one under 'net',
+      'state_dict', 'model' or another name. Whatever else is in there, such
+      as settings, is not looked at.
+    spec: what the network is; None derives it as `derive_spec` does.
+
+  Returns:
+    The network in float32, with the masks of `torch.nn.utils.prune`.
+
+  Raises:
+    WeightsError: PyTorch is not installed, the file cannot be read or holds
+      more than tensors and plain values, or the weights do not fit.
+  """
+  path = os.fspath(path)
+  try:
+    check_file(path)
+    if path.endswith(".safetensors"):
+      loaded = _read_safetensors(path)
+    else:
+      loaded = _read_torch(path)
+  except OSError as e:
+    raise WeightsError(f"cannot read {path}: {e.strerror or e}") from e
+  try:
+    if spec is None:
+      spec = derive_spec(loaded)
+    return from_state_dict(loaded, spec)
+  except WeightsError as e:
+    raise WeightsError(f"{path}: {e}") from e
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+  with open(path, "rb") as f:
+    data = f.read()
+  end = 8 + int.from_bytes(data[:8], "little")
+  try:
+    header = json.loads(data[8:end])
+    meta = header.pop("__metadata__", {})
+    if meta.get("format") == packed.FORMAT:
+      raise WeightsError(
+        f"{path} is a packed network of jaxr18; give the workdir that it was"
+        " exported from"
+      )
+    return {name: _of_safetensors(t, data, end) for name, t in header.items()}
+  except (ValueError, LookupError, TypeError, AttributeError) as e:
+    if isinstance(e, WeightsError):
+      raise
+    raise WeightsError(
+      f"{path} is truncated, damaged or no safetensors file ({e!r}); save it"
+      " again"
+    ) from e
+
+
+def _of_safetensors(entry: dict, data: bytes, start: int) -> np.ndarray:
+  low, high = entry["data_offsets"]
+  kind = entry["dtype"]
+  if start + high > len(data):
+    raise ValueError(f"{len(data)} bytes, expected {start + high}")
+  array = np.frombuffer(data[start + low : start + high], _SAFETENSORS[kind])
+  if kind == "BF16":  # the upper half of a float32
+    array = (array.astype(np.uint32) << 16).view(np.float32)
+  return array.reshape(entry["shape"])
+
+
+def _read_torch(path: str) -> Any:
+  """What torch.load gives, with `_Plain` for classes that it refuses."""
+  try:
+    import torch
+  except ImportError as e:
+    raise WeightsError(
+      f"reading {path} needs PyTorch; pip install 'jaxr18[torch]'"
+    ) from e
+  known = _numpy_globals()
+  while True:
+    try:
+      with torch.serialization.safe_globals(known):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+      break
+    except OSError:
+      raise
+    except Exception as e:  # of many types, pickle's and zip's among them
+      named = re.search(r"GLOBAL (\S+) was not an allowed global", str(e))
+      names = {named[1], f"builtins.{named[1]}"} if named else set()
+      if names - {name for _, name in known}:
+        known += [(_Plain, name) for name in sorted(names)]
+        continue
+      first = str(e).partition("\n")[0]
+      raise WeightsError(
+        f"{path} does not hold weights alone: {first} Save model.state_dict(),"
+        " and not the model, with torch.save"
+      ) from e
+
+  parts = (loaded, *loaded.values()) if isinstance(loaded, Mapping) else ()
+  models = [x for x in parts if "_modules" in getattr(x, "__dict__", {})]
+  if models and not _has_kernels(loaded):
+    raise WeightsError(
+      f"{path} does not hold weights alone but a model, whose code is not run."
+      " Save model.state_dict(), and not the model, with torch.save"
+    )
+  return loaded
+
+
+class _Plain:
+  """In the place of a class beside the weights, none of whose code is run."""
+
+  def __new__(cls, *args, **kwargs):
+    del args, kwargs
+    return collections.OrderedDict()  # takes whatever state and items follow
+
+
+def _numpy_globals() -> list[tuple[Any, str]]:
+  """NumPy's own arrays and scalars, by the names of its versions 1 and 2."""
+  core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+  out = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
+  for name in ("_reconstruct", "scalar"):
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+      out.append((getattr(core, name), f"{module}.{name}"))
+  kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}
+  return out + [(kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds]
+
+
+def from_state_dict(state_dict: Mapping[str, Any], spec: NetSpec) -> Network:
+  """A network with the weights of a PyTorch one.
+
+  Args:
+    state_dict: names to arrays (NumPy's, or anything that it can read, such
+      as tensors); may be nested as in `load`, and have a prefix that all names
+      share. Convolutions are OIHW, linear is [classes, features]. Counters
+      such as num_batches_tracked are ignored; NAME_orig with NAME_mask, as
+      `torch.nn.utils.prune` leaves them, are a tensor with its mask.
+    spec: what the network is. Bounds of quantized inputs start at 1, as in
+      `network.init`; `network.calibrate` sets them.
+
+  Returns:
+    The network in float32.
+
+  Raises:
+    WeightsError: names the tensors that are missing, not expected, or of a
+      shape that is not the spec's.
+  """
+  tensors, pruned, given, there = _canonical(state_dict)
+  net = jax.eval_shape(lambda k: network.init(k, spec), jax.random.key(0))
+  problems, used = [], set()
+
+  def take(path, leaf):
+    path = [p.key for p in path]
+    if path[-1] in BOUNDS:
+      return jnp.ones(leaf.shape, leaf.dtype)
+    name = _torch_name(path, spec)
+    if name not in tensors:
+      problems.append(f"{name} is missing")
+      return None
+    used.add(name)
+    array = _to_ours(tensors[name])
+    if array.shape != leaf.shape:
+      problems.append(
+        f"{given[name]} is {list(np.shape(tensors[name]))}, expected"
+        f" {list(_torch_shape(leaf.shape))}"
+      )
+    elif not np.isfinite(array).all():
+      problems.append(f"{given[name]} has numbers that are NaN or infinite")
+    return jnp.asarray(array, leaf.dtype)
+
+  params, batch_stats = (
+    jax.tree_util.tree_map_with_path(take, tree)
+    for tree in (net.params, net.batch_stats)
+  )
+  problems += [f"{given[n]} is not expected" for n in tensors if n not in used]
+  if problems:
+    more = len(problems) - _SHOWN
+    raise WeightsError(
+      f"the weights do not fit the network in {len(problems)} places: "
+      + "; ".join(problems[:_SHOWN])
+      + (f"; and {more} more" if more > 0 else "")
+      + ("" if used else f"; {_listed(there)}")
+      + "; give the weights of this network, or the spec of theirs"
+    )
+
+  def mask(path, leaf):
+    path = [p.key for p in path]
+    name = "" if path[-1] in BOUNDS else _torch_name(path, spec)
+    if name not in pruned:
+      return jnp.array(True)
+    return jnp.asarray(_to_ours(pruned[name]))
+
+  masks = jax.tree_util.tree_map_with_path(mask, params)
+  return Network(params, batch_stats, masks, spec)
+
+
+def derive_spec(state_dict: Mapping[str, Any], resolution: int = 32) -> NetSpec:
+  """The network that a state_dict's names and shapes describe, unquantized.
+
+  Shapes tell everything but the strides, which are the usual ones: 2 in the
+  first block of every stage but the first.
+
+  Raises:
+    WeightsError: a tensor that every network has is missing, a shortcut has
+      no weights where the block changes its input's shape, or the stem is
+      ImageNet's (7x7, then a pooling that no `NetSpec` has).
+  """
+  weights = _canonical(state_dict)
+  shapes = {name: np.shape(x) for name, x in weights.tensors.items()}
+
+  def shape(name, ndim):
+    if name not in shapes:
+      raise WeightsError(
+        f"no network can be derived: {name} is missing;"
+        f" {_listed(weights.there)}"
+      )
+    if len(shapes[name]) != ndim:
+      raise WeightsError(
+        f"no network can be derived: {name} is {list(shapes[name])}, expected"
+        f" {ndim} axes"
+      )
+    return shapes[name]
+
+  def conv(name, in_features, stride=1):
+    if f"{name}.weight" not in shapes and f"{name}.1.weight" in shapes:
+      kernel = shape(f"{name}.0.weight", 4)[2]
+      features = shape(f"{name}.1.weight", 4)[0]
+      return ConvSpec(features, kernel, stride, depthwise=True)
+    features, inputs, kernel, _ = shape(f"{name}.weight", 4)
+    groups = in_features // max(1, inputs)
+    return ConvSpec(features, kernel, stride, groups)
+
+  channels = shape("conv1.weight", 4)[1]
+  stem = conv("conv1", channels)
+  if stem.kernel == 7:
+    raise WeightsError(
+      "conv1.weight is 7x7: ImageNet's stem has a pooling behind it, which is"
+      " not built here; train with the stem for CIFAR, 3x3 at stride 1"
+    )
+  features = stem.features
+  stages = []
+  while f"layer{len(stages) + 1}.0.bn1.weight" in shapes:
+    i = len(stages) + 1
+    stage = []
+    while f"layer{i}.{len(stage)}.bn1.weight" in shapes:
+      name = f"layer{i}.{len(stage)}"
+      stride = 2 if i > 1 and not stage else 1
+      conv1 = conv(f"{name}.conv1", features, stride)
+      conv2 = conv(f"{name}.conv2", conv1.features)
+      proj = None
+      if f"{name}.shortcut.0.weight" in shapes:
+        proj = conv(f"{name}.shortcut.0", features, stride)
+      elif stride != 1 or conv2.features != features:
+        raise WeightsError(
+          f"{name}.shortcut.0.weight is missing, and the block goes from"
+          f" {features} to {conv2.features} features at stride {stride}: a"
+          " shortcut without weights (the paper's option A) is not built here"
+        )
+      stage.append(BlockSpec(conv1, conv2, proj))
+      features = conv2.features
+    stages.append(tuple(stage))
+  if not stages:
+    raise WeightsError(
+      "no network can be derived: layer1.0.bn1 is missing;"
+      f" {_listed(weights.there)}"
+    )
+  head = HeadSpec(shape("linear.weight", 2)[0])
+  derived = NetSpec(stem, tuple(stages), head, resolution, channels)
+  try:
+    check(derived)
+  except ValueError as e:
+    raise WeightsError(f"no network can be derived: {e}") from e
+  return derived
+
+
+def _canonical(state_dict) -> _Weights:
+  found = _unwrapped(state_dict)
+  named = {
+    str(name): tensor
+    for name, tensor in found.items()
+    if len(_shape(tensor)) and not str(name).endswith(_COUNTERS)
+  }  # fmt: skip
+  given = {}
+  for original, name in _without_prefix(list(named)).items():
+    name = name.replace(".downsample.", ".shortcut.")
+    name = re.sub(r"^fc\.", "linear.", name)
+    if name in given:
+      raise WeightsError(f"{given[name]} and {original} are the same tensor")
+    given[name] = original
+  _refuse_normed(given)
+  arrays = {n: _to_numpy(named[given[n]], given[n]) for n in given}
+  tensors = {n: x for n, x in arrays.items() if not n.endswith("_mask")}
+  masks = {}
+  for name in [n for n in arrays if n.endswith("_mask")]:
+    whole = name.removesuffix("_mask")
+    if f"{whole}_orig" not in tensors:
+      raise WeightsError(f"{given[name]} is there without {whole}_orig")
+    tensors[whole] = tensors.pop(f"{whole}_orig")
+    given[whole] = given[f"{whole}_orig"]
+    masks[whole] = arrays[name] != 0
+    if masks[whole].shape != tensors[whole].shape:
+      raise WeightsError(
+        f"{given[name]} is {list(masks[whole].shape)}, expected"
+        f" {list(tensors[whole].shape)}"
+      )
+  return _Weights(tensors, masks, given, [str(name) for name in found])
+
+
+def _unwrapped(found: Any) -> Mapping:
+  """The innermost mapping of names to kernels."""
+  while True:
+    if not isinstance(found, Mapping):
+      raise WeightsError(
+        f"expected names with their arrays, got a {type(found).__name__};"
+        " save model.state_dict() and not the model"
+      )
+    if any(len(_shape(x)) == 4 for x in found.values()):
+      return found
+    inner = [name for name, x in found.items() if _has_kernels(x)]
+    if not inner:
+      return found
+    usual = [name for name in _NESTED if name in inner]
+    if len(inner) > 1 and not usual:
+      raise WeightsError(
+        f"there are several networks, {', '.join(map(str, inner))}; save the"
+        " state_dict of one"
+      )
+    chosen = (usual or inner)[0]
+    if len(inner) > 1:
+      others = ", ".join(str(name) for name in inner if name != chosen)
+      logging.warning(
+        "Of the weights in %r those in %s are not read; save them alone to"
+        " read them", chosen, others,
+      )  # fmt: skip
+    found = found[chosen]
+
+
+def _has_kernels(x: Any) -> bool:
+  return isinstance(x, Mapping) and any(
+    isinstance(name, str) and (len(_shape(v)) == 4 or _has_kernels(v))
+    for name, v in x.items()
+  )
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+  """A tensor's; () of plain values, which have none."""
+  return tuple(getattr(x, "shape", ()))
+
+
+def _without_prefix(names: list[str]) -> dict[str, str]:
+  """Names by what was given, without wrappers and a prefix that all share."""
+  short = {name: _WRAPPERS.sub(r"\1", name) for name in names}
+  while short:
+    first = next(iter(short.values())).partition(".")[0] + "."
+    if _FIRST.fullmatch(first) or not all(
+      name.startswith(first) for name in short.values()
+    ):
+      break
+    short = {k: name.removeprefix(first) for k, name in short.items()}
+  return short
+
+
+def _refuse_normed(given: Mapping[str, str]) -> None:
+  """Raises where a weight is the result of others, which are what is stored."""
+  for name, original in given.items():
+    normed = name.endswith((".weight_g", ".weight_v"))
+    if normed or ".parametrizations." in name:
+      raise WeightsError(
+        f"{original} is of a weight_norm or another parametrization: call"
+        " torch.nn.utils.remove_weight_norm or"
+        " torch.nn.utils.parametrize.remove_parametrizations before saving"
+      )
+
+
+def _listed(names: list[str]) -> str:
+  """Some of the names that are there."""
+  if not names:
+    return "it holds no names"
+  more = len(names) - _SHOWN
+  shown = ", ".join(name[:40] for name in names[:_SHOWN])
+  return f"there are {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def _torch_name(path: list[str], spec: NetSpec) -> str:
+  """(stage1_block2, conv1, kernel) -> layer1.1.conv1.weight."""
+  *layer, leaf = path
+  if layer == ["head"]:
+    return f"linear.{_LEAVES['head', leaf]}"
+  kind = "bn" if layer[-1] in ("stem_bn", "bn1", "bn2", "proj_bn") else "conv"
+  leaf = _LEAVES[kind, leaf]
+  if layer[0] in ("stem", "stem_bn"):
+    names = ["conv1" if kind == "conv" else "bn1"]
+    parts = layer[1:]
+  else:
+    i, j = re.fullmatch(r"stage(\d+)_block(\d+)", layer[0]).groups()
+    inner = {"proj": "shortcut.0", "proj_bn": "shortcut.1"}
+    names = [f"layer{i}", str(int(j) - 1), inner.get(layer[1], layer[1])]
+    parts = layer[2:]
+  if parts:  # of a factorized convolution, in their order
+    of_unit = [n.path for n in spec.layers() if n.unit == "/".join(layer[:-1])]
+    names.append(str(of_unit.index("/".join(layer))))
+  return ".".join([*names, leaf])
+
+
+def _to_numpy(tensor: Any, name: str) -> np.ndarray:
+  if hasattr(tensor, "detach"):  # a tensor: maybe a Parameter, maybe bfloat16
+    tensor = tensor.detach()
+    if tensor.is_meta:
+      raise WeightsError(
+        f"{name} is a meta tensor, which has a shape and no numbers; load the"
+        " weights before saving the state_dict"
+      )
+    if tensor.is_quantized:
+      tensor = tensor.dequantize()
+    elif str(tensor.layout) != "torch.strided":
+      tensor = tensor.to_dense()
+    counts = not tensor.is_floating_point()
+    tensor = tensor.cpu().float().numpy()
+  else:
+    tensor = np.asarray(tensor)
+    counts = tensor.dtype.kind not in "f"
+  if counts and not name.endswith("_mask"):
+    raise WeightsError(f"{name} holds no floats; save the float weights")
+  return tensor
+
+
+def _to_ours(array: np.ndarray) -> np.ndarray:
+  """OIHW -> HWIO, [out, in] -> [in, out]."""
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  if len(shape) != 4:
+    return shape[::-1]
+  height, width, inputs, features = shape
+  return features, inputs, height, width
+
+
+def main(argv=None) -> int:
+  """Tests a file's weights, and says whether they are what is expected."""
+  parser = argparse.ArgumentParser(
+    prog="python -m jaxr18.deploy.torch_weights",
+    description="Tests PyTorch's weights as a network of jaxr18.",
+  )
+  parser.add_argument("file", help="of a state_dict")
+  parser.add_argument("--images", required=True, help="an .npz, see packed.py")
+  parser.add_argument(
+    "--accuracy",
+    type=float,
+    help="the share of right answers that the weights are known for",
+  )
+  for name, default in (("mean", CIFAR10_MEAN), ("std", CIFAR10_STD)):
+    parser.add_argument(
+      f"--{name}",
+      type=lambda text: tuple(map(float, text.split(","))),
+      default=default,
+      help=f"of each channel in units of 0..1 (default: {default})",
+    )
+  args = parser.parse_args(argv)
+  try:
+    net = load(args.file)
+    first, *_, last = net.spec.layers()
+    images, labels = packed.read_test(
+      args.images,
+      {
+        "units": {
+          "stem": [{"kernel_shape": first.kernel_shape, "groups": 1}],
+          "head": [{"kernel_shape": last.kernel_shape}],
+        }
+      },
+    )
+  except (WeightsError, OSError, ValueError) as e:
+    print(f"Error: {e}", file=sys.stderr)
+    return 1
+  correct = _correct(net, images, labels, args.mean, args.std)
+  accuracy = correct / len(labels)
+  widths = [stage[0].conv2.features for stage in net.spec.stages]
+  print(f"widths {widths}, blocks {[len(s) for s in net.spec.stages]}")
+  print(f"accuracy {accuracy:.2%} ({correct} of {len(labels)})")
+  # Two programs may answer one image in a thousand differently.
+  if args.accuracy is not None and accuracy < args.accuracy - 1e-3:
+    print(
+      f"Error: expected {args.accuracy:.2%}. What shapes do not tell may be"
+      " otherwise there: strides, a pooling behind the stem, the order of norm,"
+      " ReLU and convolution, or --mean and --std",
+      file=sys.stderr,
+    )
+    return 1
+  return 0
+
+
+def _correct(net: Network, images, labels, mean, std) -> int:
+  run = jax.jit(
+    lambda net, x: jnp.argmax(
+      network.forward(net, normalize(x, mean, std, net.spec.resolution)), -1
+    )
+  )
+  parts = np.array_split(np.arange(len(images)), -(-len(images) // _BATCH))
+  return sum(int(np.sum(run(net, images[i]) == labels[i])) for i in parts)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,678 @@
+"""An experiment from its config to its result: train, test, score.
+
+What trains knows no config: `teaching`, `members` and this file read it, once
+it is validated, and pass on plain arguments.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxr18.compress import ensemble, factorize, gradual, prune
+from jaxr18.config import file as configfile
+from jaxr18.config.checks import validate
+from jaxr18.config.distill import factors, member_seeds
+from jaxr18.config.file import ConfigError
+from jaxr18.config.network import network_spec, quantized
+from jaxr18.config.prune import make_plan
+from jaxr18.config.schema import FREE, completed, flatten, within
+from jaxr18.cost import score as score_lib
+from jaxr18.data import dataset as data
+from jaxr18.data.augment import normalize
+from jaxr18.host import paths, sealed
+from jaxr18.host.paths import names
+from jaxr18.host.workdir import FORMAT, read_result
+from jaxr18.nn import conv, machine, network
+from jaxr18.nn.network import Network
+from jaxr18.nn.spec import HALF_BITS, NetSpec
+from jaxr18.run import members, sources, teaching
+from jaxr18.train import checkpoint, starts
+from jaxr18.train import state as state_lib
+from jaxr18.train.evaluate import Evaluation, evaluate
+from jaxr18.train.files import (
+  alone_in,
+  latest_step,
+  read_phase,
+  removing,
+  write_json,
+  write_sealed,
+  writing,
+)
+from jaxr18.train.loop import StopSignal, train
+from jaxr18.train.step import make_mesh, make_train_step, shard
+from jaxr18.train.writers import Writer
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  stop: StopSignal | None = None,
+) -> dict[str, Any]:
+  """Runs the config's phases in order, then tests and scores the last network.
+
+  Every phase resumes in its middle; a finished one is read from its files.
+
+  Returns:
+    What result.json holds.
+  """
+  stop = stop or StopSignal()
+  if jax.process_count() > 1:
+    stop.leave = None  # one that left alone would take the others down
+  finished = (workdir / "result.json").exists()
+  # What is finished needs neither its teacher's workdir nor as many devices.
+  ended = lambda name: (workdir / name / "phase.json").is_file()
+  validate(
+    config,
+    1 if finished else jax.device_count(),
+    not finished,
+    ended=ended,
+    processes=1 if finished else jax.process_count(),
+  )
+  if finished:
+    check_config(config, workdir, finished=True)
+    return read_result(workdir)
+  first = jax.process_index() == 0
+  with alone_in(workdir, first), contextlib.ExitStack() as stack:
+    prepare_workdir(config, workdir)
+    to = names(config.writers) if first else ()
+    writer = Writer(workdir, to, json.loads(config.to_json()))
+    stack.callback(writer.close)
+    dataset, mesh = load_data(config), make_mesh()
+    phases = train_phases(config, workdir, dataset, mesh, stop, writer)
+    nets = sources.load_networks(workdir, config.phases[-1])
+    test, more = test_last(config, nets, phases, dataset, mesh)
+    result = make_result(config, nets[0], test, phases) | more
+    result["starts"] = starts.read(workdir)
+    writer.result(result)
+    write_together(workdir / "result.json", result)
+  return result
+
+
+def train_phases(
+  config,
+  workdir: pathlib.Path,
+  dataset,
+  mesh,
+  stop: StopSignal,
+  writer: Writer | None = None,
+  watch: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Trains what of the phases is not finished; looks at no test image.
+
+  Args:
+    config: validated, and the workdir's.
+    writer, watch: of `loop.train`.
+
+  Returns:
+    What each phase's phase.json holds, by name.
+  """
+  return {
+    name: run_phase(config, name, workdir, dataset, mesh, stop, writer, watch)
+    for name in config.phases
+  }
+
+
+def write_together(
+  path: pathlib.Path, value: Any, write: Callable = write_sealed
+) -> None:
+  """Calls write(path, value) in the first process; the others wait for it."""
+  if jax.process_index() == 0:
+    write(path, value)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(path.name)
+
+
+def prepare_workdir(config, workdir: pathlib.Path) -> None:
+  """Makes the workdir and keeps the config in it, or checks the one there.
+
+  Another config takes its place where no phase that it touches has begun. What
+  it changes is said and kept with this start, and so is what of the machine's
+  arithmetic is not as it was.
+
+  Raises:
+    checkpoint.CheckpointError: it cannot be written, or was begun with another
+      config.
+  """
+  path, new = workdir / "config.json", json.loads(config.to_json())
+  with writing(path):
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_together(path, {"version": sealed.VERSION} | new, _write_new)
+  changed = check_config(config, workdir)
+  if changed:
+    version = {"version": sealed.VERSION} if sealed.demanded(workdir) else {}
+    write_together(path, version | new, write_json)
+  if jax.process_index() == 0:
+    _keep_start(config, workdir, changed)
+
+
+def _keep_start(config, workdir: pathlib.Path, changed: list[str]) -> None:
+  """Adds this start to the workdir's, and says what is not as it was."""
+  steps = {name: latest_step(workdir / name) for name in config.phases}
+  at = {name: step for name, step in steps.items() if step is not None}
+  differs = starts.add(workdir, at, machine.arithmetic(), changed)
+  if changed:
+    print(f"{workdir}: the config was changed: {'; '.join(changed)}",
+          file=sys.stderr, flush=True)  # fmt: skip
+  if differs:
+    print(
+      f"{workdir} goes on by another arithmetic, and its bits will differ from"
+      f" those of a run that was never stopped: {'; '.join(differs)}",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def check_config(
+  config, workdir: pathlib.Path, finished: bool = False
+) -> list[str]:
+  """What differs from the config in the workdir, a line for each field.
+
+  Raises:
+    checkpoint.CheckpointError: the run is finished, or the change touches a
+      phase that has begun.
+  """
+  path, new = workdir / "config.json", json.loads(config.to_json())
+  try:
+    old = json.loads(configfile.from_json(path).to_json())
+  except ValueError as e:
+    raise _unusable(workdir, e) from e
+  changed = changes(old, new)
+  begun = [
+    name for name in old["phases"] if latest_step(workdir / name) is not None
+  ]
+  late = {
+    k: v for k, v in changed.items() if finished or _touches(k, old, new, begun)
+  }
+  if late:
+    what = "is finished" if finished else f"has begun {', '.join(begun)}"
+    kept = shlex.quote(f"--config={paths.escaped(str(path))}")
+    raise checkpoint.CheckpointError(
+      f"{workdir} was begun with another config and {what}:"
+      f" {'; '.join(late.values())}; set it back (it is in {kept}), or give"
+      " another --workdir"
+    )
+  return list(changed.values())
+
+
+def _touches(field: str, old, new, begun: list[str]) -> bool:
+  """Whether a field has a say in a phase that has begun.
+
+  A phase's own does in all later ones, which may have learned from it, and the
+  place of a phase in the others' seeds.
+  """
+  if not begun:
+    return False
+  phases, last = old["phases"], old["phases"].index(begun[-1])
+  if field == "phases":
+    return new["phases"][: last + 1] != phases[: last + 1]
+  section = field.partition(".")[0]
+  if section in phases:
+    return phases.index(section) <= last
+  return section not in new["phases"]
+
+
+def _write_new(path: pathlib.Path, value: Any) -> None:
+  """Keeps a config where there is none, of a run that began with no other."""
+  if path.exists():
+    return
+  for name in value["phases"]:
+    directory = path.parent / name
+    if latest := latest_step(directory):
+      kept = directory / "checkpoints" / str(latest)
+      meta = checkpoint.read_meta(kept)
+      changed = changes(meta["config"], value)
+      known = flatten(meta["config"])
+      if late := [said for field, said in changed.items() if field in known]:
+        raise checkpoint.CheckpointError(
+          f"{path} is gone, and {kept} was made with another config:"
+          f" {'; '.join(late)}; set it back, or give another --workdir"
+        )
+  write_json(path, value)
+
+
+def _unusable(workdir: pathlib.Path, e: Exception):
+  gone = removing([workdir / "config.json", workdir / "result.json"])
+  return checkpoint.CheckpointError(
+    f"cannot use {workdir} as a workdir: {e}; {gone}, and the run's own command"
+    " makes it again: nothing is trained anew"
+  )
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+  """What differs between two configs of one run and is not FREE, by field.
+
+  Both are as `json.loads(config.to_json())` gives them; `before` may have been
+  saved when there were fewer fields.
+  """
+  before, after = flatten(completed(before)), flatten(after)
+  older = {
+    "data.order": " (which is 'folder' where a config was saved without it)"
+  }
+  return {
+    k: f"{k} was {before.get(k)!r} and is {after.get(k)!r}{older.get(k, '')}"
+    for k in sorted(before.keys() | after.keys())
+    if before.get(k) != after.get(k) and not within(k, FREE)
+  }
+
+
+def training_type(phase, name: str, mesh) -> jnp.dtype:
+  """The type of a phase's convolutions; says so if it is not the config's."""
+  dtype, why = conv.training_type(phase.dtype, mesh.devices.size)
+  if why and jax.process_index() == 0:
+    print(
+      f"config.{name}.dtype (={phase.dtype!r}): this phase trains in {dtype},"
+      f" since {why}.",
+      file=sys.stderr,
+      flush=True,
+    )
+  return dtype
+
+
+def load_data(config) -> data.Dataset:
+  d = config.data
+  return data.load(
+    d.name,
+    data_dir=d.dir,
+    validation=d.validation,
+    split_seed=d.split_seed,
+    limit=d.limit,
+    cache_dir=d.cache_dir,
+    order=d.order,
+  )
+
+
+def test_last(
+  config, nets: list[Network], phases: dict[str, Any], dataset, mesh
+) -> tuple[Evaluation, dict[str, Any]]:
+  """Tests the last phase's networks, and what result.json says of several."""
+  name, size = config.phases[-1], config.eval_batch_size
+  if len(nets) == 1 and not config[name].ensemble.members:
+    return evaluate(nets[0], dataset.test, dataset, size, mesh), {}
+  return members.test_members(
+    config[name], config.seed, nets, phases[name], dataset, batch_size=size,
+    mesh=mesh,
+  )  # fmt: skip
+
+
+def run_phase(
+  config,
+  name: str,
+  workdir: pathlib.Path,
+  dataset,
+  mesh,
+  stop,
+  writer=None,
+  watch=None,
+) -> dict[str, Any]:
+  """Trains one phase, or reads what it left when it was finished.
+
+  Returns:
+    What phase.json holds: the chosen step, its validation accuracy, seconds.
+  """
+  directory = workdir / name
+  done = directory / "phase.json"
+  if done.exists():
+    return read_phase(directory)
+  c = config[name]
+  meta = {"config": json.loads(config.to_json()), "phase": name}
+  if c.ensemble.members:
+    info = members.save_ensemble(
+      c, workdir, directory, dataset, meta,
+      eval_batch_size=config.eval_batch_size, mesh=mesh,
+    )  # fmt: skip
+    write_together(done, info)
+    return info
+  meta["sources"] = {
+    field: sources.identities(workdir, c[field])
+    for field in ("init", "rewind", "teacher", "others")
+  }
+  teachers = teaching.load_teachers(c, workdir)
+  steps_per_epoch = len(dataset.train.labels) // c.batch_size
+  steps = c.epochs * steps_per_epoch
+  seeds = member_seeds(c, config.seed)
+  begun = [
+    begin(config, name, workdir, dataset, teachers, steps, i)
+    for i in range(len(seeds))
+  ]
+  population, plan = len(seeds) > 1, begun[0].plan
+  mean, dtype = averaging(c, steps_per_epoch), training_type(c, name, mesh)
+  optimizer = state_lib.make_optimizer(
+    c.optimizer,
+    learning_rate=c.learning_rate,
+    steps=steps,
+    warmup_steps=round(c.warmup_epochs * steps_per_epoch),
+    momentum=c.momentum,
+    weight_decay=c.weight_decay,
+    clip_norm=c.clip_norm,
+    bounds_rate=c.bounds.learning_rate,
+    bounds_decay=c.bounds.weight_decay,
+    movement=plan is not None and plan.criterion == "movement",
+    hold_from=mean.hold_from,
+    hold_rate=c.swa_rate if mean.hold_from else 0.0,
+  )
+  step_of = functools.partial(
+    make_train_step,
+    optimizer,
+    mesh,
+    mean=dataset.mean,
+    std=dataset.std,
+    pad=c.augment.pad,
+    flip=c.augment.flip,
+    cutout=c.augment.cutout,
+    temperature=c.temperature,
+    kd_weight=c.kd_weight,
+    label_smoothing=c.label_smoothing,
+    ema_decay=c.ema_decay,
+    dtype=dtype,
+    group_lasso=c.group_lasso,
+    loss=c.kd_loss,
+    dkd_beta=c.dkd_beta,
+    dkd_warmup=c.dkd_warmup,
+    features=c.features,
+    feature_weight=c.feature_weight,
+    diversity=c.diversity,
+    diversity_weight=c.diversity_weight,
+    mixup=c.mixup,
+    self_teach=c.self_teach,
+    mean_from=mean.first,
+    mean_every=mean.every,
+    rates=factors(c, "learning_rates") if population else None,
+    temperatures=factors(c, "temperatures") if population else None,
+  )
+  cached = teaching.open_cache(
+    c, teachers, dataset, workdir, batch_size=config.eval_batch_size,
+    progress=config.progress, stop=stop, where=f"config.{name}", dtype=dtype,
+  )  # fmt: skip
+  if cached is not None:
+    teachers = teachers._replace(nets=())
+  averages = c.ema_decay > 0 or c.swa_from < 1
+  net, projections, key = stacked(begun) if population else begun[0][:3]
+  estimate = None
+  if c.estimate and (averages or _shifts(c, net.spec)):
+    estimate = estimator(c, net.spec, key, dataset, mesh)
+  _, info = train(
+    state_lib.create(
+      net, optimizer, averages, projections, estimate is not None
+    ),
+    step_of(),
+    dataset,
+    phase=name,
+    directory=directory,
+    meta=meta,
+    teacher=teachers if any(teachers) else None,
+    key=key,
+    seed=seeds if population else config.seed,
+    epochs=c.epochs,
+    batch_size=c.batch_size,
+    eval_batch_size=config.eval_batch_size,
+    every_seconds=config.checkpoint.every_seconds,
+    progress=config.progress,
+    mesh=mesh,
+    stop=stop,
+    update=_update_each(begun) if plan else None,
+    update_due=plan.due if plan else lambda step: False,
+    gradients=step_of(only_gradients=True) if plan else None,
+    estimate=estimate,
+    select_from=plan.last + 1 if plan and c.epochs else 0,
+    cached=cached,
+    writer=writer,
+    watch=watch,
+  )
+  write_together(done, info)
+  return info
+
+
+class Averaging(NamedTuple):
+  """The steps after which weights enter a plain mean, and of the rate.
+
+  Attributes:
+    first: step; None where there is no such mean.
+    every: steps from one to the next.
+    hold_from: step from which the learning rate stays; None for never.
+  """
+
+  first: int | None = None
+  every: int = 1
+  hold_from: int | None = None
+
+
+def averaging(c, steps_per_epoch: int) -> Averaging:
+  """What `swa_from` and `swa_rate` mean.
+
+  SWA takes the weights at the end of each epoch, from the one at which the rate
+  begins to stay. With a rate that falls to zero, each step's are taken.
+  """
+  if c.swa_from == 1:
+    return Averaging()
+  if not c.swa_rate:
+    return Averaging(round(c.swa_from * c.epochs * steps_per_epoch))
+  start = max(1, int(c.swa_from * c.epochs)) * steps_per_epoch
+  return Averaging(start - 1, steps_per_epoch, start)
+
+
+def _shifts(c, spec: NetSpec) -> bool:
+  """Whether the running statistics are those of other weights or inputs.
+
+  They are where values are rounded, since a small step of a weight moves them
+  by a whole level, and where several networks' weights are averaged.
+  """
+  soup = len(names(c.init)) not in (0, 1, c.population.members)
+  return soup or any(min(x.w_bits, x.a_bits) < HALF_BITS for x in spec.layers())
+
+
+def estimator(
+  c, spec: NetSpec, key: jax.Array, dataset, mesh
+) -> Callable[[Network], Network]:
+  """A function that estimates batch norm's statistics for a network.
+
+  It looks at the same training images each time, as they are, in batches of
+  the phase's size.
+
+  Args:
+    c: the phase's section.
+    spec: of the network, or of each of the stacked ones.
+    key: decides the images; of a population one for each member.
+    mesh: over which each batch is split.
+  """
+  n, size = len(dataset.train), c.batch_size
+  count = min(c.estimate, n // size)
+  keys = key if key.ndim else key[None]
+  order = [np.asarray(jax.random.permutation(k, n)) for k in keys]
+  rows = np.stack([o[: count * size].reshape(count, size) for o in order], 1)
+  normalize = functools.partial(_normalized, dataset=dataset, spec=spec)
+  if key.ndim:
+    normalize = jax.vmap(normalize)
+  else:
+    rows = rows[:, 0]
+
+  def batches():
+    for part in rows:
+      images = dataset.train.images[part]
+      yield normalize(shard(images, mesh, part.ndim - 1))
+
+  # A sum over images that are split may come out on a part of the devices.
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  everywhere = jax.jit(lambda net: net, out_shardings=whole)
+  return lambda net: everywhere(network.recalibrate(net, batches()))
+
+
+class Beginning(NamedTuple):
+  """What a phase, or one member of its population, begins with."""
+
+  net: Network
+  projections: Any
+  key: jax.Array
+  plan: gradual.Plan | None
+  update: Callable[..., Network] | None
+
+
+def begin(
+  config, name: str, workdir, dataset, teachers, steps: int, member: int
+) -> Beginning:
+  """The network, its key and its pruning before the first of so many steps.
+
+  A member is what a run alone of its seed would be.
+  """
+  c = config[name]
+  seed = member_seeds(c, config.seed)[member]
+  key = jax.random.fold_in(jax.random.key(seed), config.phases.index(name))
+  init_key, train_key = jax.random.split(key)
+  net = start(config, name, workdir, dataset, init_key, member)
+  projections = teaching.make_projections(
+    c, jax.random.fold_in(init_key, 2), net, teachers, f"config.{name}"
+  )
+  plan = make_plan(c, steps)
+  if plan is None:
+    return Beginning(net, projections, train_key, None, None)
+  plan = dataclasses.replace(
+    plan, start_density=gradual.start_density(net, plan)
+  )
+  try:
+    gradual.check(net, plan)
+  except ValueError as e:
+    raise ConfigError(f"config.{name}.prune: {e}") from e
+  net = gradual.prepare(net, plan)
+  seen = dataset.train.take(np.arange(min(c.prune.images, len(dataset.train))))
+  update = functools.partial(
+    _prune,
+    plan=plan,
+    key=jax.random.fold_in(init_key, 1),
+    images=_normalized(seen.images, dataset, net.spec),
+    labels=jnp.asarray(seen.labels),
+    where=f"config.{name}.prune",
+  )
+  return Beginning(net, projections, train_key, plan, update)
+
+
+def stacked(begun: list[Beginning]) -> tuple[Network, Any, jax.Array]:
+  """Networks, projections and keys of a population, members first."""
+  projections = [b.projections for b in begun]
+  return (
+    ensemble.stack([b.net for b in begun]),
+    jax.tree.map(lambda *x: jnp.stack(x), *projections),
+    jnp.stack([b.key for b in begun]),
+  )
+
+
+def _update_each(begun: list[Beginning]):
+  """Prunes the network, or each member of a population by its own plan."""
+
+  def update(state, step: int, gradients) -> Network:
+    movement = state_lib.movement_of(state.opt_state)
+    if len(begun) == 1:
+      return begun[0].update(
+        state.net, step, gradients=gradients, movement=movement
+      )
+    nets = []
+    for i, (b, net) in enumerate(
+      zip(begun, ensemble.unstack(state.net), strict=True)
+    ):
+      own = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)
+      nets.append(
+        b.update(
+          net,
+          step,
+          gradients=lambda own=own: own(gradients()),
+          movement=own(movement),
+        )
+      )
+    return ensemble.stack(nets)
+
+  return update
+
+
+def start(
+  config, name: str, workdir, dataset, key: jax.Array, member: int = 0
+) -> Network:
+  """The network that a phase begins with, its source's or a new one."""
+  c = config[name]
+  of = functools.partial(
+    sources.load_for, workdir, members=c.population.members, member=member
+  )
+  where = f"config.{name}.init (={c.init!r})"
+  source = of(c.init, where) if c.init else None
+  if source is not None and c.rewind:
+    where = f"config.{name}.rewind (={c.rewind!r})"
+    try:
+      source = prune.rewind(source, of(c.rewind, where))
+    except ValueError as e:
+      raise ConfigError(f"{where}: {e}") from e
+  if c.shrink:
+    source = sources.shrunk(source, c.drop_blocks, f"config.{name}")
+    spec = quantized(source.spec, c.network)
+  else:
+    spec = network_spec(c.network, dataset.classes)
+  images = dataset.train.images[: c.calibrate.images]
+  images = _normalized(images, dataset, spec)
+  method = c.calibrate.method
+  net = sources.initial_network(key, spec, images, source, where, method)
+  if source is not None and jax.process_index() == member == 0:
+    converted = factorize.report(source, net)
+    if converted and config.progress != "none":
+      print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
+  if c.recalibrate:
+    seed = member_seeds(c, config.seed)[member]
+    order = data.batches(len(dataset.train), c.batch_size, seed, 0)
+    net = network.recalibrate(
+      net,
+      (
+        _normalized(dataset.train.images[rows], dataset, spec)
+        for rows in order[: c.recalibrate]
+      ),
+    )
+  return net
+
+
+def _prune(net: Network, step: int, *, plan, key, where, **seen) -> Network:
+  key = jax.random.fold_in(key, step)
+  try:
+    return gradual.update(net, plan, step, key=key, **seen)
+  except ValueError as e:
+    raise ConfigError(f"{where}: {e}") from e
+
+
+def _normalized(images, dataset, spec: NetSpec) -> jax.Array:
+  return normalize(images, dataset.mean, dataset.std, spec.resolution)
+
+
+def make_result(
+  config, net: Network, test: Evaluation, phases: dict[str, Any]
+) -> dict[str, Any]:
+  """Everything that a table or a reader needs of a run."""
+  score = score_lib.score(net.spec, masks=net.masks)
+  versions = ("jax", "flax", "optax", "orbax-checkpoint", "aqtp", "numpy")
+  device = jax.devices()[0]
+  return {
+    "format": FORMAT,
+    "test_accuracy": test.accuracy,
+    "test_correct": test.correct,
+    "test_count": test.count,
+    "test_loss": test.loss,
+    "validation_accuracy": phases[config.phases[-1]]["validation_accuracy"],
+    "score": json.loads(score.to_json()),
+    "phases": phases,
+    "seconds": sum(p["seconds"] for p in phases.values()),
+    "seed": config.seed,
+    "config": json.loads(config.to_json()),
+    "spec": json.loads(net.spec.to_json()),
+    "command": shlex.join(["python", "-m", "jaxr18.main", *sys.argv[1:]]),
+    "device": f"{jax.device_count()} x {device.device_kind}",
+    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "python": platform.python_version(),
+    "versions": {v: importlib.metadata.version(v) for v in versions},
+  }

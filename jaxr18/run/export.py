@@ -1,0 +1,180 @@
+"""A finished run's network as a file for others, held against the network."""
+
+import pathlib
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from jaxr18.cost.score import score
+from jaxr18.data.augment import normalize
+from jaxr18.deploy import integer, packed
+from jaxr18.deploy.fold import fold
+from jaxr18.deploy.pack import bytes_of_data, pack
+from jaxr18.host import paths
+from jaxr18.host.errors import ToldError
+from jaxr18.host.workdir import read_result
+from jaxr18.nn.network import Network
+from jaxr18.run import sources
+from jaxr18.run.finished import reopen
+from jaxr18.train.evaluate import compare, in_batches, predict
+from jaxr18.train.files import (
+  in_turn,
+  try_writing,
+  write_atomically,
+  write_sealed,
+  writing,
+)
+from jaxr18.train.step import make_mesh
+
+_APART = 3e-3  # of the largest logit; a GPU's TensorFloat-32 is off by 1e-3
+
+
+class ExportError(ToldError):
+  """A file that would not be the network is not written."""
+
+
+SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
+
+
+def export_run(
+  workdir: str, name: str, out: str = "", data_dir: str | None = None
+) -> tuple[pathlib.Path, dict[str, Any]]:
+  """Writes the file, loads it again, and tests it on the test split.
+
+  Args:
+    workdir: of a finished run of one network.
+    name: of the format, one of `SUFFIXES`.
+    out: the file; '' is WORKDIR/export/network.SUFFIX.
+    data_dir: TFDS's folder, in place of the config's.
+
+  Returns:
+    The file, and what result.json now holds under "export" and the name: its
+    bytes, and what `train.evaluate.compare` says of its logits.
+
+  Raises:
+    WorkdirError, CheckpointError: no finished run, or a file that cannot be
+      written.
+    ExportError: what is read back is another network; nothing is written.
+    ImportError: a package that the format needs.
+  """
+  folder, config, result, dataset = reopen(workdir, data_dir)
+  net = sources.load_network(folder)
+  path = paths.folder(out)
+  if not out:
+    path = folder / "export" / f"network.{SUFFIXES[name]}"
+  try_writing(path, "--out", make_folder=not out)
+  try_writing(folder / "result.json")
+  data, about = _export(name, net, dataset, _provenance(result))
+  images, labels = dataset.test.images, dataset.test.labels
+  size = min(config.eval_batch_size, len(images))
+  reference = predict(net, images, dataset, size, make_mesh())
+  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
+    file = pathlib.Path(trial, path.name)
+    file.write_bytes(data)
+    logits = in_batches(load(name, file), images, size)
+  _check_same(name, logits, reference)
+  found = compare(logits, reference, labels)
+  found = {"file": path.name, "bytes": len(data), **about, **found}
+  write_atomically(path, data, "--out")
+  with in_turn(folder):  # another export may have added its own meanwhile
+    result = read_result(folder)
+    result.setdefault("export", {})[name] = found
+    write_sealed(folder / "result.json", result)
+  return path, found
+
+
+def _check_same(name, logits, reference) -> None:
+  """Raises ExportError where most images get other logits than they should.
+
+  Rounding alone moves those of a few images, in which a value lies in the
+  middle of two codes; a program that computes another network moves all.
+  """
+  apart = np.median(np.abs(logits - reference).max(-1))
+  allowed = _APART * np.abs(reference).max()
+  if not apart <= allowed:
+    raise ExportError(
+      f"nothing is written: the {name} file gives half of the test images"
+      f" logits that are off by {apart:.2g} or more, expected at most"
+      f" {allowed:.2g}, so what runs it here computes another network; export"
+      " with another release of its packages, or as --format=packed"
+    )
+
+
+def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+  """uint8 images [n, size, size, channels] -> logits, from a file alone."""
+  if name == "packed":
+    return packed.load(path)[0]
+  if name == "onnx":
+    from jaxr18.deploy.to_onnx import load_onnx
+
+    return load_onnx(path)
+  return jax.jit(jax.export.deserialize(path.read_bytes()).call)
+
+
+def integer_logits(
+  net: Network, dataset, images: np.ndarray
+) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+  """uint8 images -> logits by integers, and the arithmetic that does it.
+
+  Args:
+    net: not stacked.
+    dataset: what images are normalized as.
+    images: on which integer convolutions are held against float32 ones.
+  """
+  folded, spec = fold(net), net.spec
+  prepare = jax.jit(
+    lambda x: normalize(x, dataset.mean, dataset.std, spec.resolution)
+  )
+  arithmetic = integer.choose_arithmetic(folded, spec, prepare(images))
+  forward = jax.jit(
+    lambda folded, x: integer.forward(folded, spec, prepare(x), arithmetic)
+  )
+  return lambda x: forward(folded, x), arithmetic
+
+
+def by_integers(net: Network, dataset, batch_size: int) -> dict[str, Any]:
+  """What `compare` says of integers on the test split, and the arithmetic."""
+  images, size = dataset.test.images, min(batch_size, len(dataset.test))
+  reference = predict(net, images, dataset, size, make_mesh())
+  run, arithmetic = integer_logits(net, dataset, images[:size])
+  found = compare(in_batches(run, images, size), reference, dataset.test.labels)
+  return {"arithmetic": arithmetic, **found}
+
+
+def _provenance(result: dict[str, Any]) -> dict[str, Any]:
+  return {
+    "test_correct": result["test_correct"],
+    "test_count": result["test_count"],
+    "trained_by": result.get("command"),
+    "exported_by": shlex.join(["python", "-m", "jaxr18.export", *sys.argv[1:]]),
+    "versions": result.get("versions"),
+  }
+
+
+def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
+  """The file's content, and what else is worth knowing of it."""
+  how = dict(mean=dataset.mean, std=dataset.std)
+  size = dataset.test.images.shape[1]
+  if name == "packed":
+    test = dataset.test
+    tested_on = packed.identity(dataset.name, test.images, test.labels)
+    data = pack(net, **how, provenance=provenance, data=tested_on)
+    bits = sum(r.stored_bits for r in score(net.spec, masks=net.masks).rows)
+    about = {
+      "bytes_of_weights": bytes_of_data(data),
+      "bytes_charged": -(-bits // 8),
+    }
+    return data, about
+  if name == "onnx":
+    from jaxr18.deploy.to_onnx import to_onnx
+
+    return to_onnx(net, **how, size=size, provenance=provenance), {}
+  from jaxr18.deploy.to_stablehlo import to_stablehlo
+
+  return to_stablehlo(net, **how, size=size), {}

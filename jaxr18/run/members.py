@@ -1,0 +1,194 @@
+"""Several networks in one run: a population's members, or an ensemble's.
+
+Both are tested in one pass over the images, each member once. A population's
+result is the mean over its members, an ensemble's what its vote answers.
+"""
+
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from jaxr18.compress import ensemble
+from jaxr18.config.distill import factors, member_seeds
+from jaxr18.cost.several import ensemble_score
+from jaxr18.host.paths import names
+from jaxr18.nn.network import Network
+from jaxr18.run import sources
+from jaxr18.train import checkpoint
+from jaxr18.train.evaluate import Evaluation, count, predict
+
+
+def predict_members(
+  nets: Sequence[Network], split, dataset, batch_size: int, mesh
+) -> np.ndarray:
+  """Logits [members, n, classes]; one program for all members of one spec."""
+  found: list = [None] * len(nets)
+  for positions, stacked in ensemble.groups(nets):
+    logits = predict(stacked, split.images, dataset, batch_size, mesh)
+    for i, position in enumerate(positions):
+      found[position] = logits[:, i]
+  return np.stack(found)
+
+
+def save_ensemble(
+  c: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  directory: pathlib.Path,
+  dataset,
+  meta: dict[str, Any],
+  *,
+  eval_batch_size: int,
+  mesh,
+) -> dict[str, Any]:
+  """Keeps a copy of all members, and chooses a vote on validation images.
+
+  Args:
+    c: of the phase.
+    workdir: of the run.
+    directory: of the phase; gets checkpoints/0.
+    meta: as `loop.train` takes it.
+
+  Returns:
+    What phase.json holds: accuracies on validation images of the members and
+    of each vote, the vote, and weights that were fitted to them.
+  """
+  began = time.monotonic()
+  nets = sources.load_networks(workdir, c.ensemble.members)
+  split, votes, vote, weights, each = dataset.validation, {}, None, None, None
+  if len(split):
+    logits = predict_members(nets, split, dataset, eval_batch_size, mesh)
+    each = [count(one, split.labels).accuracy for one in logits]
+    weights = ensemble.fit_weights(logits, split.labels).tolist()
+    votes = {
+      how: answer(logits, split.labels, how, weights).accuracy
+      for how in ensemble.VOTES
+    }
+    vote = max(votes, key=votes.get)  # of equal ones the simplest
+  if c.ensemble.vote != "select":
+    vote = c.ensemble.vote
+  arrays = {}
+  for i, net in enumerate(nets):
+    parts = dict(
+      params=net.params, batch_stats=net.batch_stats, masks=net.masks
+    )
+    arrays |= checkpoint.flatten({f"member{i}": parts})
+  manager = checkpoint.open_manager(directory / "checkpoints", {})
+  if manager.latest_step() is None:
+    specs = [net.spec.to_json() for net in nets]
+    checkpoint.save(
+      manager, 0, arrays, meta | {"members": specs, "data": dataset.fingerprint}
+    )
+  checkpoint.finish(manager)
+  manager.close()
+  return {
+    "step": 0,
+    "epoch": 0,
+    "validation_accuracy": votes.get(vote),
+    "validation_accuracies": each,
+    "sources": list(names(c.ensemble.members)),
+    "votes": votes,
+    "vote": vote,
+    "weights": weights,
+    "seconds": time.monotonic() - began,
+  }
+
+
+def answer(
+  logits: np.ndarray, labels: np.ndarray, how: str, weights=None
+) -> Evaluation:
+  """What a vote of logits [members, n, classes] answers, against labels.
+
+  Args:
+    weights: [members], used by the weighted vote alone.
+  """
+  p = ensemble.vote(logits, how, weights if how == "weighted" else None)
+  return count(np.log(p + 1e-30), labels)
+
+
+def test_members(
+  c: ml_collections.ConfigDict,
+  seed: int,
+  nets: Sequence[Network],
+  phase: dict[str, Any],
+  dataset,
+  *,
+  batch_size: int,
+  mesh,
+) -> tuple[Evaluation, dict[str, Any]]:
+  """Tests a phase's networks, each once.
+
+  Args:
+    c, seed: the phase's section and the run's seed.
+    nets: of the phase, several.
+    phase: what its phase.json holds.
+
+  Returns:
+    The ensemble's answers, or the sum over a population's; and more for
+    result.json: each member, their disagreement, the votes.
+  """
+  labels = dataset.test.labels
+  logits = predict_members(nets, dataset.test, dataset, batch_size, mesh)
+  each = [count(one, labels) for one in logits]
+  accuracies = [one.accuracy for one in each]
+  rows = [_row(net, one) for net, one in zip(nets, each, strict=True)]
+  more = {
+    "members": rows,
+    "members_accuracy_mean": statistics.mean(accuracies),
+    "members_accuracy_std": statistics.stdev(accuracies)
+    if len(nets) > 1
+    else 0.0,
+    "disagreement": ensemble.disagreement(logits).tolist(),
+  }
+  found = phase.get("validation_accuracies") or [None] * len(nets)
+  for row, accuracy in zip(rows, found, strict=True):
+    row["validation_accuracy"] = accuracy
+  if names(c.ensemble.members):
+    weights = phase["weights"]
+    charged = ensemble_score([(net.spec, net.masks) for net in nets])
+    votes = {
+      how: answer(logits, labels, how, weights)
+      for how in ensemble.VOTES
+      if how != "weighted" or weights is not None
+    }
+    more |= {
+      "vote": phase["vote"],
+      "weights": weights,
+      "votes": {
+        how: {
+          "test_accuracy": found.accuracy,
+          "test_loss": found.loss,
+          "validation_accuracy": phase["votes"].get(how),
+        }
+        for how, found in votes.items()
+      },
+      "specs": [json.loads(net.spec.to_json()) for net in nets],
+      "score": json.loads(charged.to_json()),
+    }
+    return votes[phase["vote"]], more
+  for i, row in enumerate(rows):
+    row["seed"] = member_seeds(c, seed)[i]
+    row["learning_rate"] = c.learning_rate * factors(c, "learning_rates")[i]
+    row["temperature"] = c.temperature * factors(c, "temperatures")[i]
+  total = Evaluation(
+    sum(one.correct for one in each),
+    sum(one.count for one in each),
+    statistics.mean(one.loss for one in each),
+  )
+  return total, more
+
+
+def _row(net: Network, found: Evaluation) -> dict[str, Any]:
+  score = ensemble_score([(net.spec, net.masks)]).as_dict()
+  return {
+    "test_accuracy": found.accuracy,
+    "test_correct": found.correct,
+    "test_loss": found.loss,
+    "macs": score["macs"],
+    "score": {k: score[k]["total"] for k in ("course", "exact", "stored")},
+  }

@@ -1,0 +1,234 @@
+"""Where a phase's network comes from: new, another phase's, another run's."""
+
+import hashlib
+import pathlib
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+
+from jaxr18.compress import ensemble, factorize
+from jaxr18.compress.shrink import drop_blocks, matching_blocks, shrink
+from jaxr18.config.file import ConfigError
+from jaxr18.deploy import torch_weights
+from jaxr18.host import paths, sealed
+from jaxr18.host.inputs import read_bytes
+from jaxr18.host.paths import names
+from jaxr18.nn import network
+from jaxr18.nn.network import Network
+from jaxr18.nn.spec import BOUNDS, NetSpec
+from jaxr18.train import checkpoint
+from jaxr18.train.files import read_phase
+
+
+def load_network(workdir: pathlib.Path, source: str = "") -> Network:
+  """A finished network: of a phase, of another run, or PyTorch's.
+
+  Args:
+    workdir: of the run.
+    source: a phase's name; '' for the last phase; another workdir; or a file
+      of a PyTorch state_dict, known by `torch_weights.SUFFIXES`.
+
+  Raises:
+    checkpoint.CheckpointError: there is none, it is damaged, or there are
+      several.
+    torch_weights.WeightsError: the file is not of a ResNet that we know.
+  """
+  nets = load_networks(workdir, source)
+  if len(nets) > 1:
+    raise checkpoint.CheckpointError(
+      f"{source or workdir} holds {len(nets)} networks, and one is expected;"
+      " give the --workdir of a run of one network"
+    )
+  return nets[0]
+
+
+def load_networks(workdir: pathlib.Path, source: str = "") -> list[Network]:
+  """As `load_network`, all that `source` names, separated by commas.
+
+  Of a population or an ensemble, its members.
+  """
+  return [
+    net for name in names(source) or ("",) for net in _load(workdir, name)
+  ]
+
+
+def load_other(name: str) -> list[Network]:
+  """The networks of another run's workdir, or of a file of PyTorch's."""
+  path = paths.folder(name)
+  return _load(path, name if torch_weights.is_name(path) else "")
+
+
+def load_for(
+  workdir: pathlib.Path, source: str, where: str, members: int, member: int
+) -> Network:
+  """What one member of a phase's population starts from.
+
+  Of as many networks as there are members its own; of several otherwise the
+  mean of their weights (a soup); of one that one.
+
+  Raises:
+    ConfigError: several of different specs or masks.
+  """
+  nets = load_networks(workdir, source)
+  own = ensemble.of_member(nets, members, member)
+  try:
+    return ensemble.soup(nets) if own is None else own
+  except ValueError as e:
+    raise ConfigError(f"{where}: {e}") from e
+
+
+def _load(workdir: pathlib.Path, source: str) -> list[Network]:
+  file = paths.folder(source)
+  if torch_weights.is_name(file):
+    return [torch_weights.load(file)]
+  arrays, meta = checkpoint.read(_checkpoint_of(workdir, source))
+  return [
+    net
+    for one in checkpoint.networks_from(arrays, meta)
+    for net in ensemble.unstack(one)
+  ]
+
+
+def _checkpoint_of(workdir: pathlib.Path, source: str) -> pathlib.Path:
+  phases = _phases_of(workdir)
+  if source and source not in phases:
+    workdir, source = paths.folder(source), ""
+    phases = _phases_of(workdir)
+  directory = workdir / (source or phases[-1])
+  return directory / "checkpoints" / str(read_phase(directory)["step"])
+
+
+def identities(workdir: pathlib.Path, source: str) -> list[str]:
+  """A hash of each network that `source` names, separated by commas."""
+
+  def identity(name: str) -> str:
+    file = paths.folder(name)
+    if torch_weights.is_name(file):
+      return hashlib.sha256(file.read_bytes()).hexdigest()
+    return checkpoint.read_meta(_checkpoint_of(workdir, name))["hash"]
+
+  return [identity(name) for name in names(source)]
+
+
+def _phases_of(workdir: pathlib.Path) -> list[str]:
+  path = workdir / "config.json"
+  try:
+    return sealed.parse(read_bytes(path))["phases"]
+  except (OSError, ValueError, TypeError, KeyError) as e:
+    raise checkpoint.CheckpointError(
+      f"{workdir} holds no run: {path} cannot be read ({e!r}); give the"
+      " --workdir of a run that has finished"
+    ) from e
+
+
+def initial_network(
+  key: jax.Array,
+  spec: NetSpec,
+  images,
+  source: Network | None,
+  where: str,
+  method: str = "mse",
+) -> Network:
+  """He-normal kernels or a source's numbers, and all bounds of grids.
+
+  Those of inputs come from one batch of normalized images, by a method of
+  `nn.calibrate`, but for those that the source has learned in the same bits: a
+  grid of fewer levels ends earlier. Those of kernels likewise, where their
+  squared error is least. A source of other groups or ranks is
+  converted.
+
+  Raises:
+    ConfigError: the source is another network or cannot be converted.
+  """
+  net = network.init(key, spec)
+  if source is None:
+    return network.calibrate(net, images, method)
+  try:
+    converted = factorize.convert(source, spec)
+  except ValueError as e:
+    raise ConfigError(
+      f"{where}: {e}; start from a network of the same widths and blocks"
+    ) from e
+  old, new = dict(source.spec.units()), factorize.new_layers(source.spec, spec)
+  made = set()
+  for x in spec.layers():
+    before = old[x.unit]
+    if x.path in new or x.a_bits != before.a_bits:
+      made.add(f"{x.path}/input_bound")
+    same = (x.w_bits, x.w_scales) == (before.w_bits, before.w_scales)
+    if x.path in new or not same:
+      made.add(f"{x.path}/kernel_bound")
+  started = start_from(net, converted, where, made)
+  net = network.calibrate(started, images, method)
+  return start_from(net, converted, where, made)
+
+
+def start_from(
+  net: Network, source: Network, where: str, made: Collection[str] = ()
+) -> Network:
+  """The source's numbers and masks in the new spec, whose bits may differ.
+
+  Args:
+    net: what has the new spec.
+    source: of the same widths, blocks, groups and ranks.
+    where: names the source in an error.
+    made: bounds that nobody has learned, by parameter path; they stay.
+
+  Raises:
+    ConfigError: a parameter that the source lacks or has in another shape.
+  """
+  old = checkpoint.flatten((source.params, source.batch_stats))
+
+  def take(name, leaf):
+    *layer, last = name.split(".")[1:]
+    if "/".join((*layer, last)) in made:
+      return leaf
+    if name in old and old[name].shape == leaf.shape:
+      return jnp.asarray(old[name])
+    if last in BOUNDS:  # new where bits are; calibrated later
+      return leaf
+    got = f"is {list(old[name].shape)}" if name in old else "is missing"
+    raise ConfigError(
+      f"{where}: {name} {got} there, expected {list(leaf.shape)}; start from"
+      " a network of the same widths, blocks and groups"
+    )
+
+  kept = checkpoint.flatten((source.masks,))
+
+  def carry(name, mask, param):
+    m = kept.get(name)
+    fits = m is not None and m.shape in ((), param.shape)
+    return jnp.asarray(m) if fits else mask
+
+  names = checkpoint.flatten((net.masks,))
+  masks = jax.tree.unflatten(
+    jax.tree.structure(net.masks),
+    [
+      carry(n, mask, param)
+      for (n, mask), param in zip(
+        names.items(), jax.tree.leaves(net.params), strict=True
+      )
+    ],
+  )
+  new = (net.params, net.batch_stats)
+  names = checkpoint.flatten(new)
+  leaves = [take(n, leaf) for n, leaf in names.items()]
+  params, batch_stats = jax.tree.unflatten(jax.tree.structure(new), leaves)
+  return net.replace(params=params, batch_stats=batch_stats, masks=masks)
+
+
+def shrunk(source: Network, drop: str, where: str) -> Network:
+  """The source without its masked channels and the blocks that `drop` names.
+
+  Raises:
+    ConfigError: what cannot be removed.
+  """
+  try:
+    names = matching_blocks(source.spec, drop)
+  except ValueError as e:
+    raise ConfigError(f"{where}.drop_blocks (={drop!r}) {e}") from e
+  try:
+    return shrink(drop_blocks(source, names))
+  except ValueError as e:
+    raise ConfigError(f"{where}.shrink: {e}") from e

@@ -1,0 +1,114 @@
+"""A phase's teachers, loaded: networks, logits from a table, projections."""
+
+import pathlib
+import sys
+import time
+
+import jax
+import ml_collections
+
+from jaxr18.compress import distill
+from jaxr18.config.file import ConfigError
+from jaxr18.host.paths import names
+from jaxr18.host.stop import Stopped, StopSignal
+from jaxr18.nn.network import Network, stage_features, stage_sides
+from jaxr18.run import sources
+from jaxr18.train.step import Teachers
+from jaxr18.train.teacher_table import CachedTeacher
+
+FOLDER = "teacher_logits"  # of a workdir: one table for each teacher and data
+
+
+def load_teachers(
+  c: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> Teachers:
+  """The networks that teach a phase and those it is to differ from.
+
+  A population's or an ensemble's members count one by one.
+  """
+  nets, others = (
+    sources.load_networks(workdir, value) if names(value) else []
+    for value in (c.teacher, c.others)
+  )
+  return Teachers(tuple(nets), tuple(others))
+
+
+def make_projections(
+  c: ml_collections.ConfigDict,
+  key: jax.Array,
+  net: Network,
+  teachers: Teachers,
+  where: str,
+):
+  """FitNets' regressors, or None where there is no loss on features.
+
+  Raises:
+    ConfigError: stages that do not fit each other.
+  """
+  if c.features == "none":
+    return None
+  if len(teachers.nets) > 1:
+    raise ConfigError(
+      f"{where}.teacher (={c.teacher!r}) must be one network with"
+      f" features={c.features!r}, and holds {len(teachers.nets)}; name one"
+    )
+  teacher = teachers.nets[0] if teachers.nets else net
+  try:
+    distill.check_stages(stage_sides(net.spec), stage_sides(teacher.spec))
+  except ValueError as e:
+    raise ConfigError(f"{where}.features (={c.features!r}): {e}") from e
+  if c.features != "fitnets":
+    return None
+  return distill.init_projections(
+    key, stage_features(net.spec), stage_features(teacher.spec)
+  )
+
+
+def open_cache(
+  c: ml_collections.ConfigDict,
+  teachers: Teachers,
+  dataset,
+  workdir: pathlib.Path,
+  *,
+  batch_size: int,
+  progress: str,
+  stop: StopSignal,
+  where: str,
+  dtype,
+) -> CachedTeacher | None:
+  """The table of the teacher's logits, filled if `teacher_cache` is 'full'.
+
+  Args:
+    batch_size: images a step of filling it.
+    progress: 'none' says nothing.
+    dtype: of the phase's convolutions, the teacher's among them.
+
+  Raises:
+    ConfigError: several processes would write one file.
+    Stopped: a stop signal came; what was computed is kept.
+  """
+  if c.teacher_cache == "none":
+    return None
+  if jax.process_count() > 1:
+    raise ConfigError(
+      f"{where}.teacher_cache (={c.teacher_cache!r}) must be 'none' with"
+      f" {jax.process_count()} processes: they would write one file; write"
+      " 'none', or start one process"
+    )
+  cached = CachedTeacher(
+    teachers.nets, dataset, workdir / FOLDER, pad=c.augment.pad,
+    flip=c.augment.flip, dtype=dtype,
+  )  # fmt: skip
+  said = time.monotonic()
+
+  def say(text: str) -> None:
+    nonlocal said
+    if stop.received:
+      raise Stopped(f"{where} stopped at {text}")
+    if progress != "none" and time.monotonic() - said > 10:
+      said = time.monotonic()
+      print(f"{where}: {text}", file=sys.stderr, flush=True)
+
+  if c.teacher_cache == "full":
+    cached.fill(min(batch_size, len(dataset.train)), say)
+  return cached

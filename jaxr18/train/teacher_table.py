@@ -1,0 +1,258 @@
+"""A teacher's logits of every view of every image, kept in a file.
+
+Augmentation is a function of (image, crop, flip), so there are few views: 50
+of each image at a pad of 2. The table [images, views, classes] in float32 is
+mapped into memory; what is asked for the first time is computed and stored, so
+that a number is the same whether it was just computed or read. CIFAR-10's
+45,000 images at a pad of 2 take 100 MB.
+
+Each row has a checksum that holds its place, written after it: a row that a
+kill or a bad disk left wrong is found when the table is opened, and made anew.
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxr18.compress.distill import mean_probability
+from jaxr18.data import dataset as data
+from jaxr18.data.augment import Views, apply_views, normalize, views_at
+from jaxr18.host.errors import ToldError
+from jaxr18.host.inputs import read_bytes
+from jaxr18.nn.network import Network, forward
+
+FORMAT = "jaxr18 teacher table 1"
+
+
+class TableError(ToldError):
+  """A table that cannot be written, or logits that it cannot hold."""
+
+
+def fingerprint(
+  nets: tuple[Network, ...], dataset, pad: int, dtype=jnp.float32
+) -> str:
+  """Of all that the logits depend on: teachers, images, crops, arithmetic."""
+  h = hashlib.sha256()
+  h.update(
+    f"{FORMAT} {dataset.fingerprint} {dataset.mean} {dataset.std}".encode()
+  )
+  h.update(f" {pad} {dataset.classes}".encode())
+  if dtype != jnp.float32:  # tables of float32 keep their names
+    h.update(f" {jnp.dtype(dtype).name}".encode())
+  for net in nets:
+    h.update(net.spec.to_json().encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(net):
+      a = np.ascontiguousarray(leaf)
+      h.update(f"{jax.tree_util.keystr(path)} {a.dtype} {a.shape}".encode())
+      h.update(a.tobytes())
+  return h.hexdigest()[:32]
+
+
+class Table:
+  """The file [images, views, classes] in float32, and its checksums."""
+
+  def __init__(self, folder: pathlib.Path, shape: tuple[int, int, int]):
+    """Opens the table or makes an empty one.
+
+    Args:
+      folder: of this table alone; its name tells teacher and data.
+      shape: (images, views, classes).
+
+    Raises:
+      TableError: the folder cannot be written.
+    """
+    self.folder, self.shape = folder, shape
+    sizes = {
+      "logits.f32": 4 * int(np.prod(shape)),
+      "checks.u32": 4 * shape[0] * shape[1],
+    }
+    meta = {"format": FORMAT, "shape": list(shape)}
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      if reason := self._unusable(sizes, meta):
+        if reason != "new":
+          _say(f"{folder} is damaged ({reason}); it is made anew")
+        for name, size in sizes.items():
+          with (folder / name).open("wb") as f:
+            f.truncate(size)  # sparse zeros: no row is filled
+        (folder / "table.json").write_text(json.dumps(meta))
+      self._logits = np.memmap(folder / "logits.f32", np.float32, "r+",
+                               shape=shape)  # fmt: skip
+      self._checks = np.memmap(folder / "checks.u32", np.uint32, "r+",
+                               shape=shape[:2])  # fmt: skip
+    except OSError as e:
+      raise TableError(
+        f"cannot keep a teacher's logits in {folder}: {e.strerror or e}; make"
+        " room or mend the folder, and the same command goes on; or set"
+        " teacher_cache = 'none', in a new --workdir if the phase has begun"
+      ) from e
+    self._drop_damaged()
+
+  def _unusable(self, sizes, meta) -> str:
+    path = self.folder / "table.json"
+    if not path.exists():
+      return "new"
+    try:
+      found = json.loads(read_bytes(path))
+    except ValueError:
+      return f"{path.name} is not JSON"
+    if found != meta:
+      return f"{path.name} is {found}, expected {meta}"
+    for name, size in sizes.items():
+      file = self.folder / name
+      if not file.exists() or file.stat().st_size != size:
+        return f"{name} has not {size:,} bytes"
+    return ""
+
+  def _drop_damaged(self) -> None:
+    for start in range(0, self.shape[0], 4096):
+      checks = self._checks[start : start + 4096]
+      image, view = np.nonzero(checks)
+      image += start
+      wrong = self._checks[image, view] != _check(
+        self._logits[image, view], image, view
+      )
+      if wrong.any():
+        self._checks[image[wrong], view[wrong]] = 0
+        _say(
+          f"{self.folder}: {wrong.sum():,} rows are damaged (first: image"
+          f" {image[wrong][0]}, view {view[wrong][0]}); they are made anew"
+        )
+
+  def filled(self, image, view) -> np.ndarray:
+    """Whether rows are there, bool of the shape of `image` and `view`."""
+    return self._checks[image, view] != 0
+
+  def put(self, image: np.ndarray, view: np.ndarray, logits) -> None:
+    """Stores rows [n, classes]; image and view are ints [n].
+
+    Raises:
+      TableError: a logit that is not finite.
+    """
+    rows = np.asarray(logits, np.float32)
+    if not np.isfinite(rows).all():
+      raise TableError("a teacher's logits must be finite; mend the teacher")
+    self._logits[image, view] = rows
+    # After the row, and of what lies there: the last of equal places counts.
+    self._checks[image, view] = _check(self._logits[image, view], image, view)
+
+  def get(self, image, view) -> np.ndarray:
+    """Rows [..., classes] of filled places."""
+    return np.asarray(self._logits[image, view])
+
+  def flush(self) -> None:
+    """What was put is on disk when this returns."""
+    self._logits.flush()
+    self._checks.flush()
+
+
+class CachedTeacher:
+  """Logits of the views that a training step draws, from a table."""
+
+  def __init__(
+    self,
+    nets: tuple[Network, ...],
+    dataset: data.Dataset,
+    folder: pathlib.Path,
+    *,
+    pad: int,
+    flip: str,
+    dtype=jnp.float32,
+  ):
+    """Opens the table of these teachers and images below `folder`.
+
+    Args:
+      dtype: of convolutions, as the step's own teacher would have it.
+    """
+    self._nets, self._dataset, self._dtype = nets, dataset, dtype
+    self._pad, self._flip = pad, flip
+    images = int(dataset.train.index.max()) + 1
+    name = fingerprint(nets, dataset, pad, dtype)
+    shape = (images, 2 * (2 * pad + 1) ** 2, dataset.classes)
+    self.table = Table(folder / name, shape)
+    self._views = jax.jit(self._make_views)
+    self._compute = jax.jit(self._make_logits)
+    self.computed = 0  # rows, by this process
+
+  def _make_views(self, key, step, index, epoch) -> Views:
+    views = lambda key, index: views_at(
+      key, step, index.shape[0], index=index, epoch=epoch, pad=self._pad,
+      flip=self._flip,
+    )  # fmt: skip
+    return (jax.vmap(views) if index.ndim == 2 else views)(key, index)
+
+  def _make_logits(self, nets, images, views: Views) -> jax.Array:
+    d = self._dataset
+    images = apply_views(images, views, self._pad)
+    inputs = lambda net: normalize(images, d.mean, d.std, net.spec.resolution)
+    each = [forward(net, inputs(net), self._dtype) for net in nets]
+    return mean_probability(jnp.stack(each))
+
+  def __call__(
+    self, key, step: int, epoch: int, part: data.Split
+  ) -> np.ndarray:
+    """Logits [batch, classes], or [members, batch, classes], in float32.
+
+    Args:
+      key: the run's, as the step takes it; of a population, one a member.
+      step, epoch: the step's.
+      part: the batch [batch, ...] or [members, batch, ...].
+    """
+    views = self._views(key, np.int32(step), part.index, np.int32(epoch))
+    dy, dx, flip = (np.asarray(v) for v in views)
+    view = (dy * (2 * self._pad + 1) + dx) * 2 + flip
+    for i in np.ndindex(part.index.shape[:-1]):
+      # Asked for each member anew: a row that two want is the first one's.
+      missing = ~self.table.filled(part.index[i], view[i])
+      if missing.any():
+        self._fill(part.index[i], part.images[i], view[i], missing)
+    return self.table.get(part.index, view)
+
+  def _fill(self, index, images, view, missing) -> None:
+    side = 2 * self._pad + 1
+    views = Views(view // 2 // side, view // 2 % side, view % 2 == 1)
+    # The whole batch, so that one program serves however many are missing.
+    logits = np.asarray(self._compute(self._nets, images, views))
+    self.table.put(index[missing], view[missing], logits[missing])
+    self.computed += int(missing.sum())
+
+  def fill(self, batch_size: int, say: Callable[[str], None] = lambda s: None):
+    """Computes every view that is missing; a killed one goes on."""
+    train = self._dataset.train
+    flips = (0,) if self._flip == "none" else (0, 1)
+    numbers = [v for v in range(self.table.shape[1]) if v % 2 in flips]
+    for done, number in enumerate(numbers):
+      for start in range(0, len(train), batch_size):
+        # The last batch is moved back, to be of the same size.
+        start = max(0, min(start, len(train) - batch_size))
+        part = train.take(slice(start, start + batch_size))
+        view = np.full(len(part), number)
+        missing = ~self.table.filled(part.index, view)
+        if missing.any():
+          self._fill(part.index, part.images, view, missing)
+      self.table.flush()
+      say(f"teacher's logits: view {done + 1} of {len(numbers)}")
+
+  def flush(self) -> None:
+    self.table.flush()
+
+
+def _check(rows: np.ndarray, image, view) -> np.ndarray:
+  """FNV-1a over a row's bits and its place, never 0: uint32 [n]."""
+  h = np.full(len(rows), 2166136261, np.uint32)
+  prime = np.uint32(16777619)
+  bits = np.ascontiguousarray(rows).view(np.uint32)
+  words = [np.asarray(image), np.asarray(view), *bits.T]
+  for word in words:
+    h = (h ^ word.astype(np.uint32)) * prime
+  return h | np.uint32(1)
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,326 @@
+"""Ensembles: stacked, voting, disagreeing, averaged, charged in full."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from jaxr18.compress import ensemble
+from jaxr18.config import file as configfile
+from jaxr18.cost.score import score
+from jaxr18.cost.several import ensemble_score
+from jaxr18.host.workdir import read_result
+from jaxr18.nn import network
+from jaxr18.run import experiment, members, sources
+from jaxr18.train import evaluate
+from jaxr18.train.step import make_mesh
+
+NETS = [tiny_run.tiny_network(seed=i) for i in range(3)]
+QUANTIZED = tiny_run.tiny_network(seed=3, bits=4)
+IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+DIGITS = tiny_run.dataset()
+
+# Probabilities of two members and a third, of 3 images and 3 classes.
+P = np.array([
+  [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]],
+  [[0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]],
+  [[0.1, 0.8, 0.1], [0.4, 0.3, 0.3], [0.1, 0.5, 0.4]],
+])  # fmt: skip
+LOGITS = np.log(P) + np.arange(9).reshape(3, 3, 1)  # a constant changes nothing
+
+
+class TestStack:
+  def test_and_back(self):
+    for net, again in zip(
+      NETS, ensemble.unstack(ensemble.stack(NETS)), strict=True
+    ):
+      jax.tree.map(np.testing.assert_array_equal, again, net)
+    assert ensemble.unstack(NETS[0]) == [NETS[0]]
+    assert ensemble.members(NETS[0]) is None
+    assert ensemble.members(ensemble.stack(NETS)) == 3
+
+  def test_masks_of_some_members_only(self):
+    pruned = tiny_run.half_pruned(NETS[1])
+    one, two = ensemble.unstack(ensemble.stack([NETS[0], pruned]))
+    for net, again in ((NETS[0], one), (pruned, two)):
+      got, want = (network.apply_masks(n.params, n.masks) for n in (again, net))
+      jax.tree.map(np.testing.assert_array_equal, got, want)
+
+  def test_what_does_not_stack(self):
+    with pytest.raises(ValueError, match="2 networks of 2 specs.*groups"):
+      ensemble.stack([NETS[0], QUANTIZED])
+    with pytest.raises(ValueError, match="at least one"):
+      ensemble.stack([])
+
+  def test_one_program_equals_a_loop(self):
+    nets = [*NETS[:2], tiny_run.half_pruned(NETS[2])]
+    got = jax.jit(ensemble.forward_members)(ensemble.stack(nets), IMAGES)
+    want = [network.forward(n, IMAGES) for n in nets]
+    np.testing.assert_allclose(got, np.stack(want), rtol=1e-5, atol=1e-6)
+
+  def test_its_gradient_equals_a_loop(self):
+    def loss(params, net):
+      logits = network.forward(net.replace(params=params), IMAGES)
+      return jnp.sum(logits[:, 0] ** 2)
+
+    many = ensemble.stack(NETS)
+    total = lambda p: jax.vmap(loss)(p, many).sum()  # through the batching
+    got = jax.jit(jax.grad(total))(many.params)
+    want = [jax.grad(loss)(n.params, n) for n in NETS]
+    want = jax.tree.map(lambda *x: np.stack(x), *want)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      got, want,
+    )  # fmt: skip
+
+  def test_groups_by_spec(self):
+    found = ensemble.groups([NETS[0], QUANTIZED, NETS[1]])
+    assert [positions for positions, _ in found] == [(0, 2), (1,)]
+    logits = members.predict_members(
+      [NETS[0], QUANTIZED, NETS[1]], DIGITS.test, DIGITS, 20, make_mesh()
+    )
+    for got, net in zip(logits, [NETS[0], QUANTIZED, NETS[1]], strict=True):
+      want = evaluate.predict(net, DIGITS.test.images, DIGITS, 20, make_mesh())
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+class TestVote:
+  def test_mean_probability(self):
+    np.testing.assert_allclose(ensemble.vote(LOGITS), P.mean(0))
+
+  def test_mean_logit_is_the_geometric_mean(self):
+    geometric = np.prod(P, 0) ** (1 / 3)
+    np.testing.assert_allclose(
+      ensemble.vote(LOGITS, "logit"),
+      geometric / geometric.sum(-1, keepdims=True),
+    )
+
+  def test_majority(self):
+    got = ensemble.vote(LOGITS, "majority")
+    # 0, 0, 1 -> 0, where the mean says 1; 0, 1, 0 -> 0; 2, 1, 1 -> 1.
+    np.testing.assert_array_equal(got.argmax(-1), [0, 0, 1])
+    assert ensemble.vote(LOGITS).argmax(-1)[0] == 1
+    # Of equal shares the more probable.
+    tied = ensemble.vote(LOGITS[[0, 1]], "majority")
+    np.testing.assert_array_equal(tied.argmax(-1), [0, 1, 1])
+
+  def test_weighted(self):
+    weights = [0.7, 0.2, 0.1]
+    np.testing.assert_allclose(
+      ensemble.vote(LOGITS, "weighted", weights), np.tensordot(weights, P, 1)
+    )
+
+  @pytest.mark.parametrize(
+    "how, weights, told",
+    [
+      ("median", None, "vote .='median'. must be one of"),
+      ("weighted", None, "weights go with"),
+      ("logit", [1, 0, 0], "weights go with"),
+      ("weighted", [0.5, 0.4, 0.3], "3 numbers of sum 1"),
+      ("weighted", [0.5, 0.5], "3 numbers of sum 1"),
+    ],
+  )
+  def test_refuses(self, how, weights, told):
+    with pytest.raises(ValueError, match=told):
+      ensemble.vote(LOGITS, how, weights)
+
+  def test_fitted_weights_are_the_best(self):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    logits = rng.normal(size=(3, 400, 3))
+    for i, strength in enumerate((2.0, 1.0, 0.0)):
+      logits[i, np.arange(400), labels] += strength
+    w = ensemble.fit_weights(logits, labels, steps=2000)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    p = p[:, np.arange(400), labels]
+    # Optimal on the simplex: no member's gradient is above 1, and that of each
+    # with a weight is 1.
+    gradient = (p / (w @ p)).mean(1)
+    assert w.sum() == pytest.approx(1) and w[0] > w[1] >= w[2] >= 0
+    assert gradient.max() < 1 + 1e-3
+    np.testing.assert_allclose(gradient[w > 1e-2], 1, atol=1e-3)
+
+  def test_disagreement(self):
+    # Answers 0 0 2, 0 1 1, 1 0 1.
+    third = 1 / 3
+    np.testing.assert_allclose(
+      ensemble.disagreement(LOGITS),
+      [[0, 2 * third, 2 * third], [2 * third, 0, 2 * third],
+       [2 * third, 2 * third, 0]],
+    )  # fmt: skip
+
+
+class TestSoup:
+  def test_is_the_mean_of_weights(self):
+    got = ensemble.soup(NETS)
+    for part in ("params", "batch_stats"):
+      want = jax.tree.map(
+        lambda *x: np.mean(x, 0), *(getattr(n, part) for n in NETS)
+      )
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        getattr(got, part), want,
+      )  # fmt: skip
+    weighted = ensemble.soup(NETS[:2], [1.0, 0.0])
+    jax.tree.map(np.testing.assert_array_equal, weighted.params, NETS[0].params)
+
+  def test_needs_the_same_masks(self):
+    with pytest.raises(ValueError, match="same masks"):
+      ensemble.soup([NETS[0], tiny_run.half_pruned(NETS[1])])
+    pruned = [tiny_run.half_pruned(n) for n in NETS]
+    kernel = ensemble.soup(pruned).params["stem"]["kernel"].ravel()
+    assert not kernel[1::2].any() and kernel[::2].any()
+
+  def test_recalibrated_it_has_the_statistics_of_its_own_weights(self):
+    soup = ensemble.soup(NETS)
+    net = network.recalibrate(soup, [IMAGES])
+    y = np.asarray(  # what the stem gives, by hand
+      jax.lax.conv_general_dilated(
+        IMAGES, soup.params["stem"]["kernel"], (1, 1), ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+    )  # fmt: skip
+    got = net.batch_stats["stem_bn"]
+    np.testing.assert_allclose(got["mean"], y.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(got["var"], y.var((0, 1, 2)), rtol=1e-4)
+    averaged = soup.batch_stats["stem_bn"]["var"]
+    assert np.abs(averaged - got["var"]).max() > 0.1
+
+
+class TestScore:
+  def test_of_one_spec_it_is_score_of_members(self):
+    stack = ensemble.stack([NETS[0], tiny_run.half_pruned(NETS[1])])
+    want = score(stack.spec, masks=stack.masks, members=2)
+    got = ensemble_score([(n.spec, n.masks) for n in ensemble.unstack(stack)])
+    assert got.exact.params_term == pytest.approx(want.exact.params_term)
+    # Each member's kernels are stored in the best way for it.
+    assert got.stored.params_term < want.stored.params_term
+    plain = ensemble_score([(stack.spec, None)] * 2).stored.params_term
+    assert plain == score(stack.spec, members=2).stored.params_term
+    assert got.exact.ops_term == pytest.approx(want.exact.ops_term)
+    assert (got.macs, got.members) == (want.macs, 2)
+    # p_s = 0 here, so the course's terms are linear in the members as well.
+    assert got.course.total == pytest.approx(want.course.total)
+    assert got.course.p_u == pytest.approx(want.course.p_u)
+
+  def test_of_several_it_is_the_sum(self):
+    parts = [score(n.spec, masks=n.masks) for n in (NETS[0], QUANTIZED)]
+    got = ensemble_score([(n.spec, n.masks) for n in (NETS[0], QUANTIZED)])
+    for name in ("course", "exact", "stored"):
+      for term in ("params_term", "ops_term"):
+        want = sum(getattr(getattr(p, name), term) for p in parts)
+        assert getattr(getattr(got, name), term) == pytest.approx(want)
+    assert got.course.f == got.macs == sum(p.macs for p in parts)
+    assert (got.course.q_w, got.course.q_a) == (32, 32)
+    assert got.rows[0].path == "member0/stem"
+    assert len(got.rows) == sum(len(p.rows) for p in parts)
+
+
+def tiny_config(*phases):
+  config = tiny_run.phases(*phases)
+  for name in phases:
+    config[name].learning_rate = 0.05
+  return config
+
+
+@pytest.fixture(scope="module")
+def voted(tmp_path_factory):
+  """A population of two and a run in 4 bits, then their ensemble."""
+  root = tmp_path_factory.mktemp("voted")
+  config = tiny_config("few", "vote")
+  config.few.network.bits = ((".*", 4, 4),)
+  config.vote.ensemble.members = "few"
+  other = tiny_config("train")
+  other.train.population.members = 2
+  experiment.run(other, root / "other")
+  config.vote.ensemble.members = f"few,{root / 'other'}"
+  return config, root / "run", experiment.run(config, root / "run")
+
+
+class TestExperiment:
+  def test_its_result(self, voted):
+    _, workdir, result = voted
+    assert read_result(workdir) == result
+    assert len(result["members"]) == len(result["specs"]) == 3
+    assert result["specs"][1] == result["specs"][2] != result["specs"][0]
+    assert np.shape(result["disagreement"]) == (3, 3)
+    assert set(result["votes"]) == set(ensemble.VOTES)
+    assert sum(result["weights"]) == pytest.approx(1)
+    phase = result["phases"]["vote"]
+    accuracies = {h: v["validation_accuracy"]
+                  for h, v in result["votes"].items()}  # fmt: skip
+    assert accuracies == phase["votes"]
+    assert accuracies[result["vote"]] == max(accuracies.values())
+    assert result["validation_accuracy"] == accuracies[result["vote"]]
+    assert (
+      result["test_accuracy"]
+      == result["votes"][result["vote"]]["test_accuracy"]
+    )
+    assert result["test_count"] == 64
+    exact = [row["score"]["exact"] for row in result["members"]]
+    assert result["score"]["exact"]["total"] == pytest.approx(sum(exact))
+    assert result["score"]["members"] == 3 and exact[0] < exact[1] == exact[2]
+
+  def test_against_its_members(self, voted, tmp_path):
+    config, workdir, result = voted
+    nets = sources.load_networks(workdir)
+    dataset = experiment.load_data(config)
+    x = [
+      evaluate.predict(n, dataset.test.images, dataset, 32, make_mesh())
+      for n in nets
+    ]
+    labels = dataset.test.labels
+    for row, logits in zip(result["members"], x, strict=True):
+      assert row["test_correct"] == np.sum(logits.argmax(-1) == labels)
+    p = np.mean([jax.nn.softmax(logits) for logits in x], 0)
+    assert result["votes"]["probability"]["test_accuracy"] == np.mean(
+      p.argmax(-1) == labels
+    )
+    # Copies: the members' own runs are needed no more.
+    originals = sources.load_networks(workdir, "few")
+    jax.tree.map(np.testing.assert_array_equal, nets[0], originals[0])
+
+  def test_without_result_it_is_tested_anew(self, voted):
+    config, workdir, result = voted
+    (workdir / "result.json").unlink()
+    again = experiment.run(config, workdir)
+    assert again.pop("starts")[:-1] == result["starts"]
+    assert again == {k: v for k, v in result.items() if k != "starts"}
+
+  def test_a_given_vote(self, voted, tmp_path):
+    config, _, _ = voted
+    config = copy.deepcopy(config)
+    config.phases = ("vote",)
+    members = config.vote.ensemble.members.split(",")[1]
+    config.vote.ensemble.members = members
+    config.vote.ensemble.vote = "logit"
+    del config.unlock()["few"]
+    result = experiment.run(config.lock(), tmp_path)
+    assert result["vote"] == "logit"
+    assert result["test_accuracy"] == result["votes"]["logit"]["test_accuracy"]
+
+  def test_init_of_several_is_their_soup(self, voted, tmp_path):
+    _, workdir, _ = voted
+    other = workdir.parent / "other"
+    config = tiny_config("train")
+    config.train.init, config.train.epochs = str(other), 0
+    config.train.warmup_epochs = 0.0
+    config.train.recalibrate = 2
+    experiment.run(config, tmp_path)
+    got = sources.load_network(tmp_path)
+    want = ensemble.soup(sources.load_networks(other))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+      got.params, want.params,
+    )  # fmt: skip
+    stats = got.batch_stats["stem_bn"]["mean"]
+    assert np.abs(stats - want.batch_stats["stem_bn"]["mean"]).max() > 1e-4
+
+  def test_workdirs_after_the_colon(self, voted):
+    _, workdir, _ = voted
+    config = configfile.load(f"configs/ensemble.py:{workdir},runs/b")
+    assert config.ensemble.ensemble.members == f"{workdir},runs/b"
+    assert config.phases == ("ensemble",)

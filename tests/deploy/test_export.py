@@ -1,0 +1,293 @@
+"""Exports are the network: ONNX, StableHLO, the command, and its refusals."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import odd_nets
+import pytest
+import tiny_config
+import tiny_run
+
+from jaxr18.data.augment import normalize
+from jaxr18.deploy import packed
+from jaxr18.host.workdir import WorkdirError, read_result
+from jaxr18.nn import network
+from jaxr18.nn.spec import BITS, W_BITS, with_bits
+from jaxr18.run import experiment, sources
+from jaxr18.run import export as exporting
+from jaxr18.train.checkpoint import CheckpointError
+from jaxr18.train.evaluate import predict
+from jaxr18.train.files import write_atomically
+from jaxr18.train.step import make_mesh
+
+HOW = dict(mean=odd_nets.MEAN, std=odd_nets.STD, size=odd_nets.SIDE)
+
+
+def close(got, expected):
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+  np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+
+
+class TestOnnx:
+  @pytest.mark.parametrize("bits", odd_nets.BITS)
+  def test_is_the_network(self, bits, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    density = 0.5
+    data = to_onnx(odd_nets.net(bits, density), **HOW, provenance={"a": 1})
+    path = tmp_path / "net.onnx"
+    path.write_bytes(data)
+    run = load_onnx(path, threads=1)
+    expected = odd_nets.logits(bits, density)
+    close(run(odd_nets.images()), expected)
+    close(run(odd_nets.images()[:3]), expected[:3])
+
+    model = onnx.load_from_string(data)
+    types = {t.data_type for t in model.graph.initializer}
+    assert (onnx.TensorProto.INT4 in types) == (bits != "float")
+    ops = [node.op_type for node in model.graph.node]
+    assert ops.count("Conv") == len(odd_nets.spec(bits).layers())
+    assert "BatchNormalization" not in ops
+    assert model.metadata_props[0].key == "a"
+
+  @pytest.mark.parametrize("shift", [0, 7])
+  @pytest.mark.parametrize("w_bits", W_BITS)
+  def test_of_all_bits_is_the_network(self, w_bits, shift, tmp_path):
+    """Each number of bits of inputs, before this and other kernels."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    units = [unit for unit, _ in odd_nets.spec("float").units()]
+    rules = [
+      (unit, w_bits, BITS[(i + shift) % len(BITS)])
+      for i, unit in enumerate(units)
+    ]
+    assert len(units) >= 7  # so that 0 and 7 have all of them
+    # Kernels of few bits put many values in the middle of two dynamic codes.
+    scales = "dynamic" if shift and w_bits > 4 else "lsq"
+    net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules, scales))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW, provenance={}))
+    images = odd_nets.images()
+    got, expected = load_onnx(path, 1)(images), odd_nets.forward(net, images)
+    if scales != "dynamic":
+      return close(got, expected)
+    # Bounds that are computed differ in the last digit, and now and then a
+    # value in the middle of two codes goes to the other.
+    apart = np.abs(got - expected).max(-1)
+    assert np.median(apart) < 1e-5 and apart.max() < 0.01
+
+  @pytest.mark.parametrize("a_bits", [2, 4, 8])
+  @pytest.mark.parametrize("w_bits", [16, 32])
+  def test_float_kernels_stay_floats(self, w_bits, a_bits, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    rules = [(".*", w_bits, a_bits)]
+    net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW, provenance={}))
+    images = odd_nets.images()
+    close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
+
+  def test_resizes(self, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    net = odd_nets.net("float")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW | {"size": 20}, provenance={}))
+    images = odd_nets.images(8, 20)
+    close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
+
+
+class TestStableHlo:
+  def test_is_the_network(self):
+    pytest.importorskip("flatbuffers")
+    from jaxr18.deploy.to_stablehlo import to_stablehlo
+
+    data = to_stablehlo(odd_nets.net("mixed"), **HOW)
+    program = jax.export.deserialize(bytearray(data))
+    assert program.platforms == ("cpu", "cuda")
+    assert program.in_avals[0].dtype == np.uint8
+    assert str(program.in_avals[0].shape) == "(n, 8, 8, 3)"
+    text = program.mlir_module()
+    assert "stablehlo.convolution" in text and "xi8>" in text
+    assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}
+    run = odd_nets.fast_jit(program.call)
+    close(np.asarray(run(odd_nets.images())), odd_nets.logits("mixed"))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  config = tiny_config.get_config("0")
+  config.progress = "none"
+  config.train.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
+  config.train.calibrate.method = "absmax"  # the quickest to compile
+  experiment.run(config, folder)
+  return folder
+
+
+class TestRun:
+  @pytest.mark.parametrize("name", exporting.SUFFIXES)
+  def test_exports_and_tests(self, name, workdir):
+    for module in {"onnx": ("onnx", "onnxruntime"),
+                   "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
+      pytest.importorskip(module)
+    before = read_result(workdir)
+    path, found = exporting.export_run(workdir, name)
+    assert path.parent == workdir / "export"
+    assert found["bytes"] == path.stat().st_size
+    assert found["count"] == found["same_answers"] == 96
+    assert found["correct"] == before["test_correct"]
+    assert found["largest_difference"] < 1e-4
+    after = read_result(workdir)
+    assert after.pop("export")[name] == found
+    before.pop("export", None)
+    assert after == before
+
+  def test_what_differs_is_counted(self, workdir, monkeypatch):
+    load = exporting.load
+
+    def other(name, path):
+      run = load(name, path)
+      return lambda x: run(x) + np.eye(10)[3] * (np.arange(len(x)) < 2)[:, None]
+
+    monkeypatch.setattr(exporting, "load", other)
+    _, found = exporting.export_run(workdir, "packed", workdir / "other")
+    assert found["images_beyond_1e-4"] == 10  # 2 in each of 5 batches
+    assert found["largest_difference"] == pytest.approx(1, abs=1e-4)
+
+  def test_another_network_is_not_written(self, workdir, monkeypatch):
+    load = exporting.load
+
+    def other(name, path):
+      run = load(name, path)
+      return lambda x: 1.01 * run(x)
+
+    monkeypatch.setattr(exporting, "load", other)
+    before = (workdir / "result.json").read_bytes()
+    with pytest.raises(exporting.ExportError, match="nothing is written"):
+      exporting.export_run(workdir, "packed", workdir / "wrong")
+    assert not (workdir / "wrong").exists()
+    assert (workdir / "result.json").read_bytes() == before
+
+  def test_two_at_once_lose_nothing(self, workdir, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    load = exporting.load
+
+    def meanwhile(name, path):
+      if name == "packed":
+        exporting.export_run(workdir, "stablehlo", workdir / "between")
+      return load(name, path)
+
+    monkeypatch.setattr(exporting, "load", meanwhile)
+    exporting.export_run(workdir, "packed", workdir / "slow")
+    kept = read_result(workdir)["export"]
+    assert kept["packed"]["file"] == "slow"
+    assert kept["stablehlo"]["file"] == "between"
+
+  def test_a_path_that_cannot_be_written(self, workdir):
+    with pytest.raises(CheckpointError, match="give another --out"):
+      exporting.export_run(workdir, "packed", workdir / "no" / "file")
+
+  def test_the_target_is_tried_before_the_work(self, workdir, monkeypatch):
+    monkeypatch.setattr(exporting, "_export", None)  # never comes so far
+    (workdir / "file").write_text("")
+    for out in (workdir, workdir / "file" / "below", "/dev/null"):
+      with pytest.raises(CheckpointError, match="give another --out"):
+        exporting.export_run(workdir, "packed", out)
+
+  def test_integers(self, workdir):
+    net, dataset = sources.load_network(workdir), tiny_run.dataset()
+    found = exporting.by_integers(net, dataset, 20)
+    assert found["arithmetic"] == "int8"
+    assert found["count"] == found["same_answers"] == len(dataset.test)
+    assert found["largest_difference"] < 2e-5
+
+  def test_what_is_tested_is_what_is_stored(self, workdir):
+    net, dataset = sources.load_network(workdir), tiny_run.dataset()
+    images = dataset.test.images[:20]
+    tested = predict(net, images, dataset, 20, make_mesh())
+    path, _ = exporting.export_run(workdir, "packed")
+    stored = exporting.load("packed", path)(images)
+    np.testing.assert_allclose(tested, stored, rtol=0, atol=2e-5)
+    # The simulation rounds otherwise, so it is near and not the same.
+    x = normalize(images, dataset.mean, dataset.std, net.spec.resolution)
+    simulated = np.asarray(network.forward(net, x))
+    assert 0 < np.abs(simulated - tested).max() < 0.1 * np.abs(tested).max()
+
+  def test_runs_that_cannot_be_exported(self, workdir, tmp_path):
+    with pytest.raises(WorkdirError, match="holds no run"):
+      exporting.export_run(tmp_path, "packed")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="is not finished"):
+      exporting.export_run(tmp_path, "packed")
+    (tmp_path / "result.json").write_text('{"accuracy": 1}')
+    with pytest.raises(WorkdirError, match="not a result of jaxr18"):
+      exporting.export_run(tmp_path, "packed")
+    # A result without its checkpoint.
+    for name in ("config.json", "result.json"):
+      (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    with pytest.raises(CheckpointError, match="is not finished"):
+      exporting.export_run(tmp_path, "packed")
+
+  def test_a_full_disk(self, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+      with pytest.raises(CheckpointError, match="cannot write .*make room"):
+        write_atomically(path, bytes(100_000), "--out")
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+class TestCommand:
+  @pytest.mark.parametrize(
+    "flags, status, text",
+    [
+      ((), 2, "give --workdir=DIR"),
+      (("--workdir=x", "--format=tflite"), 2, "packed, stablehlo, onnx"),
+      (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
+      (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
+    ],
+  )
+  def test_errors(self, flags, status, text, tmp_path):
+    for module in ("onnx", "flatbuffers"):  # as if they were not installed
+      (tmp_path / f"{module}.py").write_text("raise ImportError('none here')")
+    done = self._run(*flags, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
+
+  def test_prints_what_it_found(self, workdir):
+    done = self._run(f"--workdir={workdir}", "--out=named", cwd=workdir)
+    assert done.returncode == 0, done.stderr
+    for text in ("named: ", "charged by the stored score",
+                 "in 96 of 96 images", "by more than 1e-4 in 0"):  # fmt: skip
+      assert text in done.stdout
+    network, _ = packed.read(workdir / "named")
+    assert "jaxr18.export --workdir" in network["provenance"]["exported_by"]
+
+  def _run(self, *flags, cwd):
+    return subprocess.run(
+      [sys.executable, "-m", "jaxr18.export", *flags],
+      capture_output=True,
+      text=True,
+      timeout=300,
+      cwd=cwd,
+    )

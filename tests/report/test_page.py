@@ -1,0 +1,365 @@
+"""The report's page in a real browser, from disk, with one run made here."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from jaxr18.host import sealed, workdir
+from jaxr18.report import page as page_lib
+from jaxr18.run import experiment
+
+pytest.importorskip("matplotlib")
+playwright = pytest.importorskip("playwright.sync_api")
+
+BROWSER = next(
+  filter(None, map(shutil.which, ("chromium", "chromium-browser",
+                                  "google-chrome"))), None,
+)  # fmt: skip
+needs_browser = pytest.mark.skipif(
+  BROWSER is None, reason="no chromium, chromium-browser or google-chrome"
+)
+ARGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run"
+        " --disable-background-networking --disable-component-update"
+        " --disable-sync").split()  # fmt: skip
+
+# Texts whose contrast with what is behind them is too low, WCAG 2's formula.
+LOW_CONTRAST = """() => {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 1;
+  const c = canvas.getContext("2d", {willReadFrequently: true});
+  const over = (colors) => {  // from what is behind to what is in front
+    c.clearRect(0, 0, 1, 1);
+    for (const color of colors) { c.fillStyle = color; c.fillRect(0, 0, 1, 1); }
+    return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => {
+      v /= 255;
+      return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const out = [];
+  let seen = 0;
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const e = texts.currentNode.parentElement;
+    if (!texts.currentNode.textContent.trim() || !e.checkVisibility()) continue;
+    if (e.closest("script, style, title, desc")) continue;
+    const style = getComputedStyle(e);
+    const behind = [];
+    for (let b = e; b; b = b.parentElement) {
+      behind.unshift(getComputedStyle(b).backgroundColor);
+    }
+    const color = e instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [over(behind), over([...behind, color])].map(light);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    seen += 1;
+    if (ratio < 4.5 || style.opacity < 1) {
+      out.push(`${e.outerHTML.slice(0, 80)}: ${ratio.toFixed(2)}`);
+    }
+  }
+  return [seen, out];
+}"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """(folder, what was said) of a report on a run and results without one."""
+  root = tmp_path_factory.mktemp("report")
+  config = tiny_run.phases("train")
+  config.train.prune.density, config.train.epochs = 0.5, 0
+  tiny = root / "runs" / "tiny_s0"
+  experiment.run(config, tiny)  # an untrained step, which compiles, is spared
+  first = workdir.read_result(tiny)
+  del first["format"]  # of what has a hash
+  row = sealed.read_lines(tiny / "train" / "metrics.jsonl").rows[0]
+  rows = [row | {"epoch": i, "loss": 2 - i / 9, "train_accuracy": i / 9}
+          for i in range(4)]  # fmt: skip
+  rows = [sealed.seal(r, sealed.LINE) for r in rows]
+  lines = "".join(json.dumps(r) + "\n" for r in rows)
+  (tiny / "train" / "metrics.jsonl").write_text(lines)
+
+  def write(name, change, changed=None):
+    result = first | change | {"config": first["config"] | (changed or {})}
+    (root / "runs" / name).mkdir()
+    (root / "runs" / name / "result.json").write_text(json.dumps(result))
+
+  cifar10 = {"data": first["config"]["data"] | {"name": "cifar10"}}
+  of_10000 = {"test_count": 10_000, "test_correct": 9_100}
+  write("ours", of_10000 | {"test_accuracy": 0.91}, cifar10)
+  write("odd", {"test_accuracy": float("nan")})
+
+  write("tiny_s1", {"seed": 1, "test_accuracy": 0.5}, {"seed": 1})
+  write("a<b>&quot;", {"test_accuracy": 0.955}, {"eval_batch_size": 7})
+  (root / "runs" / "speed").mkdir()
+  (root / "runs" / "speed" / "result.json").write_text('{"rows": []}')
+  (root / "runs" / "begun").mkdir()
+  (root / "runs" / "begun" / "config.json").write_text("{}")
+  done = subprocess.run(
+    [sys.executable, "-m", "jaxr18.report", "runs", "--out=out"],
+    capture_output=True, text=True, cwd=root,
+    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return root / "out", done.stdout, first
+
+
+def test_files(site):
+  out, said, first = site
+  assert "left out, not finished: begun" in said
+  assert "no result of a run: speed" in said
+  assert "test_accuracy is nan, and not a number from 0 to 1: odd" in said
+  page = (out / "index.html").read_text()
+  assert len(page) < 400_000
+  assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+  assert "@import" not in page and "url(" not in page
+  text = (out / "report.md").read_text()
+  pictures = re.findall(r"!\[[^]]+\]\((.*?)\)", text)
+  assert {p.rpartition("/")[2] for p in pictures} >= {
+    "pareto.svg", "curves.svg", "layers.svg", "confusion.svg", "masks.png",
+    "wrong.png",
+  }  # fmt: skip
+  for picture in pictures:
+    path = out / picture
+    assert path.stat().st_size > 500, picture
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+  mean = 100 * (first["test_accuracy"] + 0.5) / 2
+  assert f"| {mean:.2f} ± " in text
+  assert first["command"] in text and "dense ResNet18 fp32" in text
+
+
+def test_numbers_of_the_network(site):
+  page, _, first = site[0] / "index.html", *site[1:]
+  text = page.read_text()
+  cells = re.findall(r'<td class="right[^>]*>(\d+)</td>', text)
+  assert sum(map(int, cells)) == first["test_correct"]
+  assert "Computed here" not in text
+  assert "checkpoints are not beside" in text  # of the result alone
+  assert text.count('alt="mask of ') == len(first["score"]["rows"])
+
+
+@pytest.fixture(scope="module")
+def chromium(site):
+  with playwright.sync_playwright() as p:
+    browser = p.chromium.launch(executable_path=BROWSER, args=ARGS)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def visit(chromium, site):
+  """Opens the page; at the end nothing was fetched and nothing complained."""
+  said, contexts = [], []
+
+  def go(theme="light", width=1100, **more):
+    context = chromium.new_context(
+      color_scheme=theme, viewport={"width": width, "height": 800}, **more
+    )
+    contexts.append(context)
+    context.set_default_timeout(5000)
+    page = context.new_page()
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
+
+    def asked(request):
+      first = request.url == f"file://{site[0]}/index.html"
+      if not first and not request.url.startswith("data:"):
+        said.append(request.url)
+
+    page.on("request", asked)
+    page.goto(f"file://{site[0]}/index.html")
+    return page
+
+  yield go
+  for context in contexts:
+    context.close()
+  assert said == []
+
+
+def _point(page, label, size="wide"):
+  return page.locator(f'.panel:visible .{size} .point[aria-label^="{label}, "]')
+
+
+@needs_browser
+class TestPage:
+  def test_one_chart_a_task(self, visit):
+    page = visit()
+    names = page.locator("h2.task").all_inner_texts()
+    assert names == [
+      "digits, 64 test images, 10 classes",
+      "cifar10, 10,000 test images, 10 classes",
+    ]
+    of = lambda tabs, what: tabs.locator(f".panel:visible .wide {what}").count()
+    tiny, ours = page.locator(".tabs").all()  # in the order of the runs
+    assert of(ours, ".point") == 21 and of(ours, ".goal") == 1
+    assert of(tiny, ".point") == 2 and of(tiny, ".goal") == 0
+    assert of(tiny, ".tick") >= 5  # at least three accuracies
+    assert "90%" in ours.inner_text() and "90%" not in tiny.inner_text()
+    heads = page.locator("table:has(a) thead").all_inner_texts()
+    assert ["90%" in head for head in heads] == [False, True]
+    assert "odd" in page.locator("#left-out").inner_text()
+
+  def test_nothing_but_its_own_style_and_script(self, visit, tmp_path):
+    page = visit()
+    assert page.locator("[style]").count() == 0
+    own = page_lib.document(
+      "mine",
+      "<script>document.title = 'x'</script><style>h1 { color: red }</style>"
+      '<p style="color: red" onclick="document.title = 1">a</p>'
+      '<img src="https://example.com/a.png" onerror="document.title = 2">',
+    )
+    (tmp_path / "own.html").write_text(own)
+    context = page.context.browser.new_context()
+    other, asked = context.new_page(), []
+    other.on("requestfinished", lambda request: asked.append(request.url))
+    other.goto(f"file://{tmp_path}/own.html")
+    other.locator("p").click()
+    color = "(e) => getComputedStyle(e).color"
+    assert other.title() == "mine" and len(asked) == 1
+    black = other.locator("body").evaluate(color)
+    assert other.locator("p").evaluate(color) == black
+    assert other.locator("h1").evaluate(color) == black
+    assert other.locator("#theme").is_visible()  # its own script ran
+    context.close()
+
+  def test_pointing_shows_the_config(self, visit):
+    page = visit()
+    tip = page.locator("#tip")
+    assert not tip.is_visible()
+    _point(page, "tiny").locator(".mark").hover()
+    assert "train.prune.density=0.5" in tip.inner_text()
+    assert "2 seeds" in tip.inner_text()
+    _point(page, "dense ResNet18 fp32").locator(".mark").hover()
+    assert "selimgit-hub" in tip.inner_text()
+    assert "93.60% at a score of 3.988" in tip.inner_text()
+    page.locator("h1").hover()
+    assert not tip.is_visible()
+
+  def test_an_error_bar_is_of_seeds_alone(self, visit):
+    page = visit()
+    bars = page.locator(".panel:visible .wide .error")
+    assert bars.count() == 1
+    assert _point(page, "tiny").locator(".error").count() == 1
+    box = bars.bounding_box()
+    assert box["height"] > 2
+
+  def test_tapping_on_a_phone(self, visit):
+    page = visit(width=375, has_touch=True, is_mobile=True)
+    tip = page.locator("#tip")
+    _point(page, "tiny", "narrow").locator(".mark").tap()
+    assert "train.prune.density=0.5" in tip.inner_text()
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 375
+    page.locator("h1").tap()
+    assert not tip.is_visible()
+    _point(page, "tiny", "narrow").locator(".mark").tap()
+    tip.locator("a").tap()
+    assert not tip.is_visible()
+    assert page.url.endswith("#run-tiny")
+
+  def test_keyboard(self, visit):
+    page = visit()
+    tip = page.locator("#tip")
+    page.locator(".panel:visible .legend button").first.focus()
+    page.keyboard.press("Tab")
+    focused = page.evaluate("document.activeElement.ariaLabel")
+    assert re.match(r".+: \d+\.\d\d%.* at a score of", focused)
+    assert focused.startswith(tip.locator("strong").inner_text() + ", ")
+    page.keyboard.press("Enter")
+    assert "pinned" in tip.get_attribute("class")
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+
+  def test_figures_and_series(self, visit):
+    page = visit()
+    said = lambda: _point(page, "tiny").get_attribute("aria-label")
+    course = said()
+    tiny, ours = page.locator(".tabs").all()
+    tiny.get_by_text("stored", exact=True).click()
+    panels = [x.locator(".panel:visible") for x in (ours, tiny)]
+    assert panels[0].get_attribute("class") == "panel course"
+    assert panels[1].get_attribute("class") == "panel stored"
+    assert said() != course and said().startswith("tiny, runs: ")
+    button = panels[0].locator(".legend button").nth(1)
+    dense = _point(page, "dense ResNet18 fp32")
+    assert dense.is_visible()
+    button.click()
+    assert not dense.is_visible() and _point(page, "tiny").is_visible()
+    button.click()
+    assert dense.is_visible()
+
+  def test_names_are_shown_as_they_are(self, visit):
+    page = visit()
+    assert "a<b>&quot;" in page.locator("h2").all_inner_texts()
+
+  @pytest.mark.parametrize("theme", ["light", "dark"])
+  def test_contrast(self, theme, visit):
+    page = visit(theme)
+    background = "getComputedStyle(document.body).backgroundColor"
+    first = page.evaluate(background)
+    page.evaluate("for (const d of document.querySelectorAll('details'))"
+                  " d.open = true")  # fmt: skip
+    _point(page, "tiny").locator(".mark").click()
+    seen, low = page.evaluate(LOW_CONTRAST)
+    assert seen > 500 and low == []
+    page.locator("#theme").click()
+    assert page.evaluate(background) != first
+    seen, low = page.evaluate(LOW_CONTRAST)
+    assert seen > 500 and low == []
+    page.evaluate("document.querySelector('h1').style.color = '#777'")
+    assert len(page.evaluate(LOW_CONTRAST)[1]) == 1
+    page.reload()  # the choice is kept
+    assert page.evaluate(background) != first
+
+  def test_a_phone_is_wide_enough(self, visit):
+    page = visit(width=375, is_mobile=True)
+    page.evaluate("for (const d of document.querySelectorAll('details'))"
+                  " d.open = true")  # fmt: skip
+    wide = "document.documentElement.scrollWidth"
+    assert page.evaluate(wide) <= 375
+    # The name of a run alone is the page's.
+    page.evaluate("document.querySelector('h1').textContent = 'x'.repeat(40)")
+    assert page.evaluate(wide) <= 375
+    for name in ("exact", "stored"):
+      page.get_by_text(name, exact=True).first.click()
+      assert page.evaluate(wide) <= 375
+    # Nothing that is no box of its own sticks out either.
+    assert (
+      page.evaluate("""() => [...document.querySelectorAll("body *")]
+      .filter((e) => !e.closest(".scroll, pre, .tabs > input, #tip")
+        && e.checkVisibility() && e.getBoundingClientRect().right > 376)
+      .map((e) => e.outerHTML.slice(0, 80))""")
+      == []
+    )
+
+  def test_every_chart_has_a_text(self, visit):
+    page = visit()
+    missing = page.evaluate("""() => {
+      const said = (svg, how) => (svg.getAttribute(how) || "").split(" ")
+        .map((id) => document.getElementById(id)?.textContent || "").join("");
+      return [...document.querySelectorAll("svg:not([aria-hidden])")]
+        .filter((svg) => !svg.role || !said(svg, "aria-labelledby")
+          || said(svg, "aria-describedby").length < 40)
+        .concat([...document.querySelectorAll("img:not([alt])")])
+        .concat([...document.querySelectorAll(".chart")]
+          .filter((e) => e.querySelectorAll("tbody tr").length
+            !== e.querySelectorAll(".wide .point").length))
+        .map((e) => e.outerHTML.slice(0, 100));
+    }""")
+    assert missing == []
+    assert page.locator("svg[role=img]").count() >= 2
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+  def test_without_a_script(self, visit):
+    page = visit(java_script_enabled=False)
+    assert _point(page, "tiny").is_visible()
+    page.get_by_text("exact", exact=True).first.click()
+    assert page.locator(".panel.exact").first.is_visible()

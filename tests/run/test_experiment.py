@@ -1,0 +1,717 @@
+"""Experiments from config to result, each config on a tiny slice."""
+
+import itertools
+import json
+import math
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import remedy
+import tiny_run
+from jax.extend import core as jax_core
+
+from jaxr18.compress import shrink as shrink_lib
+from jaxr18.compress.channels import channel_groups
+from jaxr18.config import file as configfile
+from jaxr18.config.checks import ConfigError, network_spec
+from jaxr18.config.schema import base
+from jaxr18.cost.score import score
+from jaxr18.host import sealed
+from jaxr18.host.workdir import WorkdirError, read_result
+from jaxr18.nn import network
+from jaxr18.nn.spec import NetSpec, with_bits
+from jaxr18.run import experiment, finished, sources
+from jaxr18.train import checkpoint, starts
+from jaxr18.train import state as state_lib
+from jaxr18.train.step import Batch, make_mesh, make_train_step
+
+CONFIGS = sorted(configfile.CONFIGS.glob("*.py"))
+
+
+def shrink(config):
+  """The same experiment in seconds: 64 digits, narrow, one epoch a phase."""
+  config.data.name = "digits"
+  config.data.limit, config.data.validation = 64, 32
+  config.progress = "none"
+  config.eval_batch_size = 32  # one program for validation and test
+  if "search" in config:  # its candidates are tests/search/test_command.py's
+    del config.unlock()["search"]
+    config.lock()
+  for name in config.phases:
+    phase = config[name]
+    stages = len(phase.network.widths)
+    phase.network.widths = (math.lcm(8, *phase.network.groups),) * stages
+    phase.network.blocks = (1,) * stages
+    phase.network.strides = (4, *(2, 2, 1, 1, 1, 1)[: stages - 1])
+    phase.epochs, phase.warmup_epochs, phase.batch_size = 1, 0.0, 32
+  return config
+
+
+def two_stages(*phases):
+  """Phases of one network of 4 and 8 channels, each of another seed."""
+  config = base(phases)
+  for name in phases:
+    n = config[name].network
+    n.widths, n.blocks, n.strides = (4, 8), (1, 1), (4, 2)
+    n.groups, n.depthwise = (1, 1), (False, False)
+  config = shrink(config)
+  for name in phases:
+    config[name].network.widths = (4, 8)
+  return config
+
+
+def arrays(net):
+  return checkpoint.flatten((net.params, net.batch_stats))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A finished run of one phase; returns its config, workdir and result."""
+  workdir = tmp_path_factory.mktemp("trained")
+  config = two_stages("train")
+  return config, workdir, experiment.run(config, workdir)
+
+
+def expected_spec(config, workdir):
+  """The last network's: as described, or what shrinking its source leaves."""
+  last = config[config.phases[-1]]
+  described = network_spec(last.network)
+  if not last.shrink:
+    return described
+  source = sources.load_network(workdir, last.init)
+  left = with_bits(shrink_lib.shrink(source).spec, last.network.bits)
+  assert score(left).macs < score(described).macs
+  dead = shrink_lib.dead_channels(source)
+  for group in channel_groups(left):
+    assert group.size == np.count_nonzero(~dead[group.name])
+  assert any(d.any() for d in dead.values())
+  return left
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_config_runs_to_its_result(path, tmp_path):
+  config = shrink(configfile.load(str(path)))
+  result = experiment.run(config, tmp_path)
+  spec = expected_spec(config, tmp_path)
+  assert NetSpec.from_json(json.dumps(result["spec"])) == spec
+  assert list(result["phases"]) == list(config.phases)
+  charged = result["score"]["members"]  # those that vote; seeds do not
+  assert result["score"]["macs"] == charged * score(spec).macs
+  tested = config[config.phases[-1]].population.members
+  assert result["test_count"] == 64 * tested
+  assert len(result.get("members", [0])) == max(charged, tested)
+
+
+class TestResult:
+  def test_its_fields(self, trained):
+    config, workdir, result = trained
+    saved = json.loads((workdir / "result.json").read_text())
+    assert saved == sealed.seal(result) and len(saved["hash"]) == 64
+    assert list(saved)[0] == "format" and read_result(workdir) == result
+    assert set(result) >= {
+      "test_accuracy", "test_correct", "test_count", "test_loss",
+      "validation_accuracy", "score", "phases", "seconds", "seed", "config",
+      "spec", "command", "device", "platform", "versions",
+    }  # fmt: skip
+    assert result["test_count"] == 64
+    assert result["test_accuracy"] == result["test_correct"] / 64
+    assert result["config"] == json.loads(config.to_json())
+    kept = json.loads((workdir / "config.json").read_text())
+    assert kept == {"version": 2} | result["config"]
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["seconds"] == result["phases"]["train"]["seconds"] > 0
+    assert result["validation_accuracy"] * 32 == pytest.approx(
+      round(result["validation_accuracy"] * 32)
+    )
+
+  def test_its_score(self, trained):
+    config, _, result = trained
+    expected = score(network_spec(config.train.network))
+    assert result["score"] == expected.as_dict() | {
+      "rows": json.loads(json.dumps(expected.as_dict()["rows"]))
+    }
+    for name in ("course", "exact", "stored"):
+      s = result["score"][name]
+      assert s["total"] == s["params_term"] + s["ops_term"] > 0
+
+  def test_again_it_is_read_and_nothing_runs(self, trained):
+    config, workdir, result = trained
+    times = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    assert experiment.run(config, workdir) == result
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == times
+
+  def test_without_result_only_the_test_is_done_anew(self, trained):
+    config, workdir, result = trained
+    path = workdir / "result.json"
+    text = path.read_text()
+    path.unlink()
+    phase = (workdir / "train" / "phase.json").stat().st_mtime_ns
+    try:
+      again = experiment.run(config, workdir)
+    finally:
+      path.write_text(text)
+    begun, later = again["starts"]
+    assert [begun] == result["starts"] and later["at"] == {"train": 2}
+    assert again | {"starts": [begun]} == result
+    assert (workdir / "train" / "phase.json").stat().st_mtime_ns == phase
+
+  def test_a_damaged_one_is_not_trusted(self, trained):
+    config, workdir, result = trained
+    path = workdir / "result.json"
+    text = path.read_text()
+    path.write_text(text[:100])
+    try:
+      with pytest.raises(
+        WorkdirError, match="result.json is damaged.*remove"
+      ) as e:
+        experiment.run(config, workdir)
+      remedy.follow(e.value)
+      again = experiment.run(config, workdir)
+      assert again["test_correct"] == result["test_correct"]
+    finally:
+      path.write_text(text)
+
+  def test_the_same_config_gives_the_same_network(self, trained, tmp_path):
+    config, workdir, result = trained
+    again = experiment.run(config, tmp_path)
+    assert again["test_correct"] == result["test_correct"]
+    here = arrays(sources.load_network(tmp_path))
+    there = arrays(sources.load_network(workdir))
+    assert all(np.array_equal(here[k], there[k]) for k in here | there)
+
+
+class TestWorkdir:
+  @pytest.mark.parametrize("name", ["cifar10", "digits"])
+  def test_one_from_before_there_were_as_many_fields(self, name, tmp_path):
+    config = base()
+    config.data.name = name
+    saved = json.loads(config.to_json())
+    del saved["data"]["order"], saved["train"]["estimate"]
+    del saved["train"]["clip_norm"]  # whose default is as everything was
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      experiment.prepare_workdir(config, tmp_path)
+    text = str(error.value)
+    told = "data.order was 'folder' and is 'content' (which is 'folder' where a"
+    assert (told in text) == (name == "cifar10")  # the digits have one order
+    assert "train.estimate was 0 and is 50" in text
+    assert "clip_norm" not in text
+
+    # Both remedies: that config, or its values.
+    assert f"--config={path}" in text
+    assert not experiment.prepare_workdir(configfile.load(str(path)), tmp_path)
+    fields = ["data.order=folder", "train.estimate=0"]
+    configfile.override(config, fields[name == "digits" :])
+    assert not experiment.prepare_workdir(config, tmp_path)
+
+  def test_of_another_config(self, trained):
+    config, workdir, _ = trained
+    other = config.copy_and_resolve_references()
+    other.train.weight_decay, other.seed = 0.0, 7
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      experiment.run(other, workdir)
+    assert "seed was 0 and is 7" in str(error.value)
+    assert "train.weight_decay was 0.0005 and is 0.0" in str(error.value)
+
+  def test_what_changes_no_number_may_differ(self, trained):
+    config, workdir, result = trained
+    other = config.copy_and_resolve_references()
+    other.data.dir, other.data.cache_dir = "/other", "/another"
+    other.progress, other.checkpoint.every_seconds = "plain", 1.0
+    assert experiment.run(other, workdir) == result
+
+  @pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+  def test_with_a_damaged_config(self, trained, text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path)):
+      experiment.run(trained[0], tmp_path)
+
+  def test_a_bad_config_touches_nothing(self, tmp_path):
+    config = two_stages("train")
+    config.train.epochs = -1
+    with pytest.raises(ConfigError, match="config.train.epochs"):
+      experiment.run(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_config_that_is_not_the_results(trained, tmp_path):
+  """A command that opens the run would look at it by another one's fields."""
+  config, workdir, result = trained
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  path = copy / "config.json"
+  assert (
+    finished.reopen(str(copy)).result["test_correct"]
+    == (result["test_correct"])
+  )
+  text = path.read_text().replace('"split_seed": 0', '"split_seed": 1')
+  path.write_text(text)
+  with pytest.raises(WorkdirError, match="data.split_seed was 0 and is 1") as e:
+    finished.reopen(str(copy))
+  remedy.follow(e.value)
+  again = experiment.run(config, copy)
+  assert again["test_correct"] == result["test_correct"]
+  finished.reopen(str(copy))
+
+
+class TestGoingOn:
+  """A first phase that is finished, and a second that has not begun."""
+
+  @pytest.fixture
+  def begun(self, tmp_path):
+    config = tiny_run.phases("one", "two")
+    result = experiment.run(config, tmp_path)
+    shutil.rmtree(tmp_path / "two")
+    (tmp_path / "result.json").unlink()
+    return config, tmp_path, result
+
+  def test_what_has_not_begun_may_change(self, begun, capfd):
+    config, workdir, _ = begun
+    stamps = {p: p.stat().st_mtime_ns for p in workdir.glob("one/**/*")}
+    other = config.copy_and_resolve_references()
+    other.two.learning_rate, other.data.dir = 0.05, "/elsewhere"
+    result = experiment.run(other, workdir)
+    told = "two.learning_rate was 0.1 and is 0.05"
+    assert (
+      f"{workdir}: the config was changed: {told}" in capfd.readouterr().err
+    )
+    assert result["starts"][-1]["changed"] == [told]
+    assert result["config"]["two"]["learning_rate"] == 0.05
+    kept = configfile.from_json(workdir / "config.json")
+    assert kept.two.learning_rate == 0.05 and sealed.demanded(workdir)
+    for path, stamp in stamps.items():
+      assert path.stat().st_mtime_ns == stamp
+    fresh = experiment.run(other, workdir / "fresh")
+    for key in ("test_correct", "test_loss", "validation_accuracy"):
+      assert result[key] == fresh[key]
+    with pytest.raises(checkpoint.CheckpointError, match="two.learning_rate"):
+      experiment.run(config, workdir)  # it is finished
+
+  @pytest.mark.parametrize(
+    "field, value",
+    [("one.weight_decay", 0.0), ("seed", 3), ("data.limit", 60)],
+  )
+  def test_what_has_begun_may_not(self, begun, field, value):
+    config, workdir, _ = begun
+    other = config.copy_and_resolve_references()
+    configfile.set_field(other, field, value)
+    with pytest.raises(
+      checkpoint.CheckpointError, match=f"has begun one: {field} was"
+    ) as e:
+      experiment.run(other, workdir)
+    (file,) = re.findall("--config=(\\S+config.json)", str(e.value))
+    assert experiment.run(configfile.load(file), workdir)["test_count"] == 64
+
+  def test_phases_may_be_added_behind_and_not_before(self, begun):
+    _, workdir, _ = begun
+    config = tiny_run.phases("zero", "one", "two")
+    with pytest.raises(checkpoint.CheckpointError, match="phases was"):
+      experiment.run(config, workdir)
+    config = tiny_run.phases("one", "three")
+    config.three.init, config.three.epochs = "one", 0
+    assert list(experiment.run(config, workdir)["phases"]) == ["one", "three"]
+
+  def test_an_older_config_has_the_defaults_of_what_it_lacks(self, begun):
+    config, workdir, result = begun
+    path = workdir / "config.json"
+    values = json.loads(path.read_text())
+    del values["version"], values["one"]["swa_from"], values["two"]["mixup"]
+    path.write_text(json.dumps(values))
+    again = experiment.run(config, workdir)
+    assert again["test_correct"] == result["test_correct"]
+
+  def test_what_is_finished_needs_no_source(self, begun, tmp_path_factory):
+    """Only the test was lost, and the teacher's folder is gone since."""
+    config, workdir, result = begun
+    teacher = tmp_path_factory.mktemp("teacher") / "run"
+    experiment.run(tiny_run.phases("one"), teacher)
+    config.two.teacher = str(teacher)
+    experiment.run(config, workdir)
+    shutil.rmtree(teacher)
+    (workdir / "result.json").unlink()
+    assert experiment.run(config, workdir)["test_count"] == 64
+    (workdir / "two" / "phase.json").unlink()
+    (workdir / "result.json").unlink()
+    with pytest.raises(ConfigError, match="config.two.teacher"):
+      experiment.run(config, workdir)
+
+  def test_another_arithmetic_is_said_once_and_kept(
+    self, begun, monkeypatch, capfd
+  ):
+    config, workdir, result = begun
+    here = result["starts"][0]["arithmetic"]
+    other = "blocks" if here["convolutions"] == "xla" else "xla"
+    told = f"convolutions was {here['convolutions']!r} and is {other!r}"
+    monkeypatch.setenv("JAXR18_CONV", other)
+    capfd.readouterr()
+    begun = experiment.run(config, workdir)["starts"]
+    assert capfd.readouterr().err.count(told) == 1
+    assert [start["at"] for start in begun] == [{}, {"one": 2}]
+    assert begun[0]["differs"] == [] and told in begun[1]["differs"]
+    (workdir / "result.json").unlink()
+    again = experiment.run(config, workdir)["starts"]
+    assert again[:2] == begun and again[2]["differs"] == []
+    assert told not in capfd.readouterr().err
+    assert again == sealed.read_lines(workdir / "starts.jsonl", True).rows
+
+  def test_a_start_that_left_nothing_is_no_other_arithmetic(self, begun):
+    _, workdir, _ = begun
+    add = lambda at, path: starts.add(workdir, at, {"convolutions": path}, [])
+    (workdir / "starts.jsonl").unlink()
+    assert add({}, "onednn") == add({}, "xla") == []
+    assert add({"one": 1}, "onednn") == [
+      "convolutions was 'xla' and is 'onednn'"
+    ]
+    assert add({"one": 1}, "xla") == []
+
+  def test_a_config_that_is_damaged_is_made_again(self, begun):
+    """And cannot become another one's, since the checkpoints keep it too."""
+    config, workdir, result = begun
+    path = workdir / "config.json"
+    for text in ("{", '{"version": 3, "phases": ["one"]}'):
+      path.write_text(text)
+      (workdir / "result.json").write_text("{}")
+      with pytest.raises(
+        checkpoint.CheckpointError, match="as a workdir.*not a config"
+      ) as e:
+        experiment.check_config(config, workdir, finished=True)
+      remedy.follow(e.value)
+      assert not path.exists() and not (workdir / "result.json").exists()
+    other = config.copy_and_resolve_references()
+    other.one.weight_decay = 0.0
+    with pytest.raises(
+      checkpoint.CheckpointError, match="is gone.*one.weight_decay was 0.0005"
+    ):
+      experiment.run(other, workdir)
+    again = experiment.run(config, workdir)
+    assert again["test_correct"] == result["test_correct"]
+
+  def test_a_teacher_that_has_changed_since(self, begun, tmp_path_factory):
+    """What is gone on with would be the work of two teachers."""
+    config, workdir, _ = begun
+    teacher = tmp_path_factory.mktemp("teacher") / "run"
+    other = tiny_run.phases("one")
+    experiment.run(other, teacher)
+    config.two.teacher, config.two.epochs = str(teacher), 2
+    result = experiment.run(config, workdir)
+    for path in ("result.json", "two/phase.json"):
+      (workdir / path).unlink()
+    shutil.move(teacher, teacher.with_name("before"))
+    other.seed = 1
+    experiment.run(other, teacher)
+    with pytest.raises(
+      checkpoint.CheckpointError, match="other networks: those of teacher have"
+    ):
+      experiment.run(config, workdir)
+    shutil.rmtree(teacher)
+    shutil.move(teacher.with_name("before"), teacher)
+    assert experiment.run(config, workdir)["test_loss"] == result["test_loss"]
+
+  def test_a_damaged_start(self, begun):
+    config, workdir, result = begun
+    path = workdir / "starts.jsonl"
+    path.write_text(path.read_text().replace("devices", "devicez"))
+    with pytest.raises(
+      checkpoint.CheckpointError, match="starts.jsonl is damaged: line 1"
+    ) as e:
+      experiment.run(config, workdir)
+    remedy.follow(e.value)
+    again = experiment.run(config, workdir)
+    assert again["test_correct"] == result["test_correct"]
+
+
+class TestSources:
+  """init and teacher, from a phase and from another workdir."""
+
+  @pytest.fixture(scope="class")
+  @classmethod
+  def chained(cls, tmp_path_factory):
+    """A float phase, then the same network in 4 bits, taught by it."""
+    config = two_stages("first", "second")
+    config.second.init = config.second.teacher = "first"
+    config.second.network.bits = (("stem", 32, 32), (".*", 4, 4))
+    workdir = tmp_path_factory.mktemp("chained")
+    return config, workdir, experiment.run(config, workdir)
+
+  def test_init_with_other_bits(self, chained):
+    _, workdir, result = chained
+    assert result["score"]["course"]["q_w"] == 32
+    assert result["score"]["rows"][1]["w_bits"] == 4
+    net = sources.load_network(workdir)
+    bounds = {k: v for k, v in arrays(net).items() if "input_bound" in k}
+    # stem is in 32 bits; the head and the four convolutions, and the
+    # projection, of two blocks that change the size.
+    assert len(bounds) == 7
+    assert all(np.isfinite(b) and b > 0 for b in bounds.values())
+
+  def test_init_takes_numbers_and_calibrates_what_is_new(self, chained):
+    config, workdir, _ = chained
+    source = sources.load_network(workdir, "first")
+    spec = network_spec(config.second.network)
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = sources.initial_network(
+      jax.random.key(0), spec, images, source, where="here"
+    )
+    new, old = arrays(net), arrays(source)
+    assert {k for k in new if k not in old} == {
+      k for k in new if k.endswith("input_bound")
+    }
+    assert all(np.array_equal(new[k], old[k]) for k in old)
+    plain = network.calibrate(network.init(jax.random.key(0), spec), images)
+    bound = next(k for k in new if "head" in k and "bound" in k)
+    assert new[bound] != arrays(plain)[bound] != 1  # by the source's weights
+
+  def test_init_keeps_bounds_that_were_learned(self, chained):
+    config, workdir, _ = chained
+    source = sources.load_network(workdir, "second")
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = sources.initial_network(
+      jax.random.key(0), source.spec, images, source, where="here"
+    )
+    new, old = arrays(net), arrays(source)
+    assert new.keys() == old.keys()
+    assert all(np.array_equal(new[k], old[k]) for k in old)
+
+  def test_bounds_of_other_bits_are_calibrated_anew(self, chained):
+    _, workdir, _ = chained
+    source = sources.load_network(workdir, "second")
+    spec = with_bits(source.spec, [("stage.*/conv1", 2, 2), (".*", 4, 4)])
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+    net = sources.initial_network(
+      jax.random.key(0), spec, images, source, where="here"
+    )
+    old = {k: v for k, v in arrays(source).items() if "input_bound" in k}
+    new = {k: v for k, v in arrays(net).items() if "input_bound" in k}
+    fewer = [k for k in old if "conv1" in k]
+    assert len(fewer) == 2
+    assert all(new[k] < old[k] for k in fewer)  # of 16 levels 4 are left
+    assert all(new[k] == old[k] for k in old if k not in fewer)
+    assert set(new) - set(old) == {k for k in new if "stem" in k}
+
+  def test_ends_of_kernels_are_kept_or_begin_anew(self, chained):
+    _, workdir, _ = chained
+    source = sources.load_network(workdir, "first")
+    images = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
+
+    def begun(source, bits):
+      spec = with_bits(source.spec, bits, w_scales="learned")
+      return sources.initial_network(
+        jax.random.key(0), spec, images, source, where="here"
+      )
+
+    four = begun(source, [(".*", 4, 4)])
+    ends = {k: v for k, v in arrays(four).items() if "kernel_bound" in k}
+    assert len(ends) == len(four.spec.layers())
+    assert all(1 < e < 4 and e != 1 for e in ends.values())
+    learned = four.replace(params=jax.tree.map(lambda p: p * 1.01, four.params))
+    mixed = begun(learned, [("head", 3, 4), (".*", 4, 4)])
+    for name, end in ends.items():
+      again = arrays(mixed)[name]
+      if "head" in name:
+        assert again < end  # of fewer levels the grid ends earlier
+      else:
+        assert again == arrays(learned)[name]
+
+  @pytest.mark.parametrize("field", ["init", "teacher"])
+  def test_another_workdir(self, trained, field, tmp_path, monkeypatch):
+    _, workdir, _ = trained
+    config = two_stages("train")
+    config.seed = 1
+    # Relative to the current folder, and named as this run's own phase is.
+    monkeypatch.chdir(workdir.parent)
+    config.train[field] = f"./{workdir.name}"
+    result = experiment.run(config, tmp_path)
+    assert result["config"]["train"][field] == f"./{workdir.name}"
+
+  def test_a_finished_run_needs_its_teacher_no_more(self, trained, tmp_path):
+    config, workdir, result = trained
+    copy = tmp_path / "run"
+    copy.mkdir()
+    other = config.copy_and_resolve_references()
+    other.train.teacher = str(tmp_path / "gone")
+    (copy / "config.json").write_text(other.to_json())
+    (copy / "result.json").write_text((workdir / "result.json").read_text())
+    assert experiment.run(other, copy) == result
+
+  @pytest.mark.parametrize("field", ["init", "teacher"])
+  def test_a_workdir_that_is_missing(self, field, tmp_path):
+    config = two_stages("train")
+    config.train[field] = str(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=f"train.{field}.*holds no run"):
+      experiment.run(config, tmp_path / "run")
+
+  def test_a_source_whose_checkpoint_is_gone(self, trained, tmp_path):
+    """Its command alone would say that it is finished, and do nothing."""
+    config, workdir, result = trained
+    source = tmp_path / "source"
+    shutil.copytree(workdir, source)
+    step = result["phases"]["train"]["step"]
+    shutil.rmtree(source / "train" / "checkpoints" / str(step))
+    student = two_stages("train")
+    student.train.teacher = str(source)
+    with pytest.raises(ConfigError, match="there is no .* any more") as e:
+      experiment.run(student, tmp_path / "student")
+    remedy.follow(e.value)
+    again = experiment.run(config, source)
+    assert again["test_correct"] == result["test_correct"]
+    assert experiment.run(student, tmp_path / "student")["test_count"] == 64
+
+  def test_a_workdir_that_is_not_finished(self, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    config = two_stages("train")
+    config.train.teacher = str(tmp_path / "begun")
+    with pytest.raises(ConfigError, match="begun is not finished"):
+      experiment.run(config, tmp_path / "run")
+
+  def test_load_network_says_what_is_missing(self, trained, tmp_path):
+    _, workdir, _ = trained
+    with pytest.raises(checkpoint.CheckpointError, match="holds no run"):
+      sources.load_network(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no run"):
+      sources.load_network(workdir, str(tmp_path))
+    config = two_stages("train")
+    (tmp_path / "config.json").write_text(config.to_json())
+    with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
+      sources.load_network(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="is not finished"):
+      sources.load_network(tmp_path, "train")
+
+
+class TestStatistics:
+  """Batch norm's, of the networks that are evaluated and kept."""
+
+  def config(self, **changes):
+    config = tiny_run.phases("train")
+    c = config.train
+    # An epoch has a single batch, so which images it is does not matter.
+    config.data.limit = c.batch_size = 32
+    c.epochs, c.estimate = 2, 3
+    for name, value in changes.items():
+      setattr(c, name, value)
+    return config
+
+  def running(self, workdir):
+    step = json.loads((workdir / "train/phase.json").read_text())["step"]
+    found, meta = checkpoint.read(workdir / f"train/checkpoints/{step}")
+    prefix = f"{meta['network']}.batch_stats."
+    return found, {
+      k.removeprefix(prefix): v
+      for k, v in found.items()
+      if k.startswith(prefix)
+    }
+
+  @pytest.mark.parametrize(
+    "changes", [dict(ema_decay=0.9), dict(swa_from=0.5), dict(bits=3)]
+  )
+  def test_are_estimated_for_weights_of_other_grids(self, tmp_path, changes):
+    config = self.config()
+    bits = changes.pop("bits", 32)
+    config.train.network.bits = ((".*", bits, bits),)
+    for name, value in changes.items():
+      setattr(config.train, name, value)
+    experiment.run(config, tmp_path)
+    net = sources.load_network(tmp_path)
+    dataset = experiment.load_data(config)
+    assert len(dataset.train) == 32
+    images = experiment._normalized(dataset.train.images, dataset, net.spec)
+    again = network.recalibrate(net, [images])
+    kept = checkpoint.flatten(net.batch_stats)
+    for name, value in checkpoint.flatten(again.batch_stats).items():
+      np.testing.assert_allclose(kept[name], value, rtol=1e-4, atol=1e-6)
+    _, running = self.running(tmp_path)
+    assert kept.keys() == running.keys()
+    assert any(np.abs(kept[k] - running[k]).max() > 0.01 for k in kept)
+
+  @pytest.mark.parametrize("changes", [dict(), dict(ema_decay=0.9, estimate=0)])
+  def test_are_the_running_ones_elsewhere(self, tmp_path, changes):
+    experiment.run(self.config(**changes), tmp_path)
+    found, running = self.running(tmp_path)
+    assert not [name for name in found if name.startswith("statistics")]
+    kept = checkpoint.flatten(sources.load_network(tmp_path).batch_stats)
+    for name, value in running.items():
+      np.testing.assert_array_equal(kept[name], value)
+
+  def test_of_a_population_are_each_members_own(self, tmp_path):
+    config = self.config(ema_decay=0.9)
+    config.train.population.members = 2
+    experiment.run(config, tmp_path / "both")
+    pair = sources.load_networks(tmp_path / "both")
+    dataset = experiment.load_data(config)
+    for net in pair:
+      images = experiment._normalized(dataset.train.images, dataset, net.spec)
+      again = network.recalibrate(net, [images])
+      kept = checkpoint.flatten(net.batch_stats)
+      for name, value in checkpoint.flatten(again.batch_stats).items():
+        np.testing.assert_allclose(kept[name], value, rtol=1e-4, atol=1e-6)
+
+  def test_of_a_soup_are_those_of_its_weights(self, tmp_path):
+    config = tiny_run.phases("one", "two", "soup")
+    config.soup.init, config.soup.epochs = "one,two", 0
+    config.data.limit = config.soup.batch_size
+    experiment.run(config, tmp_path)
+    net = sources.load_network(tmp_path)
+    dataset = experiment.load_data(config)
+    images = experiment._normalized(dataset.train.images, dataset, net.spec)
+    again = network.recalibrate(net, [images])
+    kept = checkpoint.flatten(net.batch_stats)
+    for name, value in checkpoint.flatten(again.batch_stats).items():
+      np.testing.assert_allclose(kept[name], value, rtol=1e-4, atol=1e-6)
+
+
+def _constants(jaxpr):
+  """Elements of the largest constant in a jaxpr, at any depth."""
+  sizes = [np.size(c) for c in getattr(jaxpr, "consts", ())]
+  inner = jaxpr.jaxpr if isinstance(jaxpr, jax_core.ClosedJaxpr) else jaxpr
+  for eqn in inner.eqns:
+    for value in eqn.params.values():
+      values = value if isinstance(value, tuple | list) else (value,)
+      sizes += [
+        _constants(v)
+        for v in values
+        if isinstance(v, jax_core.ClosedJaxpr | jax_core.Jaxpr)
+      ]
+    sizes += [
+      np.size(v.val) for v in eqn.invars if isinstance(v, jax_core.Literal)
+    ]
+  return max(sizes, default=0)
+
+
+def test_the_teacher_is_an_argument_of_the_step_and_no_constant(trained):
+  config, workdir, _ = trained
+  teacher = sources.load_network(workdir)
+  net = network.init(jax.random.key(1), teacher.spec)
+  c = config.train
+  optimizer = state_lib.make_optimizer(
+    "sgd", learning_rate=0.1, steps=9, warmup_steps=0, momentum=0.9,
+    weight_decay=1e-4, clip_norm=0.0,
+  )  # fmt: skip
+  step = make_train_step(
+    optimizer, make_mesh(), mean=(0.5,) * 3, std=(0.2,) * 3,
+    pad=c.augment.pad, flip=c.augment.flip, cutout=c.augment.cutout,
+    temperature=c.temperature, kd_weight=c.kd_weight, label_smoothing=0.0,
+    ema_decay=0.0, dtype=jnp.float32,
+  )  # fmt: skip
+  state = state_lib.create(net, optimizer, average=False)
+  batch = Batch(
+    jnp.zeros((32, 32, 32, 3), jnp.uint8), jnp.zeros(32, jnp.int32),
+    jnp.arange(32),
+  )  # fmt: skip
+  args = (state, teacher, batch, jax.random.key(0), jnp.int32(0))
+  jaxpr = jax.make_jaxpr(step)(*args)
+  # A size that only an array of numbers has; keys and tables are smaller.
+  largest = max(np.size(x) for x in jax.tree.leaves(teacher.params))
+  assert largest > 500
+  assert _constants(jaxpr) < 100
+  assert len(jaxpr.in_avals) == len(jax.tree.leaves(args))
+  # The test can fail: closed over, the teacher is found.
+  closed = jax.make_jaxpr(lambda s, *rest: step(s, teacher, *rest))(
+    *itertools.chain(args[:1], args[2:])
+  )
+  assert _constants(closed) == largest

@@ -1,0 +1,214 @@
+"""What a step is taught: its loss against the losses of the same images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from jaxr18.compress import distill
+from jaxr18.data.augment import augment, normalize
+from jaxr18.host.stop import StopSignal
+from jaxr18.nn import network
+from jaxr18.run import experiment
+from jaxr18.train import loop, state
+from jaxr18.train import step as step_lib
+from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
+
+DIGITS = tiny_run.dataset()
+KEY = jax.random.key(3)
+NET = tiny_run.tiny_network(seed=0)
+TEACHERS = tuple(tiny_run.tiny_network(seed=i) for i in (1, 2))
+PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
+
+
+def first_step(teacher, projections=None, epoch=0, **how):
+  """The state after the first step, and its loss."""
+  how = dict(label_smoothing=0.0, flip="random") | how
+  tx = tiny_run.optimizer(clip_norm=0.0)
+  start = state.create(NET, tx, average=True, projections=projections)
+  batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
+  return tiny_run.train_step(tx, **how)(
+    replicate(start, make_mesh()), teacher, batch, KEY, np.int32(epoch)
+  )
+
+
+def inputs():
+  """The images that the first step sees."""
+  images = augment(KEY, PART.images, 0, pad=1, flip="random")
+  return normalize(images, DIGITS.mean, DIGITS.std, 8)
+
+
+def soft(logits, teacher_logits, t=4.0):
+  return distill.soft_loss(logits, teacher_logits, t)
+
+
+def test_several_teachers_teach_by_their_mean_probability():
+  _, loss = first_step(Teachers(TEACHERS), kd_weight=1.0)
+  x = inputs()
+  logits, _ = network.forward_train(NET, x)
+  p = np.mean([jax.nn.softmax(network.forward(t, x)) for t in TEACHERS], 0)
+  assert loss == pytest.approx(float(soft(logits, jnp.log(p))), rel=1e-4)
+  assert loss != pytest.approx(
+    float(soft(logits, network.forward(TEACHERS[0], x))), rel=1e-3
+  )
+
+
+def test_the_average_teaches():
+  _, loss = first_step(None, kd_weight=1.0, self_teach=True)
+  x = inputs()
+  logits, _ = network.forward_train(NET, x)  # by the batch's statistics
+  expected = soft(logits, network.forward(NET, x))  # by the running ones
+  assert loss == pytest.approx(float(expected), rel=1e-4)
+  assert loss > 1e-3
+
+
+def test_teacher_and_student_see_the_same_mixture():
+  _, loss = first_step(Teachers(TEACHERS[:1]), kd_weight=0.5, mixup=0.5)
+  share, partner = step_lib._draw_mixup(KEY, 0, 0.5, len(PART))
+  assert 0 < share < 1 and sorted(partner) == list(range(len(PART)))
+  x = inputs()
+  x = share * x + (1 - share) * x[partner]
+  labels = jax.nn.one_hot(PART.labels, 10)
+  labels = share * labels + (1 - share) * labels[partner]
+  logits, _ = network.forward_train(NET, x)
+  hard = -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), -1))
+  expected = 0.5 * hard + 0.5 * soft(logits, network.forward(TEACHERS[0], x))
+  assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_hints_train_the_projections():
+  channels = network.stage_features(NET.spec)
+  projections = distill.init_projections(KEY, channels, channels)
+  before = jax.device_get(projections)
+  after, loss = first_step(
+    Teachers(TEACHERS[:1]), projections, features="fitnets",
+    feature_weight=3.0, kd_weight=0.0,
+  )  # fmt: skip
+  x = inputs()
+  logits, stages, _ = network.forward_stages(NET, x, train=True)
+  hints = network.forward_stages(TEACHERS[0], x)[1]
+  expected = distill.cross_entropy(logits, PART.labels)
+  expected += 3 * distill.fitnets_loss(stages, hints, before)
+  assert loss == pytest.approx(float(expected), rel=1e-4)
+  for name, kernel in before.items():
+    assert np.any(after.projections[name]["kernel"] != kernel["kernel"])
+
+
+@pytest.mark.parametrize("epoch, share", [(0, 0.05), (2, 0.15), (25, 1.0)])
+def test_dkd_grows_over_the_first_epochs(epoch, share):
+  # As mdistiller's, whose first epoch is 1: min(epoch / 20, 1).
+  _, loss = first_step(Teachers(TEACHERS[:1]), epoch=epoch, loss="dkd")
+  x = inputs()
+  logits, _ = network.forward_train(NET, x)
+  one = network.forward(TEACHERS[0], x)
+  expected = distill.cross_entropy(logits, PART.labels)
+  expected += share * distill.decoupled_loss(logits, one, PART.labels, 4.0, 8.0)
+  assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("diversity", distill.DIVERSITIES)
+def test_it_differs_from_the_others(diversity):
+  teachers = Teachers(TEACHERS[:1], TEACHERS[1:])
+  _, loss = first_step(
+    teachers, kd_weight=0.9, loss="dkd_mixed", dkd_beta=2.0,
+    diversity=diversity, diversity_weight=0.7,
+  )  # fmt: skip
+  x = inputs()
+  logits, _ = network.forward_train(NET, x)
+  one, other = (network.forward(t, x) for t in TEACHERS)
+  expected = 0.1 * distill.cross_entropy(logits, PART.labels)
+  expected += 0.9 * distill.decoupled_loss(logits, one, PART.labels, 4.0, 2.0)
+  likeness = distill.DIVERSITIES[diversity]
+  expected += 0.7 * likeness(logits, other[None], PART.labels)
+  assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_swa_is_its_papers():
+  """The rate falls to where the mean begins, stays, and ends no epoch at 0."""
+  c = tiny_run.phases("train").train
+  c.epochs, c.swa_from = 4, 0.5
+  c.learning_rate = 0.1
+  mean = experiment.averaging(c, 3)  # steps an epoch
+  # After 2, 3 and 4 epochs, which are steps 5, 8 and 11 from 0.
+  assert mean == (5, 3, 6)
+  how = dict(steps=12, warmup_steps=0, momentum=0.0, weight_decay=0.0)
+  tx = tiny_run.optimizer(
+    learning_rate=0.1, clip_norm=0.0, hold_from=mean.hold_from,
+    hold_rate=c.swa_rate, **how,
+  )  # fmt: skip
+  one = {"kernel": jnp.ones(1)}
+  opt_state, rates = tx.init(one), []
+  for _ in range(12):
+    updates, opt_state = tx.update(one, opt_state, one)
+    rates.append(-float(updates["kernel"][0]))
+  np.testing.assert_allclose(rates[:7:3], [0.1, 0.075, 0.05], rtol=1e-5)
+  np.testing.assert_allclose(rates[6:], 0.05, rtol=1e-5)
+  # Without it: the mean of a run's tail, under the rate of every run.
+  c.swa_rate = 0.0
+  assert experiment.averaging(c, 3) == (6, 1, None)
+  c.swa_from = 1.0
+  assert experiment.averaging(c, 3) == (None, 1, None)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_mean_of_weights_since(every):
+  """The average is NumPy's mean of those after step 2 and every so many."""
+  tx = tiny_run.optimizer(clip_norm=0.0)
+  step = tiny_run.train_step(tx, ema_decay=0.0, mean_from=2, mean_every=every)
+  now = replicate(state.create(NET, tx, average=True), make_mesh())
+  batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
+  kernels = []
+  for i in range(5):
+    now, _ = step(now, None, batch, KEY, np.int32(0))
+    kernels.append(np.asarray(now.net.params["stem"]["kernel"]))
+    got = now.average.params["stem"]["kernel"]
+    want = np.mean(kernels[2::every], 0) if i >= 2 else kernels[i]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_from_a_config_to_a_table_and_back(tmp_path):
+  """Two teachers, their table filled at once, and a second run that reads."""
+  config = tiny_run.phases("one", "two", "student")
+  config.one.epochs = config.two.epochs = 0
+  config.student.teacher, config.student.teacher_cache = "one, two", "full"
+  result = experiment.run(config, tmp_path)
+  (folder,) = (tmp_path / "teacher_logits").iterdir()
+  checks = np.fromfile(folder / "checks.u32", np.uint32)
+  assert np.count_nonzero(checks) == 64 * 18
+  before = {p: p.read_bytes() for p in folder.iterdir()}
+  (tmp_path / "result.json").unlink()
+  (tmp_path / "student" / "phase.json").unlink()
+  again = experiment.run(config, tmp_path)
+  assert again["test_correct"] == result["test_correct"]
+  assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_stages_that_do_not_fit_are_refused(tmp_path):
+  config = tiny_run.phases("teacher", "student")
+  config.teacher.epochs = 0
+  config.teacher.network.strides = (1, 1)
+  config.teacher.network.resolution = 12
+  config.student.teacher, config.student.features = "teacher", "attention"
+  with pytest.raises(experiment.ConfigError, match=r"\[8, 4\] and \[12, 12\]"):
+    experiment.run(config, tmp_path)
+
+
+def test_filling_stops_when_it_is_told_to(tmp_path):
+  config = tiny_run.phases("teacher", "student")
+  config.teacher.epochs = 0
+  config.student.teacher, config.student.teacher_cache = "teacher", "full"
+
+  class Later(StopSignal):
+    """Received only once the teacher is there."""
+
+    @property
+    def received(self):
+      return (tmp_path / "teacher" / "phase.json").exists()
+
+    @received.setter
+    def received(self, value):
+      del value
+
+  with pytest.raises(loop.Stopped, match="student stopped at.*view 1 of 18"):
+    experiment.run(config, tmp_path, Later())

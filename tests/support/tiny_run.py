@@ -1,0 +1,147 @@
+"""One small phase of training: 3 epochs of 6 steps on 96 digits of 8x8."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from jaxr18.config.schema import base
+from jaxr18.data import dataset as data
+from jaxr18.data.augment import normalize
+from jaxr18.host.stop import StopSignal
+from jaxr18.nn import network, spec
+from jaxr18.train import loop, state
+from jaxr18.train.step import make_mesh, make_train_step
+
+EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 6, 16
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+@functools.cache
+def dataset() -> data.Dataset:
+  return data.load("digits", validation=50, limit=96)
+
+
+def tiny_network(seed: int = 0, bits: int = 32) -> network.Network:
+  """Three convolutions and a head: 12 channels at most, 8x8 pixels."""
+  tiny = spec.resnet((4, 12), (1, 1), (1, 2), (1, 1), (False, False),
+                     classes=10, resolution=8)  # fmt: skip
+  tiny = spec.with_bits(tiny, (("stem", 32, 32), (".*", bits, bits)))
+  return network.init(jax.random.key(seed), tiny)
+
+
+def half_pruned(net: network.Network) -> network.Network:
+  """Every second weight of every kernel is masked."""
+
+  def mask(path, p):
+    if path[-1].key != "kernel":
+      return jnp.array(True)
+    return (jnp.arange(p.size) % 2 == 0).reshape(p.shape)
+
+  masks = jax.tree_util.tree_map_with_path(mask, net.params)
+  return net.replace(masks=masks)
+
+
+def optimizer(name: str = "sgd", **changes):
+  how = dict(
+    learning_rate=0.05,
+    steps=STEPS,
+    warmup_steps=3,
+    momentum=0.9,
+    weight_decay=1e-2,
+    clip_norm=1.0,
+  )
+  return state.make_optimizer(name, **(how | changes))
+
+
+def train_step(tx, ema_decay: float = 0.9, **changes):
+  digits = dataset()
+  how = dict(
+    mean=digits.mean,
+    std=digits.std,
+    pad=1,
+    flip="none",
+    cutout=0,
+    temperature=4.0,
+    kd_weight=0.9,
+    label_smoothing=0.1,
+    ema_decay=ema_decay,
+    dtype=jnp.float32,
+  )
+  return make_train_step(tx, make_mesh(), **(how | changes))
+
+
+@functools.cache
+def _default(learning_rate: float, dtype: str):
+  tx = optimizer(learning_rate=learning_rate, clip_norm=0.0)
+  return tx, train_step(tx, dtype=jnp.dtype(dtype))
+
+
+def run_phase(
+  directory: pathlib.Path,
+  *,
+  learning_rate: float = 0.05,
+  dtype: str = "float32",
+  bits: int = 32,
+  every_seconds: float = 1e9,
+  stop: StopSignal | None = None,
+):
+  """Trains or goes on in a directory: a pruned net with a teacher and EMA."""
+  tx, step = _default(learning_rate, dtype)
+  net = half_pruned(tiny_network(bits=bits))
+  return loop.train(
+    state.create(net, tx, average=True, estimated=True),
+    step,
+    dataset(),
+    phase="tiny",
+    directory=directory,
+    meta={"phase": "tiny"},
+    teacher=tiny_network(seed=1),
+    key=jax.random.key(3),
+    seed=5,
+    epochs=EPOCHS,
+    batch_size=BATCH_SIZE,
+    eval_batch_size=20,
+    every_seconds=every_seconds,
+    estimate=_estimate,
+    progress="none",
+    mesh=make_mesh(),
+    stop=stop or StopSignal(),
+  )
+
+
+def _estimate(net: network.Network) -> network.Network:
+  digits = dataset()
+  images = digits.train.images[:BATCH_SIZE]
+  x = normalize(images, digits.mean, digits.std, net.spec.resolution)
+  return network.recalibrate(net, [x])
+
+
+def phases(*names: str):
+  """A config of such phases, an epoch of 2 steps each on 8x8 digits."""
+  config = base(names)
+  config.data.name, config.data.limit, config.data.validation = "digits", 64, 32
+  config.progress, config.eval_batch_size = "none", 32
+  for name in names:
+    c = config[name]
+    n = c.network
+    n.widths, n.blocks, n.strides = (4, 8), (1, 1), (1, 2)
+    n.groups, n.depthwise, n.resolution = (1, 1), (False, False), 8
+    c.epochs, c.batch_size, c.warmup_epochs = 1, 32, 0.0
+    c.augment.pad = 1
+  return config
+
+
+class StopAfter:
+  """A stop signal that comes during the n-th step."""
+
+  leave = None
+
+  def __init__(self, n):
+    self.left = n
+
+  @property
+  def received(self):
+    self.left -= 1
+    return self.left <= 0
