@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from jaxr18 import __version__
 from jaxr18.config import file as configfile
 from jaxr18.host import paths, stop
 from jaxr18.host.errors import ToldError
@@ -116,6 +117,9 @@ def run(
     full = any(a in HELP_FULL for a in argv[1:])
     if full or any(a in HELP for a in argv[1:]):
       stop.say(help_text(epilog, full))
+      sys.exit(0)
+    if "--version" in argv[1:]:
+      stop.say(f"jaxr18 {__version__}")
       sys.exit(0)
     try:
       # What a --flagfile holds may be --config.FIELD=VALUE too.

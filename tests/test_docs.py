@@ -174,6 +174,8 @@ def test_every_dependency_has_a_lowest_version():
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
   extras = project["optional-dependencies"].values()
   for line in itertools.chain(project["dependencies"], *extras):
+    if line.startswith("jaxr18["):  # an extra that is made of others
+      continue
     assert re.match(r"[\w-]+(\[\w+\])?[>=]=\d", line), line
   assert "jax>=0.10.0" in project["dependencies"]  # jaxprs_in_params
 

@@ -57,9 +57,10 @@ def target(dotted: str, modules: dict[str, str]) -> str | None:
   """The package's file that an import reads; None for another package's.
 
   'jaxr18.nn.conv.conv' is nn.conv; what is no file of the package is itself.
+  The version, which the package itself holds, is no file.
   """
   first, *rest = dotted.split(".")
-  if first != PACKAGE:
+  if first != PACKAGE or rest == ["__version__"]:
     return None
   for end in range(len(rest), 0, -1):
     if ".".join(rest[:end]) in modules:
