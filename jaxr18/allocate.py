@@ -22,6 +22,12 @@ _TARGET = flags.DEFINE_float(
   "target", None, "Exact score to stay below.", lower_bound=1e-9
 )
 _BITS = flags.DEFINE_list("bits", "8,6,4,3,2", "To choose from, 2 to 8.")
+_TWO_BITS = flags.DEFINE_enum(
+  "two_bits",
+  "ternary",
+  ("ternary", "four_levels"),
+  "What 2 bits of a weight are: -1, 0, 1; or -3, -1, 1, 3.",
+)
 _EDGES = flags.DEFINE_bool(
   "edges", False, "Choose for stem and head too, which have 8 otherwise."
 )
@@ -61,7 +67,7 @@ def main(argv: list[str]) -> None:
   )
   batches = [images[i : i + size] for i in range(0, count, size)]
   try:
-    losses = allocate.bit_losses(net, bits, batches)
+    losses = allocate.bit_losses(net, bits, batches, _TWO_BITS.value)
     print(_table(losses, bits, count))
     free = losses
     if not _EDGES.value:
@@ -76,10 +82,13 @@ def main(argv: list[str]) -> None:
     "losses": losses,
     "target": _TARGET.value,
     "bits": rules,
+    "two_bits": _TWO_BITS.value,
     "exact": found.exact.total,
   }
   write_json(path, result)
   print(f"network.bits = {rules!r}")
+  if _TWO_BITS.value != "ternary":
+    print(f"network.two_bits = {_TWO_BITS.value!r}")
   print(f"exact score {found.exact.total:.6f}; {path}")
 
 

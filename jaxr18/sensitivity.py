@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
   import jax.numpy as jnp
 
   from jaxr18.compress import channels, criteria, sensitivity
+  from jaxr18.nn.spec import has_four_levels
   from jaxr18.run import sources
   from jaxr18.run.finished import reopen
   from jaxr18.train.files import try_writing, write_json
@@ -87,7 +88,13 @@ def main(argv: list[str]) -> None:
     scores = criteria.score(
       criterion, net, key=key, images=images, labels=labels
     )
-    in_order = {x.path: scores[x.path] for x in net.spec.layers()}
+    layers = [x for x in net.spec.layers() if not has_four_levels(x)]
+    if not layers:
+      raise app.UsageError(
+        f"--workdir={_WORKDIR.value}: no layer can be pruned, since four levels"
+        " of 2 bits have no zero; --structured takes whole channels"
+      )
+    in_order = {x.path: scores[x.path] for x in layers}
     ranks = sensitivity.weight_ranks(in_order)
   split = dataset.validation if len(dataset.validation) else dataset.train
   x, y = inputs(split, _IMAGES.value)

@@ -17,13 +17,14 @@ from jaxr18.nn.network import (
   Network,
   apply_masks,
   at,
+  check_four_levels,
   forward,
   kernels,
   with_kernels,
 )
 from jaxr18.nn.quantize import input_levels, quantize_kernel
 from jaxr18.nn.resnet import ResNet
-from jaxr18.nn.spec import NetSpec, with_bits
+from jaxr18.nn.spec import TWO_BITS, NetSpec, with_bits
 
 EDGES = ("stem", "head")  # stay at 8 bits unless asked for
 _STEPS = 20_000  # of the target, to which costs are rounded up
@@ -51,7 +52,10 @@ def _divergence(net: Network, levels, logits, images) -> jax.Array:
 
 
 def bit_losses(
-  net: Network, bits: Sequence[int], batches: Iterable[jax.Array]
+  net: Network,
+  bits: Sequence[int],
+  batches: Iterable[jax.Array],
+  two_bits: str = TWO_BITS[0],
 ) -> Losses:
   """What each layer's bits lose, all other layers being in 8.
 
@@ -63,12 +67,14 @@ def bit_losses(
     bits: 2 to 8, of weights and inputs alike.
     batches: of images, all of one shape, [n, resolution, resolution, channels],
       normalized; bounds are calibrated on the first.
+    two_bits: what 2 bits of a weight are, one of `spec.TWO_BITS`.
 
   Returns:
     The mean KL divergence from the network in 32 bits to the quantized one.
 
   Raises:
-    ValueError: a network that is quantized, other bits, or no batch.
+    ValueError: a network that is quantized, other bits, or no batch; or one
+      that is pruned, and 2 bits that have no zero.
   """
   batches = list(batches)
   if not batches:
@@ -78,6 +84,9 @@ def bit_losses(
   if not bits or not all(2 <= b <= 8 for b in bits):
     raise ValueError(f"bits (={tuple(bits)}) must each be from 2 to 8")
   layers = net.spec.layers()
+  if 2 in bits:
+    two = with_bits(net.spec, [(".*", 2, 2)], two_bits=two_bits)
+    check_four_levels(net.replace(spec=two))
   spec = with_bits(net.spec, [(".*", 32, 8)], "fixed")
   pruned = apply_masks(net.params, net.masks)
   ones = dict.fromkeys((x.path for x in layers), jnp.ones(()))
@@ -90,7 +99,10 @@ def bit_losses(
 
   choices = {}
   for b in sorted({8, *bits}):
-    quantized = {p: quantize_kernel(k, b) for p, k in kernels(pruned).items()}
+    quantized = {
+      p: quantize_kernel(k, b, two_bits=two_bits)
+      for p, k in kernels(pruned).items()
+    }
     calibrated = _calibrated(plain, _put({}, "input", levels(b)), batches[0])
     bounds = {x.path: at(calibrated, x.path)["input_bound"] for x in layers}
     choices[b] = quantized, bounds, levels(b)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxr18.compress.criteria import check_finite
 from jaxr18.compress.density import at_least, budget
-from jaxr18.nn.network import Network, at
+from jaxr18.nn.network import Network, at, check_four_levels
 from jaxr18.nn.spec import Layer, NetSpec
 
 CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
@@ -322,7 +322,9 @@ def mask_channels(net: Network, keep: dict[str, np.ndarray]) -> Network:
   params = jax.tree.map(
     lambda p, m: jnp.asarray(np.where(m, p, np.float32(0))), net.params, masks
   )
-  return net.replace(params=params, masks=masks)
+  masked = net.replace(params=params, masks=masks)
+  check_four_levels(masked)
+  return masked
 
 
 def blocks_of(layer: Layer, shape: Sequence[int]):

@@ -115,7 +115,10 @@ def convert(net: Network, rules: Rules | NetSpec) -> Network:
         part["input_bound"] = bound if i == 0 else jnp.ones(())
       if has_kernel_bound(conv):
         part["kernel_bound"] = least_error_bound(
-          part["kernel"], conv.w_bits, conv.w_scales == "learned_channel"
+          part["kernel"],
+          conv.w_bits,
+          conv.w_scales == "learned_channel",
+          conv.two_bits,
         )
       if name:
         new[name] = part

@@ -18,7 +18,12 @@ from jaxr18.compress import criteria, density
 from jaxr18.compress.channels import mask_channels
 from jaxr18.compress.criteria import Scores
 from jaxr18.compress.shrink import dead_channels
-from jaxr18.nn.network import Network, kernels, with_kernels
+from jaxr18.nn.network import (
+  Network,
+  check_four_levels,
+  kernels,
+  with_kernels,
+)
 
 SCHEDULES = ("one_shot", "linear", "cubic", "iterative")
 
@@ -270,7 +275,9 @@ def with_masks(net: Network, masks: dict[str, np.ndarray]) -> Network:
 
 def _replaced(net: Network, masks: dict[str, np.ndarray]) -> Network:
   new = with_kernels(net.masks, {p: jnp.asarray(m) for p, m in masks.items()})
-  return criteria.masked(net.replace(masks=new))
+  net = net.replace(masks=new)
+  check_four_levels(net)
+  return criteria.masked(net)
 
 
 def full_masks(net: Network, layers: str = ".*") -> Network:

@@ -25,6 +25,7 @@ from jaxr18.config.quantize import (
   check_calibration,
   check_learned,
   check_quantize,
+  check_two_bits,
 )
 from jaxr18.config.schema import (
   EXPERIMENT,
@@ -102,6 +103,7 @@ def validate(
       layers = check.layers(name, outlooks[name])
       check_calibration(check, name, layers)
       check_learned(check, name, layers)
+      check_two_bits(check, name, layers)
     if section and not check.problems:
       check_search(check)
     if section and not check.problems:

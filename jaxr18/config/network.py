@@ -34,7 +34,8 @@ def quantized(spec: NetSpec, network: ml_collections.ConfigDict) -> NetSpec:
   if inner := network.inner_bits:
     # The first layer and the last cost little and lose most.
     rules = (("stem|head", 8, 8), (".*", inner, inner))
-  return with_bits(spec, rules, network.scales, network.w_scales)
+  how = network.scales, network.w_scales, network.two_bits
+  return with_bits(spec, rules, *how)
 
 
 def _by_stage(network, classes: int = CLASSES) -> NetSpec:
@@ -77,7 +78,7 @@ def check_network(problems, phase: str) -> NetSpec | None:
           f" config.{prefix}widths has",
           f"write {(value * stages)[:stages]!r}",
         )
-  bits = ("bits", "inner_bits", "scales", "w_scales")
+  bits = ("bits", "inner_bits", "scales", "w_scales", "two_bits")
   fields = [prefix + f for f in PHASE["network"] if f not in bits]
   if not problems.good(*fields):
     return None

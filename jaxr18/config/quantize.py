@@ -32,6 +32,23 @@ def check_quantize(problems, name: str) -> None:
     )
 
 
+def check_two_bits(problems, name: str, layers: Sequence[Layer]) -> None:
+  """Notes levels of 2 bits where no kernel has so few."""
+  fields = [f"{name}.network.{f}" for f in PHASE["network"]]
+  if not layers or not problems.good(*fields):
+    return
+  asked = problems.config[name].network.two_bits
+  if asked != PHASE["network"]["two_bits"].default and not any(
+    x.w_bits == 2 for x in layers
+  ):
+    problems.add(
+      f"{name}.network.two_bits",
+      "needs a kernel of 2 bits, and no layer of the phase has one",
+      f"give some layers a w_bits of 2 in config.{name}.network.bits, or set"
+      " network.inner_bits=2",
+    )
+
+
 def check_learned(problems, name: str, layers: Sequence[Layer]) -> None:
   """Notes learned ends of grids where no kernel or no input has one."""
   w_scales = f"{name}.network.w_scales"

@@ -15,7 +15,7 @@ import ml_collections
 
 from jaxr18.host import paths, patterns
 from jaxr18.nn.forms import rule_faults
-from jaxr18.nn.spec import BITS, SCALES, W_BITS, W_SCALES
+from jaxr18.nn.spec import BITS, SCALES, TWO_BITS, W_BITS, W_SCALES
 
 Faults = Iterator[tuple[str, str]]  # (what a value must be, how to mend it)
 
@@ -283,8 +283,8 @@ PHASE = {
     "scale_multiple": Knob(8, "scaled widths are multiples of it", 1, 256),
     "bits": Knob(((".*", 32, 32),),
                  "(regex on layer paths, w_bits, a_bits), first match wins; "
-                 "32 is unquantized, 16 float16, 2 of weights ternary, 1 their "
-                 "sign", bits_rules=True),
+                 "32 is unquantized, 16 float16, 1 of weights their sign",
+                 bits_rules=True),
     "inner_bits": Knob(0, "in place of bits: of every layer but stem and head, "
                        "which have 8; 0 is off", 0, 16),
     "scales": Knob("lsq", "of quantized inputs: learned as LSQ's, with the "
@@ -295,6 +295,8 @@ PHASE = {
                      "squared error of each channel is least, or learned, one "
                      "end a layer or a channel of 2 to 7 bits",
                      choices=W_SCALES),
+    "two_bits": Knob("ternary", "of a weight: -1, 0, 1; or four levels, -3, "
+                     "-1, 1, 3, which cannot be pruned", choices=TWO_BITS),
   },
   "init": Knob("", "start from this earlier phase, workdir or file of "
                "PyTorch's weights; of several, comma-separated, from the mean "

@@ -14,7 +14,13 @@ import functools
 import jax
 import numpy as np
 
-from jaxr18.nn.network import Network, apply_masks, at, members
+from jaxr18.nn.network import (
+  Network,
+  apply_masks,
+  at,
+  check_four_levels,
+  members,
+)
 from jaxr18.nn.quantize import SMALLEST_BOUND, kernel_codes
 from jaxr18.nn.resnet import BATCH_NORM_EPSILON
 from jaxr18.nn.spec import HALF_BITS, Layer, batch_norm_of
@@ -39,38 +45,39 @@ def fold(net: Network) -> Folded:
       input_bound: float32 scalar, where the input has one.
 
   Raises:
-    ValueError: stacked networks.
+    ValueError: stacked networks, or masks on four levels.
   """
   if (count := members(net)) is not None:
     raise ValueError(
       f"{count} networks are stacked here, and one at a time can be folded:"
       " ensemble.unstack gives them"
     )
+  check_four_levels(net)
   params, stats = jax.device_get(
     (apply_masks(net.params, net.masks), net.batch_stats)
   )
   layers = net.spec.layers()
   integers = {
-    x.path: (at(params, x.path), x.w_bits)
+    x.path: (at(params, x.path), x.w_bits, x.two_bits)
     for x in layers
     if x.w_bits < HALF_BITS
   }
   kernels = {
     path: (node["kernel"], node.get("kernel_bound"))
-    for path, (node, _) in integers.items()
+    for path, (node, *_) in integers.items()
   }
-  bits = tuple(integers[path][1] for path in sorted(integers))
+  bits = tuple(integers[path][1:] for path in sorted(integers))
   codes = jax.device_get(_all_codes(kernels, bits))
   return {x.path: _layer(x, params, stats, codes) for x in layers}
 
 
 @functools.partial(jax.jit, static_argnames="bits")
-def _all_codes(kernels: dict[str, tuple], bits: tuple[int, ...]):
+def _all_codes(kernels: dict[str, tuple], bits: tuple[tuple[int, str], ...]):
   """(codes, scale) by path, in one program as in the simulation."""
   paths = sorted(kernels)
   return {
-    path: kernel_codes(kernel, b, bound)
-    for path, b in zip(paths, bits, strict=True)
+    path: kernel_codes(kernel, b, bound, two_bits)
+    for path, (b, two_bits) in zip(paths, bits, strict=True)
     for kernel, bound in (kernels[path],)
   }
 

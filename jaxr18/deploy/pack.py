@@ -7,6 +7,8 @@ with NumPy alone. By layer path there are
   PATH.codes        uint8: integers of the layer's bits, in two's complement
                     (of 1 bit: 1 is 1 and 0 is -1), lowest bit first, row by
                     row of HWIO;
+  PATH.odd_codes    uint8: in their place, of the four levels -3, -1, 1, 3: the
+                    integer i of 2 bits is 2 i + 1;
   PATH.kernel       float16 or float32 in their place, of 16 or 32 bits;
   PATH.mask         uint8: a bit for each weight, 1 where it is kept; or
   PATH.indices      uint8: its index in ceil(log2(size)) bits for each kept
@@ -37,7 +39,7 @@ from jaxr18.cost.kept import encodings
 from jaxr18.deploy import packed
 from jaxr18.deploy.fold import fold, hwio
 from jaxr18.nn.network import Network, at
-from jaxr18.nn.spec import HALF_BITS, Layer
+from jaxr18.nn.spec import HALF_BITS, Layer, has_four_levels
 
 _NAMES = {dtype: name for name, dtype in packed.DTYPES.items()}
 
@@ -135,7 +137,11 @@ def _tensors(layer, folded, mask, encoding) -> dict[str, np.ndarray]:
       out["indices"] = pack_bits(np.flatnonzero(mask), at_most)
   if name == "codes":
     bits = layer.w_bits
-    values = pack_bits(values > 0 if bits == 1 else values, bits)
+    if bits == 1:
+      values = values > 0
+    elif has_four_levels(layer):
+      name, values = "odd_codes", values >> 1
+    values = pack_bits(values, bits)
   out[name] = values
   return out
 

@@ -96,9 +96,12 @@ def kernel(layer, arrays):
   if bits >= HALF_BITS:
     values = arrays[f"{path}.kernel"].astype(np.float32).reshape(-1)
   else:
-    values = unpack_bits(arrays[f"{path}.codes"], kept, bits)
+    odd = f"{path}.odd_codes" in arrays
+    name = "odd_codes" if odd else "codes"
+    values = unpack_bits(arrays[f"{path}.{name}"], kept, bits)
     signs = 2 * values - 1  # the rest is two's complement
     values = signs if bits == 1 else values - (values >> (bits - 1) << bits)
+    values = 2 * values + 1 if odd else values
   at = np.arange(size)
   if layer["encoding"] == "bitmask":
     at = np.flatnonzero(unpack_bits(arrays[f"{path}.mask"], size, 1))

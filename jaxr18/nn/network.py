@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxr18.nn.resnet import BATCH_NORM_MOMENTUM, ResNet
-from jaxr18.nn.spec import NetSpec, check
+from jaxr18.nn.spec import NetSpec, check, has_four_levels
 
 
 @struct.dataclass
@@ -115,6 +116,22 @@ def at(tree, path: str):
   for name in path.split("/"):
     tree = tree[name]
   return tree
+
+
+def check_four_levels(net: Network) -> None:
+  """Raises ValueError where a mask is on a kernel whose levels have no zero."""
+  masked = [
+    layer.path
+    for layer in net.spec.layers()
+    if has_four_levels(layer)
+    and not np.all(at(net.masks, layer.path)["kernel"])
+  ]
+  if masked:
+    raise ValueError(
+      f"weights are masked in {', '.join(masked)}, whose four levels of 2 bits"
+      " (-3, -1, 1, 3) have no zero: write two_bits='ternary', give these"
+      " layers other bits, or leave them whole"
+    )
 
 
 def members(net: Network) -> int | None:

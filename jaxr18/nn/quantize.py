@@ -15,7 +15,7 @@ from aqt.jax.v2.numerics import int_numerics, numerics
 
 from jaxr18.nn import passes
 from jaxr18.nn.conv import varying_alike
-from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, TWO_BITS
 
 _CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
 SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use
@@ -23,6 +23,8 @@ _SMALLEST_KERNEL_BOUND = 0.01  # root mean squares; in use are 1 to 4
 
 # Shares of a channel's largest weight where its grid may end.
 _SHARES = tuple(round(1 - 0.05 * i, 2) for i in range(13))  # 1 down to 0.4
+# Root mean squares from which on the larger two of four levels may begin.
+_THRESHOLDS = tuple(round(0.6 + 0.1 * i, 1) for i in range(9))  # up to 1.4
 
 
 @jax.custom_jvp
@@ -84,7 +86,10 @@ def _rounded(x: jax.Array, bits: int, signed: bool) -> jax.Array:
 
 
 def quantize_kernel(
-  kernel: jax.Array, bits: int, bound: jax.Array | None = None
+  kernel: jax.Array,
+  bits: int,
+  bound: jax.Array | None = None,
+  two_bits: str = TWO_BITS[0],
 ) -> jax.Array:
   """Symmetric quantization by output channel.
 
@@ -94,44 +99,47 @@ def quantize_kernel(
   of grids run away (APoT, Li et al., 2020). With n the largest code, v the
   weight in units of the bound, and r the root mean square, it is the sum of
   r (round(n v) / n - v) inside and of r sign(v) outside, times LSQ's factor
-  1 / sqrt(weights n), which is n**2 / (r**2 sqrt(weights n)) in these units.
+  1 / sqrt(weights n), which is n**2 / (r**2 sqrt(weights n)) in these units; of
+  four levels, which are two apart in codes, this n is 1.5.
 
   Args:
     kernel: [..., out], float32; the last axis is the output channel.
     bits: of a weight: 1 to 8 as `kernel_codes` has them, 16 for float16, 32
       returns the kernel untouched.
     bound: where the grid ends, learned; as in `kernel_codes`.
+    two_bits: one of `spec.TWO_BITS`.
 
   Returns:
-    The kernel on its grid. Zeros stay zero, and a channel of zeros stays zero.
+    The kernel on its grid. Zeros stay zero, but on four levels; a channel of
+    zeros stays zero.
   """
   if bits == FLOAT_BITS:
     return kernel
   if bound is not None:
-    return _learned(kernel, bound, bits)
+    return _learned(kernel, bound, bits, two_bits)
   fixed = jax.lax.stop_gradient(kernel)
   if bits == HALF_BITS:
     q = _half(fixed)
   else:
-    codes, scale = _codes(fixed, bits)
+    codes, scale = _codes(fixed, bits, two_bits=two_bits)
     q = codes * scale
   return straight_through(kernel, q.astype(kernel.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _learned(kernel, bound, bits: int):
-  codes, scale = _codes(kernel, bits, bound)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _learned(kernel, bound, bits: int, two_bits: str):
+  codes, scale = _codes(kernel, bits, bound, two_bits)
   return codes * scale
 
 
-def _learned_forward(kernel, bound, bits):
-  return _learned(kernel, bound, bits), (kernel, bound)
+def _learned_forward(kernel, bound, bits, two_bits):
+  return _learned(kernel, bound, bits, two_bits), (kernel, bound)
 
 
-def _learned_backward(bits, saved, g):
+def _learned_backward(bits, two_bits, saved, g):
   kernel, bound = saved
-  n = _largest_code(bits)
-  codes, scale = _codes(kernel, bits, bound)
+  n = _largest_code(bits, two_bits)
+  codes, scale = _codes(kernel, bits, bound, two_bits)
   outside = jnp.abs(kernel) >= scale * n
   error = codes / n - kernel / jnp.where(scale > 0, scale * n, 1)
   of_bound = jnp.where(outside, jnp.sign(codes), error)
@@ -143,7 +151,8 @@ def _learned_backward(bits, saved, g):
     square = size**2
   else:
     total, square = jnp.sum(total), jnp.mean(size**2)
-  factor = n**2 / (count * n) ** 0.5
+  steps = n / 2 if _four(bits, two_bits) else n
+  factor = steps**2 / (count * steps) ** 0.5
   total = factor * total / jnp.where(square > 0, square, 1)
   return g, total.astype(bound.dtype)
 
@@ -162,7 +171,10 @@ def root_mean_square(kernel: jax.Array) -> jax.Array:
 
 
 def least_error_bound(
-  kernel: jax.Array, bits: int, by_channel: bool
+  kernel: jax.Array,
+  bits: int,
+  by_channel: bool,
+  two_bits: str = TWO_BITS[0],
 ) -> jax.Array:
   """The bound of the least squared error, where learning begins.
 
@@ -172,6 +184,7 @@ def least_error_bound(
     kernel: [..., out].
     bits: 2 to 8.
     by_channel: a bound for each output channel, or one for all.
+    two_bits: one of `spec.TWO_BITS`.
 
   Returns:
     [out] or a scalar, float32, in root mean squares.
@@ -179,7 +192,7 @@ def least_error_bound(
   bounds = jnp.arange(1, 65, dtype=jnp.float32) / 16
 
   def error(bound):
-    codes, scale = _codes(kernel, bits, bound)
+    codes, scale = _codes(kernel, bits, bound, two_bits)
     off = jnp.square(codes * scale - kernel)
     return jnp.sum(off, range(kernel.ndim - 1) if by_channel else None)
 
@@ -187,7 +200,10 @@ def least_error_bound(
 
 
 def kernel_codes(
-  kernel: jax.Array, bits: int, bound: jax.Array | None = None
+  kernel: jax.Array,
+  bits: int,
+  bound: jax.Array | None = None,
+  two_bits: str = TWO_BITS[0],
 ) -> tuple[jax.Array, jax.Array]:
   """A kernel's integers and scales; codes * scale is `quantize_kernel`.
 
@@ -198,13 +214,17 @@ def kernel_codes(
   | 2      | ternary: -1, 0, 1; 0 up to 0.7 times | the mean of abs(w) of     |
   |        | the mean of abs(w)                   | those that are not 0      |
   |        |                                      | (TWN, 2016)               |
+  | 2, of  | -3, -1, 1, 3: to the nearest, which   | of the least squared      |
+  | four   | of 0 is 1                            | error                     |
   | 3 to 8 | -(2**(bits-1) - 1) .. 2**(bits-1)-1, | of the least squared      |
   |        | to the nearest, halves to the even   | error                     |
 
   Means are over weights that are not 0, so masks do not move them. From 3 bits
   on the grid ends at the largest weight or at 0.95, 0.9, ... 0.4 of it. A grid
-  of 2 bits that is symmetric and has a zero is ternary; the fourth of its
-  integers would break one of the two.
+  of 2 bits that is symmetric and has a zero is ternary. Four symmetric levels
+  have no zero, so masks cannot be on them; their codes are half steps, of the
+  best scale for a larger pair that begins at 0.6, 0.7, ... 1.4 root mean
+  squares.
 
   With a bound, from 2 bits on, the grid ends at so many root mean squares of
   the channel's weights that are not 0, and codes are to the nearest.
@@ -213,6 +233,7 @@ def kernel_codes(
     kernel: [..., out], float32; HWIO, or [in, out].
     bits: 1 to 8.
     bound: scalar or [out], in root mean squares; below 0.01 it counts as that.
+    two_bits: what 2 bits are, one of `spec.TWO_BITS`; no others hear of it.
 
   Returns:
     (codes, int8, of the kernel's shape; scale, float32 [out], 0 for a channel
@@ -226,20 +247,25 @@ def kernel_codes(
       f"bits (={bits}) must be from 1 to 8; a kernel of 16 or 32 bits has no"
       " integers"
     )
-  codes, scale = _codes(kernel, bits, bound)
+  codes, scale = _codes(kernel, bits, bound, two_bits)
   return codes.astype(jnp.int8), scale
 
 
-def _largest_code(bits: int) -> int:
-  return 2 ** (bits - 1) - 1
+def _four(bits: int, two_bits: str) -> bool:
+  return bits == 2 and two_bits == "four_levels"
 
 
-@functools.partial(jax.jit, static_argnames="bits")
-def _codes(kernel, bits: int, bound=None):
+def _largest_code(bits: int, two_bits: str = TWO_BITS[0]) -> int:
+  return 3 if _four(bits, two_bits) else 2 ** (bits - 1) - 1
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "two_bits"))
+def _codes(kernel, bits: int, bound=None, two_bits: str = TWO_BITS[0]):
+  to_grid = _to_four if _four(bits, two_bits) else _to_grid
   if bound is not None:
     end = jnp.maximum(bound, _SMALLEST_KERNEL_BOUND) * root_mean_square(kernel)
-    scale = end * (1 / _largest_code(bits))
-    return _to_grid(kernel, scale, bits), scale
+    scale = end * (1 / _largest_code(bits, two_bits))
+    return to_grid(kernel, scale, bits), scale
   axes = tuple(range(kernel.ndim - 1))
   size = jnp.abs(kernel)
 
@@ -248,6 +274,9 @@ def _codes(kernel, bits: int, bound=None):
 
   if bits == 1:
     return jnp.sign(kernel), mean(size, size > 0)
+  if to_grid is _to_four:
+    scale = _four_scale(kernel)
+    return _to_four(kernel, scale), scale
   if bits == 2:
     large = size > 0.7 * mean(size, size > 0)
     return jnp.sign(kernel) * large, mean(size, large)
@@ -264,8 +293,42 @@ def _codes(kernel, bits: int, bound=None):
   return _to_grid(kernel, scale, bits), scale
 
 
+def _four_scale(kernel):
+  """The scale [out] of four levels that errs least, of the thresholds tried.
+
+  Once it is decided which weights have the larger code, the best scale is
+  sum(abs(w) code) / sum(code**2), and the error is the less the larger
+  sum(abs(w) code)**2 / sum(code**2) is.
+  """
+  axes = tuple(range(kernel.ndim - 1))
+  size = jnp.abs(kernel)
+  count = kernel.size // kernel.shape[-1]
+  total, spread = jnp.sum(size, axes), jnp.sqrt(jnp.mean(size**2, axes))
+
+  def found(threshold):
+    larger = size >= threshold * spread
+    product = total + 2 * jnp.sum(size * larger, axes)
+    square = count + 8 * jnp.sum(larger, axes)
+    return product**2 / square, product / square
+
+  explained, scales = jax.lax.map(found, jnp.array(_THRESHOLDS))
+  best = jnp.argmax(explained, axis=0)
+  return jnp.take_along_axis(scales, best[None], axis=0)[0]
+
+
+def _to_four(kernel, scale, bits: int = 2):
+  """To the nearest of -3, -1, 1 and 3, halves up; float32."""
+  del bits
+  halves = _over(kernel, scale) * 0.5
+  return 2 * jnp.clip(jnp.floor(halves), -2, 1) + 1
+
+
 def _to_grid(kernel, scale, bits: int):
-  return _rounded(kernel / jnp.where(scale > 0, scale, 1), bits, signed=True)
+  return _rounded(_over(kernel, scale), bits, signed=True)
+
+
+def _over(kernel, scale):
+  return kernel / jnp.where(scale > 0, scale, 1)
 
 
 def _half(x):

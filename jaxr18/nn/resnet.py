@@ -52,7 +52,7 @@ class _Quantized(nn.Module):
     else:
       x = quantize.quantize_input(x, bound, spec.a_bits, signed, spec.scales)
     kernel = quantize.quantize_kernel(
-      kernel, spec.w_bits, self.kernel_bound(kernel, spec)
+      kernel, spec.w_bits, self.kernel_bound(kernel, spec), spec.two_bits
     )
     return x, kernel
 
@@ -65,7 +65,9 @@ class _Quantized(nn.Module):
     bound = self.param("kernel_bound", nn.initializers.ones, shape)
     for method in calibrate.METHODS:
       if self.is_mutable_collection(method):
-        bound = quantize.least_error_bound(kernel, spec.w_bits, by_channel)
+        bound = quantize.least_error_bound(
+          kernel, spec.w_bits, by_channel, spec.two_bits
+        )
         self.put_variable(method, "kernel_bound", bound)
     return bound
 

@@ -16,13 +16,15 @@ from typing import Any
 
 FLOAT_BITS = 32  # means: not quantized
 HALF_BITS = 16  # means: rounded to float16, which needs no scale
-BITS = (2, 3, 4, 5, 6, 7, 8, HALF_BITS, FLOAT_BITS)  # 2 of a weight is ternary
+BITS = (2, 3, 4, 5, 6, 7, 8, HALF_BITS, FLOAT_BITS)
 W_BITS = (1, *BITS)  # 1 of a weight is its sign
 
 # How a quantized input comes to its largest value; see nn/quantize.py.
 SCALES = ("lsq", "lsq_paper", "pact", "fixed", "dynamic")
 # How a quantized kernel comes to its scales.
 W_SCALES = ("least_error", "learned", "learned_channel")
+# What the 2 bits of a weight say: -1, 0, 1; or -3, -1, 1, 3, without a zero.
+TWO_BITS = ("ternary", "four_levels")
 # A sign has no end to learn. At 8 bits there is little to gain, and LSQ's
 # factor of the gradient is a thousand times that of 2 bits: the end of a head
 # ran to 4,000 root mean squares within three epochs.
@@ -32,7 +34,7 @@ LEARNED_BITS = range(2, 8)
 # The parameters in which a layer keeps the ends of its grids.
 BOUNDS = ("input_bound", "kernel_bound")
 # What a layer's quantization is described by.
-_BITS = ("w_bits", "a_bits", "scales", "w_scales")
+_BITS = ("w_bits", "a_bits", "scales", "w_scales", "two_bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ConvSpec:
     a_bits: bits of an input activation, 32 for unquantized.
     scales: how a quantized input comes to its largest value.
     w_scales: how a quantized kernel comes to the ends of its grid.
+    two_bits: the levels of a weight of 2 bits.
   """
 
   features: int
@@ -65,6 +68,7 @@ class ConvSpec:
   ranks: tuple[int, int] = (0, 0)
   scales: str = SCALES[0]
   w_scales: str = W_SCALES[0]
+  two_bits: str = TWO_BITS[0]
 
   def parts(self, in_features: int) -> tuple[tuple[str, ConvSpec], ...]:
     """The primitive convolutions in order, each with its name in the tree.
@@ -115,6 +119,7 @@ class HeadSpec:
   a_bits: int = FLOAT_BITS
   scales: str = SCALES[0]
   w_scales: str = W_SCALES[0]
+  two_bits: str = TWO_BITS[0]
 
 
 def has_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
@@ -125,6 +130,11 @@ def has_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
 def has_kernel_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
   """Whether a bound of its quantized kernel is among the parameters."""
   return layer.w_bits in LEARNED_BITS and layer.w_scales != W_SCALES[0]
+
+
+def has_four_levels(layer: ConvSpec | HeadSpec | Layer) -> bool:
+  """Whether the weights are -3, -1, 1 or 3 times a scale, and so never 0."""
+  return layer.w_bits == 2 and layer.two_bits == "four_levels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +164,7 @@ class Layer:
   ends_unit: bool = True
   scales: str = SCALES[0]
   w_scales: str = W_SCALES[0]
+  two_bits: str = TWO_BITS[0]
 
   @property
   def kernel_shape(self) -> tuple[int, ...]:
@@ -369,7 +380,11 @@ def check(spec: NetSpec) -> None:
         raise ValueError(
           f"{path}: {name} (={getattr(unit, name)}) must be one of {allowed}"
         )
-    for name, allowed in (("scales", SCALES), ("w_scales", W_SCALES)):
+    for name, allowed in (
+      ("scales", SCALES),
+      ("w_scales", W_SCALES),
+      ("two_bits", TWO_BITS),
+    ):
       if getattr(unit, name) not in allowed:
         raise ValueError(
           f"{path}: {name} (={getattr(unit, name)!r}) must be one of {allowed}"
@@ -489,12 +504,14 @@ def with_bits(
   rules: Sequence[tuple[str, int, int]],
   scales: str = SCALES[0],
   w_scales: str = W_SCALES[0],
+  two_bits: str = TWO_BITS[0],
 ) -> NetSpec:
   """Sets bits by ordered rules `(regex, w_bits, a_bits)` on layer paths.
 
   The first rule whose regex matches a whole path ('stem',
   'stage1_block2/conv1', 'head') decides it. `scales` is for all inputs that
-  are quantized, `w_scales` for all kernels of 2 to 7 bits.
+  are quantized, `w_scales` for all kernels of 2 to 7 bits, `two_bits` for those
+  of 2.
 
   Raises:
     ValueError: a layer that no rule matches, or a rule that decides no layer.
@@ -508,6 +525,7 @@ def with_bits(
       "a_bits": a_bits,
       "scales": scales if a_bits < HALF_BITS else SCALES[0],
       "w_scales": w_scales if w_bits in LEARNED_BITS else W_SCALES[0],
+      "two_bits": two_bits if w_bits == 2 else TWO_BITS[0],
     }
   spec = dataclasses.replace(
     spec,

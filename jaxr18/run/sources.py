@@ -156,10 +156,15 @@ def initial_network(
     before = old[x.unit]
     if x.path in new or x.a_bits != before.a_bits:
       made.add(f"{x.path}/input_bound")
-    same = (x.w_bits, x.w_scales) == (before.w_bits, before.w_scales)
+    grid = ("w_bits", "w_scales", "two_bits")
+    same = all(getattr(x, n) == getattr(before, n) for n in grid)
     if x.path in new or not same:
       made.add(f"{x.path}/kernel_bound")
   started = start_from(net, converted, where, made)
+  try:
+    network.check_four_levels(started)
+  except ValueError as e:
+    raise ConfigError(f"{where}: {e}") from e
   net = network.calibrate(started, images, method)
   return start_from(net, converted, where, made)
 

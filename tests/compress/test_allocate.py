@@ -159,6 +159,17 @@ class TestLosses:
     np.testing.assert_allclose(found, found[0], rtol=1e-6)
     assert found[0] == pytest.approx(expected, rel=0.3)
 
+  def test_of_four_levels(self, measured):
+    net, images, losses, _ = measured
+    found = allocate.bit_losses(net, BITS, list(images), "four_levels")
+    for unit, row in found.items():
+      assert row[8] == losses[unit][8] and row[2] != losses[unit][2]
+    masks = jax.tree.map(lambda m: m, net.masks)
+    masks["head"]["kernel"] = jnp.zeros_like(net.params["head"]["kernel"], bool)
+    pruned = net.replace(masks=masks)
+    with pytest.raises(ValueError, match="masked in head"):
+      allocate.bit_losses(pruned, BITS, list(images), "four_levels")
+
   @pytest.mark.parametrize(
     "change, bits, images, told",
     [

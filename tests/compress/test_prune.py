@@ -481,6 +481,20 @@ class TestPrune:
     again = prune.prune(net, scores, 0.3)
     assert prune.total_density(again) == pytest.approx(0.3, abs=1e-3)
 
+  def test_four_levels_have_no_zero(self):
+    rules = [("stem", 8, 8), (".*", 2, 2)]
+    few = spec.with_bits(NARROW, rules, two_bits="four_levels")
+    net = NARROW_NET.replace(spec=few)
+    scores = criteria.score("magnitude_l1", net)
+    with pytest.raises(ValueError, match="masked in stage.*have no zero"):
+      prune.prune(net, scores, 0.5)
+    half = prune.densities(prune.prune(net, scores, 0.5, layers="stem"))
+    assert half.pop("stem") == 0.5 and set(half.values()) == {1}
+    groups = channels.channel_groups(few)
+    keep = {g.name: np.arange(g.size) > 0 for g in groups}
+    with pytest.raises(ValueError, match="masked in stage.*have no zero"):
+      channels.mask_channels(net, keep)
+
   def test_what_is_masked_stays_masked(self):
     net = _net()
     for share in (0.6, 0.3, 0.1):

@@ -284,6 +284,8 @@ BAD_TOGETHER = [
   ({"student.calibrate.method": "lsq"}, "no layer of the phase has one"),
   ({"student.network.w_scales": "learned",
     "student.network.bits": ((".*", 1, 4),)}, "needs a kernel of 2 to 7 bits"),
+  ({"student.network.two_bits": "four_levels",
+    "student.network.inner_bits": 3}, "needs a kernel of 2 bits"),
   ({"student.bounds.learning_rate": 0.5}, "no layer of the phase has one"),
   ({"student.calibrate.images": 100}, "no layer of the phase has one"),
   ({"student.calibrate.method": "lsq", "student.network.scales": "dynamic",

@@ -244,6 +244,7 @@ def errors(config, **how) -> str:
 
 
 TWO = {"b__init": "a"}
+FOUR = (("stem|head", 8, 8), (".*", 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -299,6 +300,17 @@ TWO = {"b__init": "a"}
      "masks of its own"),
     (one("a", "b", "c", c__init="a,b", b__network__bits=BITS), ["c.init"],
      "they differ"),
+    (one("a", a__network__bits=FOUR, a__network__two_bits="four_levels",
+         **PRUNED), ["a.network.two_bits"], "masked in stage1_block1/conv1"),
+    (one("a", a__network__bits=FOUR, a__network__two_bits="four_levels",
+         **CHANNELS), ["a.network.two_bits"], "prune.layers names others"),
+    (one("a", a__network__bits=FOUR, a__network__two_bits="four_levels",
+         a__prune__layers="stem|head", **PRUNED), [], ""),
+    (one("a", "b", **TWO, b__network__bits=FOUR,
+         b__network__two_bits="four_levels", **PRUNED),
+     ["b.network.two_bits"], "has no zero"),
+    (one("a", "b", **TWO, b__network__bits=FOUR, b__shrink=True,
+         b__network__two_bits="four_levels", **CHANNELS), [], ""),
     # All at once.
     (one("a", "b", a__prune__layers="x", b__prune__layers="y", **PRUNED,
          b__prune__density=0.5), ["a.prune.layers", "b.prune.layers"],

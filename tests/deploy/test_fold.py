@@ -14,7 +14,7 @@ from jaxr18.nn.quantize import kernel_codes
 from jaxr18.nn.resnet import BATCH_NORM_EPSILON
 from jaxr18.nn.spec import resnet, with_bits
 
-INTEGERS = ("4 bits", "binary", "mixed")
+INTEGERS = ("4 bits", "binary", "mixed", "four_levels", "four_levels learned")
 
 
 run = odd_nets.folded_forward
@@ -97,6 +97,18 @@ class TestFold:
     kernel = np.asarray(net.params["stem"]["kernel"])
     m = folded["kernel"][0, 0, 0] / kernel[0, 0, 0]
     np.testing.assert_allclose(y * m + folded["bias"], expected, atol=1e-5)
+
+  def test_four_levels_are_never_0(self):
+    net = odd_nets.net("four_levels")
+    codes = {p: set(n["codes"].flat) for p, n in fold(net).items()}
+    assert 0 in codes.pop("stage2_block1/proj")  # of 3 bits
+    assert set.union(*codes.values()) == {-3, -1, 1, 3}
+
+  def test_four_levels_cannot_be_masked(self):
+    net = odd_nets.net("four_levels")
+    stem = net.masks["stem"] | {"kernel": np.zeros((3, 3, 3, 4), bool)}
+    with pytest.raises(ValueError, match="masked in stem, whose four levels"):
+      fold(net.replace(masks=net.masks | {"stem": stem}))
 
   def test_one_at_a_time(self):
     net = odd_nets.net("float")

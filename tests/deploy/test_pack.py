@@ -93,6 +93,22 @@ class TestBytes:
       rest = row.stored_bits - kept * row.w_bits - where
       assert sum(sizes.values()) == rest / 8
 
+  def test_of_four_levels(self, tmp_path):
+    path = tmp_path / "net"
+    path.write_bytes(packed_bytes("four_levels", 1.0))
+    network, arrays = packed.read(path)
+    for layer in layers_of(network):
+      found = {n.rpartition(".")[2] for n in arrays if layer["path"] in n}
+      # A reader that knows no odd codes finds none, and nothing wrong.
+      assert ("odd_codes" in found) == (layer["w_bits"] == 2)
+      assert ("codes" in found) == (layer["w_bits"] == 3)
+    stem = arrays["stem.odd_codes"]
+    assert stem.nbytes == math.ceil(3 * 3 * 3 * 4 * 2 / 8)
+    codes = fold(odd_nets.net("four_levels"))["stem"]["codes"].reshape(-1)
+    first = [(stem[0] >> 2 * i) & 3 for i in range(4)]
+    expected = {-3: 0b10, -1: 0b11, 1: 0b00, 3: 0b01}
+    assert first == [expected[int(c)] for c in codes[:4]]
+
   @pytest.mark.parametrize("bits", [1, 2, 3, 5, 8, 13])
   def test_of_bits(self, bits):
     values = np.random.default_rng(0).integers(0, 2**bits, 1001)

@@ -187,6 +187,113 @@ class TestKernel:
     assert quantize_input(kernel, None, 16, signed=True).tolist() == expected
 
 
+class TestFourLevels:
+  """-3, -1, 1, 3 times a scale: 2 bits without a zero."""
+
+  @pytest.mark.parametrize("bound", [None, 1.4])
+  def test_codes_are_the_nearest_of_four(self, bound):
+    kernel = normal(0, SHAPES["dense"]) * jnp.linspace(0.01, 5, 16)
+    bound = bound and jnp.float32(bound)
+    codes, scale = kernel_codes(kernel, 2, bound, "four_levels")
+    levels = np.array([-3.0, -1, 1, 3])
+    ratio = np.asarray(kernel, np.float64) / np.asarray(scale)
+    nearest = np.abs(ratio[..., None] - levels).argmin(-1)
+    np.testing.assert_array_equal(codes, levels[nearest])
+    assert codes.dtype == jnp.int8
+    q = quantize_kernel(kernel, 2, bound, "four_levels")
+    product = np.asarray(codes).astype(np.float32) * np.asarray(scale)
+    np.testing.assert_array_equal(product, q)
+    if bound is not None:
+      spread = np.sqrt(np.mean(np.square(kernel), (0, 1, 2)))
+      np.testing.assert_allclose(3 * scale, 1.4 * spread, rtol=1e-6)
+
+  @pytest.mark.parametrize("shape", ["normal", "laplace", "uniform"])
+  @pytest.mark.parametrize("size", [(3, 3, 1), (3, 3, 3), (3, 3, 48)])
+  def test_errs_little_more_than_the_best_of_all_scales(self, shape, size):
+    # The best one has the k largest weights at 3 and the others at 1, for some
+    # k: the scale is then sum(|w| c) / sum(c^2).
+    rng = np.random.default_rng(0)
+    kernel = getattr(rng, shape)(size=(*size, 64))
+    found, ternary = (
+      np.asarray(quantize_kernel(jnp.asarray(kernel, jnp.float32), 2, None, t))
+      for t in ("four_levels", "ternary")
+    )
+    errors, best = np.sum((found - kernel) ** 2, (0, 1, 2)), []
+    for w in np.abs(kernel.reshape(-1, 64)).T:
+      ordered = np.sort(w)[::-1]
+      k = np.arange(len(w) + 1)
+      product = w.sum() + 2 * np.concatenate([[0], np.cumsum(ordered)])
+      best.append(np.sum(w**2) - np.max(product**2 / (len(w) + 8 * k)))
+    assert np.all(errors >= np.array(best) * (1 - 1e-4))
+    assert errors.sum() <= 1.005 * np.sum(best)
+    # A laplacian's many small weights are better at 0.
+    assert errors.sum() < np.sum((ternary - kernel) ** 2)
+
+  def test_a_weight_of_0_is_not_0(self):
+    kernel = jnp.array([1.0, -1.0, 0.0, 3.0, -3.0])[:, None]
+    codes, scale = kernel_codes(kernel, 2, None, "four_levels")
+    assert codes[:, 0].tolist() == [1, -1, 1, 3, -3]
+    assert scale[0] == pytest.approx(20 / 21)
+
+  @pytest.mark.parametrize("bound", [None, 1.4])
+  def test_a_zero_channel_stays_zero(self, bound):
+    kernel = normal(0, SHAPES["dense"]).at[..., 3].set(0)
+    bound = bound and jnp.float32(bound)
+    q = quantize_kernel(kernel, 2, bound, "four_levels")
+    assert not np.any(q[..., 3]) and np.all(np.isfinite(q))
+    assert np.all(np.delete(q, 3, -1) != 0)
+
+  def test_is_of_2_bits_alone(self):
+    kernel = normal(0, SHAPES["dense"])
+    for bits in (1, 3, 8, 16):
+      expected = quantize_kernel(kernel, bits)
+      got = quantize_kernel(kernel, bits, None, "four_levels")
+      np.testing.assert_array_equal(got, expected)
+
+  @pytest.mark.parametrize("by_channel", [False, True])
+  def test_gradients_are_lsqs(self, by_channel):
+    # As of the other grids, with steps of 2 scales and ends 1.5 of them away.
+    kernel = np.asarray(normal(0, (3, 3, 4, 5)), np.float64) * 0.1
+    c = np.asarray(normal(1, kernel.shape), np.float64)
+    bound = np.linspace(0.8, 1.6, 5) if by_channel else np.float64(1.1)
+    spread = np.sqrt(np.mean(kernel**2, (0, 1, 2)))
+    ratio = kernel / (bound * spread / 1.5)
+    level = np.clip(np.floor(ratio) + 0.5, -1.5, 1.5)
+    ds = level - np.where(np.abs(ratio) >= 1.5, 0, ratio)
+    of_step = np.sum(c * ds, (0, 1, 2))
+    if by_channel:
+      expected = of_step * 1.5 / spread / np.sqrt(36 * 1.5)
+    else:
+      square = np.mean(spread**2)
+      expected = np.sum(of_step * spread) * 1.5 / square / np.sqrt(180 * 1.5)
+
+    def f(kernel, bound):
+      return jnp.sum(c * quantize_kernel(kernel, 2, bound, "four_levels"))
+
+    of_kernel, of_bound = jax.grad(f, (0, 1))(
+      jnp.asarray(kernel, jnp.float32), jnp.asarray(bound, jnp.float32)
+    )
+    np.testing.assert_allclose(of_kernel, c, rtol=1e-6)
+    np.testing.assert_allclose(of_bound, expected, rtol=2e-4)
+
+  def test_begins_where_the_error_is_least(self):
+    kernel = normal(0, (3, 3, 8, 6)) * jnp.linspace(0.1, 2, 6)
+    bound = least_error_bound(kernel, 2, True, "four_levels")
+    assert np.all((bound > 1.2) & (bound < 1.8))  # a normal's is 1.49
+    off = lambda b: error(kernel, quantize_kernel(kernel, 2, b, "four_levels"))
+    assert off(bound) <= min(off(bound + d) for d in (-0.1, 0.1))
+
+  def test_a_layer_has_the_levels_of_its_spec(self):
+    spec = ConvSpec(4, w_bits=2, two_bits="four_levels")
+    layer = Conv(spec, signed=True)
+    x = normal(0, (2, 4, 4, 3))
+    params = layer.init(jax.random.key(0), x)["params"]
+    kernel = quantize_kernel(params["kernel"], 2, None, "four_levels")
+    expected = fast_conv.conv(x, kernel)
+    got = layer.apply({"params": params}, x)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
 class TestLearnedKernel:
   """Grids whose ends are parameters, in units of a channel's spread."""
 

@@ -24,6 +24,7 @@ from jaxr18.nn.spec import (
   compound_scale,
   decide,
   has_bound,
+  has_four_levels,
   resnet,
   resnet18,
   with_bits,
@@ -330,6 +331,18 @@ class TestBits:
     with pytest.raises(ValueError, match=r"w_scales \(='x'\) must be one"):
       with_bits(SMALL, [(".*", 3, 8)], w_scales="x")
 
+  def test_two_bits_are_of_kernels_of_2(self):
+    rules = [("stem", 3, 8), (".*", 2, 2)]
+    spec = with_bits(SMALL, rules, two_bits="four_levels")
+    found = {n.path: has_four_levels(n) for n in spec.layers()}
+    assert not found.pop("stem") and all(found.values())
+    assert spec.stem.two_bits == "ternary"
+    assert with_bits(spec, [(".*", 32, 32)]) == SMALL
+    assert NetSpec.from_json(spec.to_json()) == spec
+    assert not any(map(has_four_levels, with_bits(SMALL, rules).layers()))
+    with pytest.raises(ValueError, match=r"two_bits \(='x'\) must be one"):
+      with_bits(SMALL, [(".*", 2, 8)], two_bits="x")
+
   def test_a_factorized_convolution_has_the_bits_of_its_unit(self):
     spec = resnet((4, 8), (1, 1), (1, 2), (1, 1), (True, False), resolution=8)
     spec = with_bits(spec, [("stage1_block1/conv1", 4, 3), (".*", 8, 8)])
@@ -384,8 +397,10 @@ class TestBits:
 
   def test_a_description_without_scales_can_be_read(self):
     text = with_bits(SMALL, [(".*", 4, 4)]).to_json()
-    old = re.sub(r',\s*"(scales": "lsq|w_scales": "least_error)"', "", text)
-    assert text.count("scales") >= 12 and "scales" not in old
+    new = '(scales": "lsq|w_scales": "least_error|two_bits": "ternary)'
+    old = re.sub(rf',\s*"{new}"', "", text)
+    assert text.count("scales") >= 12
+    assert "scales" not in old and "two_bits" not in old
     assert NetSpec.from_json(old) == NetSpec.from_json(text)
 
 

@@ -518,6 +518,21 @@ class TestSources:
       else:
         assert again == arrays(learned)[name]
 
+    # Other levels of as many bits are another grid.
+    two = begun(source, [(".*", 2, 4)])
+    spec = with_bits(two.spec, [(".*", 2, 4)], "lsq", "learned", "four_levels")
+    levels = sources.initial_network(
+      jax.random.key(0), spec, images, two, where="here"
+    )
+    for name in ends:
+      assert arrays(levels)[name] != arrays(two)[name]
+    masks = jax.tree.map(lambda m: m, two.masks)
+    masks["stem"]["kernel"] = jnp.zeros((3, 3, 3, 4), bool)
+    with pytest.raises(ConfigError, match="here: weights are masked in stem"):
+      sources.initial_network(
+        jax.random.key(0), spec, images, two.replace(masks=masks), where="here"
+      )
+
   @pytest.mark.parametrize("field", ["init", "teacher"])
   def test_another_workdir(self, trained, field, tmp_path, monkeypatch):
     _, workdir, _ = trained

@@ -17,9 +17,11 @@ from jaxr18.deploy import integer
 from jaxr18.nn import network
 from jaxr18.nn.spec import (
   BOUNDS,
+  TWO_BITS,
   W_SCALES,
   ConvSpec,
   NetSpec,
+  has_four_levels,
   resnet,
   with_bits,
 )
@@ -34,6 +36,8 @@ BITS = {
   "binary": [(".*", 1, 3)],
   "learned": [("stem", 2, 4), (".*", 3, 3)],
   "learned_channel": [("head", 2, 4), (".*", 4, 4)],
+  "four_levels": [("stage2.*/proj", 3, 3), (".*", 2, 3)],
+  "four_levels learned": [("stem", 8, 8), (".*", 2, 2)],
   "mixed": [
     ("stem", 8, 8),
     ("stage1.*/conv1", 3, 5),
@@ -61,7 +65,10 @@ def spec(bits: str):
   block = dataclasses.replace(block, conv2=ConvSpec(4, ranks=(2, 3)))
   net = dataclasses.replace(net, stages=((block,), *net.stages[1:]))
   w_scales = bits if bits in W_SCALES else W_SCALES[0]
-  net = with_bits(net, BITS[bits], w_scales=w_scales)
+  if bits == "four_levels learned":
+    w_scales = "learned_channel"
+  two_bits = TWO_BITS["four_levels" in bits]
+  net = with_bits(net, BITS[bits], w_scales=w_scales, two_bits=two_bits)
   if bits == "mixed":
     (block,) = net.stages[1]
     proj = dataclasses.replace(block.proj, scales="dynamic")
@@ -79,7 +86,7 @@ fast_jit = functools.partial(
 @functools.cache
 def net(bits: str, density: float = 1.0) -> network.Network:
   """With `density` below 1, kernels, batch norms and the head's bias lose so
-  many of their numbers at random."""
+  many of their numbers at random; kernels of four levels lose none."""
   return numbers(spec(bits), density)
 
 
@@ -106,6 +113,8 @@ def numbers(of: NetSpec, density: float = 1.0) -> network.Network:
     lambda x: jnp.asarray((rng.random(x.shape) < density) | (x.ndim == 0)),
     made.params,
   )
+  for layer in filter(has_four_levels, of.layers()):
+    network.at(masks, layer.path)["kernel"] = jnp.asarray(True)
   return made.replace(params=params, batch_stats=batch_stats, masks=masks)
 
 

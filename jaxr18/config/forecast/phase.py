@@ -15,6 +15,7 @@ from jaxr18.config.forecast.start import Sources, start_of
 from jaxr18.config.prune import make_plan
 from jaxr18.host.paths import names
 from jaxr18.nn.network import stage_sides
+from jaxr18.nn.spec import has_four_levels
 
 
 def foresee(
@@ -52,10 +53,28 @@ def foresee(
     if one is not None and not told and plan is not None:
       origin = (*one.masks, (name, member))
       one = pruned(one, plan, steps, origin, tell)
+    if one is not None and not told:
+      _check_four_levels(one, tell)
     if one is None or told:
       return None
     out.append(one)
   return out
+
+
+def _check_four_levels(o: Outlook, tell: Fault) -> None:
+  """Tells of masks on kernels whose levels have no zero."""
+  masked = [
+    x.path
+    for x in o.spec.layers()
+    if has_four_levels(x) and o.kept(x)[0] < o.size(x)[0]
+  ]
+  if masked and not o.unknown:
+    tell(
+      "network.two_bits",
+      f"has no zero, and weights are masked in {', '.join(masked)}",
+      "write 'ternary', give these layers other bits, or leave them whole:"
+      " prune.layers names others, and shrink=True takes masked channels away",
+    )
 
 
 def check_features(
