@@ -1,5 +1,6 @@
 """Losses on logits and on features: labels, and what a teacher says."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,7 +32,13 @@ def soft_loss(
 
   T^2 keeps its gradient's size whatever the temperature (Hinton et al., 2015,
   section 2). No gradient flows into the teacher.
+
+  Args:
+    logits, teacher_logits: [batch, classes].
+    temperature: of both softmaxes.
   """
+  chex.assert_rank(logits, 2)
+  chex.assert_equal_shape([logits, teacher_logits])
   teacher = jax.nn.log_softmax(
     jax.lax.stop_gradient(teacher_logits) / temperature
   )
@@ -59,6 +66,8 @@ def decoupled_loss(
     temperature: of both softmaxes.
     beta: weight of NCKD (the paper's alpha is 1).
   """
+  chex.assert_equal_shape([logits, teacher_logits])
+  chex.assert_shape(labels, logits.shape[:1])
   right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
 
   def split(z):

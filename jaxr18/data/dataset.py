@@ -1,4 +1,4 @@
-"""TFDS's CIFAR-10 or the embedded digits -> uint8 arrays and batches.
+"""TFDS's CIFAR-10 or the packaged digits -> uint8 arrays and batches.
 
 `load` returns everything as NumPy arrays in memory (CIFAR-10 is 184 MB).
 `batches` and `augment` are pure functions of the seed, the epoch and the step:
@@ -18,7 +18,7 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxr18.data import cifar10
+from jaxr18.data import cifar10, digits
 from jaxr18.data.cifar10 import DataError
 from jaxr18.host import paths
 from jaxr18.host.inputs import check_file
@@ -233,21 +233,16 @@ def _permutation(n: int, *seeds: int) -> np.ndarray:
 
 
 def _digits_arrays() -> dict[str, np.ndarray]:
-  """The 1,797 digits of scikit-learn: 8x8, 0..16 -> 32x32x3, 0..255."""
-  from sklearn import datasets  # takes a second, and CIFAR-10 needs it not
-
-  digits = datasets.load_digits()
-  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-  images = images.repeat(4, axis=1).repeat(4, axis=2)
-  images = np.repeat(images[..., None], 3, axis=3)
+  images, labels = digits.read()
+  images = digits.as_pictures(images)
   # They come with no test set; this one is the same in every run.
-  test = stratified(digits.target, _TEST_DIGITS, seed=0)
+  test = stratified(labels, _TEST_DIGITS, seed=0)
   train = np.setdiff1d(np.arange(len(images)), test)
   return {
     "train_images": images[train],
-    "train_labels": digits.target[train],
+    "train_labels": labels[train],
     "test_images": images[test],
-    "test_labels": digits.target[test],
+    "test_labels": labels[test],
   }
 
 

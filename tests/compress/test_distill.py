@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxr18.compress.distill import cross_entropy, distillation_loss, soft_loss
+from jaxr18.compress.distill import (
+  cross_entropy,
+  decoupled_loss,
+  distillation_loss,
+  soft_loss,
+)
 
 LOGITS = jnp.array([[2.0, 1.0, 0.0], [-1.0, 0.5, 3.0]])
 TEACHER = jnp.array([[1.0, 3.0, -2.0], [0.0, 0.0, 4.0]])
@@ -55,6 +60,13 @@ class TestCrossEntropy:
 
 
 class TestSoftLoss:
+  @pytest.mark.parametrize("teacher", [TEACHER[:1], TEACHER[0], TEACHER[:, :1]])
+  def test_a_teacher_of_another_shape_is_no_broadcast(self, teacher):
+    with pytest.raises(AssertionError, match=r"\(2, 3\)"):
+      soft_loss(LOGITS, teacher, 2.0)
+    with pytest.raises(AssertionError, match=r"\(2, 3\)"):
+      decoupled_loss(LOGITS, teacher, LABELS, 2.0, 8.0)
+
   # T**2 * kl_div(log_softmax(LOGITS / T, -1), softmax(TEACHER / T, -1),
   # reduction="batchmean") in PyTorch.
   @pytest.mark.parametrize(

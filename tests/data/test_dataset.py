@@ -18,7 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxr18.data import __main__ as prepare
-from jaxr18.data import cifar10
+from jaxr18.data import cifar10, digits
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
 
@@ -174,9 +174,18 @@ class TestBatches:
 
 
 class TestDigits:
-  def test_are_scikit_learns_in_other_units(self):
-    from sklearn.datasets import load_digits
+  def test_are_those_of_scikit_learn(self):
+    """By the hashes of `load_digits`' images and target as bytes."""
+    images, labels = digits.read()
+    assert images.shape == (1797, 8, 8) and images.dtype == np.uint8
+    assert [
+      hashlib.sha256(a.tobytes()).hexdigest() for a in (images, labels)
+    ] == [
+      "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3",
+      "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
+    ]
 
+  def test_splits_have_each_digit_once_in_other_units(self):
     dataset = data.load("digits", validation=200)
     splits = dataset.train, dataset.validation, dataset.test
     assert [len(split) for split in splits] == [1237, 200, 360]
@@ -187,8 +196,9 @@ class TestDigits:
     np.testing.assert_array_equal(
       images, np.kron(small[..., None], np.ones((1, 4, 4, 3), np.uint8))
     )
+    all_images, all_labels = digits.read()
     got = np.c_[small.reshape(-1, 64) * (16 / 255), labels]
-    expected = np.c_[load_digits().data, load_digits().target]
+    expected = np.c_[all_images.reshape(-1, 64), all_labels].astype(float)
     for rows in (got, expected):
       rows[:] = np.rint(rows)[np.lexsort(np.rint(rows).T)]
     np.testing.assert_array_equal(got, expected)
