@@ -8,6 +8,10 @@ and prints the lowest and the highest that they can be. With
 included; of an ensemble or a population all members, as if they voted. The
 figures are defined in jaxr18/cost/score.py.
 
+python -m jaxr18.score --onnx=FILE [--data=cifar10] scores anybody's network
+from its ONNX or QONNX file, by the bits that its nodes apply, and with --data
+tests it by ONNX Runtime on all test images (extra `onnx`).
+
 Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 2 when the command or the config cannot be run.
 """
@@ -27,26 +31,98 @@ _MEMBERS = flags.DEFINE_integer(
 _VIEWS = flags.DEFINE_integer(
   "views", 1, "Passes over one image (test-time augmentation).", lower_bound=1
 )
+_ONNX = flags.DEFINE_string("onnx", None, "An ONNX or QONNX file to score.")
+_ZEROS = flags.DEFINE_enum(
+  "zeros", "level", ["level", "removed"],
+  "Zeros in the integer kernels of --onnx: a level of the grid, or pruned.",
+)  # fmt: skip
+_SHAPE = flags.DEFINE_list(
+  "shape",
+  [],
+  "Of the input of --onnx, where the file leaves it open: 1,3,32,32.",
+)
+_DATA = flags.DEFINE_enum(
+  "data", None, ["cifar10", "digits"], "Test --onnx on these test images."
+)
+_DATA_DIR = cli.data_dir_flag()
 
 
 def main(argv: list[str]) -> None:
   del argv
+  if _ONNX.value:
+    _judge()
+    return
   if _CONFIG.file is None and not _WORKDIR.value:
     raise app.UsageError(
-      "give --config=FILE, such as configs/baseline.py, or --workdir=DIR of a"
-      " finished run"
+      "give --config=FILE, such as configs/baseline.py, --workdir=DIR of a"
+      " finished run, or --onnx=FILE"
     )
-  # Imported late: --help and a wrong flag need no JAX.
-  from rich.console import Console
-
   result = _of_run() if _WORKDIR.value else _of_config()
   if _JSON.value:
     print(result.to_json())
-    return
+  else:
+    _show(result)
+
+
+def _show(result) -> None:
+  # Imported late: --help and a wrong flag need no JAX.
+  from rich.console import Console
+
   # ResNet-18's table is 96 wide; a narrower terminal wraps it whole.
   console = Console(width=max(Console().width, 108))
   console.print(result.table(), markup=False)
   console.print(result.summary())
+
+
+def _judge() -> None:
+  """Scores the network of --onnx, and tests it where --data asks for it."""
+  import json
+
+  if _CONFIG.file is not None or _WORKDIR.value:
+    raise app.UsageError("give one of --config, --workdir and --onnx")
+  try:
+    shape = tuple(int(n) for n in _SHAPE.value)
+  except ValueError as e:
+    raise app.UsageError(
+      f"--shape (={','.join(_SHAPE.value)}) must be integers such as 1,3,32,32"
+    ) from e
+  try:
+    from jaxr18.deploy.judge import judge
+  except ImportError as e:
+    raise app.UsageError(
+      f"--onnx needs the packages of the extra `onnx` ({e}):"
+      " pip install 'jaxr18[onnx]'"
+    ) from e
+  path = paths.folder(_ONNX.value)
+  judged = judge(
+    path, shape=shape, zeros_removed=_ZEROS.value == "removed"
+  )  # fmt: skip
+  answers = _tested(path) if _DATA.value else None
+  if _JSON.value:
+    out = judged.score.as_dict()
+    out |= {"zeros": judged.zeros, "remarks": judged.remarks}
+    if answers is not None:
+      out |= {"test_correct": answers[0], "test_count": answers[1]}
+    print(json.dumps(out, allow_nan=False))
+    return
+  _show(judged.score)
+  print(f"{judged.zeros:,} weights are 0; written by {judged.producer or '?'}")
+  for remark in judged.remarks:
+    print(f"note: {remark}")
+  if answers is not None:
+    print(
+      f"test accuracy {answers[0] / answers[1]:.2%} ({answers[0]} of"
+      f" {answers[1]} images of {_DATA.value}, by ONNX Runtime)"
+    )
+
+
+def _tested(path) -> tuple[int, int]:
+  """Right answers of an ONNX file, and of how many test images."""
+  from jaxr18.data import dataset
+  from jaxr18.deploy.judge import accuracy
+
+  images = dataset.load(_DATA.value, _DATA_DIR.value or "", validation=0)
+  return accuracy(path, images.test, images.mean, images.std)
 
 
 def _of_run():
