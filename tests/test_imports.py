@@ -188,7 +188,11 @@ class TestPackage:
     assert importers("aqt") == {"nn.quantize"}
     assert importers("torch") == {"deploy.torch_weights"}
     assert importers("orbax") == {"train.checkpoint"}
-    assert importers("onnx") == {"deploy.to_onnx"}
+    assert importers("onnx") == {
+      "deploy.to_onnx",
+      "deploy.judge",
+      "deploy.onnx_facts",
+    }
     assert importers("optuna") == {"search.storage"}
     assert importers("tensorboardX") == importers("wandb") == {"train.writers"}
 
