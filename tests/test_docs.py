@@ -108,7 +108,7 @@ def _module_of(line: list[str]) -> tuple[str, list[str]]:
     return "launch.sweep", rest[1:]
   assert rest[0] == "-m", line
   name, flags = rest[1], rest[2:]
-  if name == "jaxr18.report":
+  if name in ("jaxr18.report", "jaxr18.search"):
     name += ".__main__"
   # The flags of these are argparse's.
   others = ("jaxr18.data", "jaxr18.deploy.torch_weights")
@@ -122,14 +122,14 @@ def test_commands_have_their_flags_and_configs(called):
     name, flags = _module_of(line)
     if name and flags not in modules.setdefault(name, []):
       modules[name].append(flags)
-  assert modules.keys() >= {"jaxr18.search", "jaxr18.report.__main__",
+  assert modules.keys() >= {"jaxr18.search.__main__", "jaxr18.report.__main__",
                             "jaxr18.export", "launch.sweep"}  # fmt: skip
   assert len(modules["jaxr18.main"]) > 20
   refused = []
   for name, lines in modules.items():
     done = subprocess.run(
       [sys.executable, "-c", _ACCEPT, name, json.dumps(lines)],
-      cwd=ROOT, capture_output=True, text=True, timeout=100,
+      cwd=ROOT, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     refused += [f"{name} {line}" for line in done.stdout.splitlines()]
@@ -140,7 +140,7 @@ def test_a_wrong_flag_is_seen():
   lines = [["--workdir=a"], ["--wrokdir=a"]]
   done = subprocess.run(
     [sys.executable, "-c", _ACCEPT, "jaxr18.export", json.dumps(lines)],
-    cwd=ROOT, capture_output=True, text=True, timeout=100,
+    cwd=ROOT, capture_output=True, text=True, timeout=400,
   )  # fmt: skip
   assert "wrokdir" in done.stdout and "Did you mean" in done.stdout
   assert len(done.stdout.splitlines()) == 1

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import postgres
 import pytest
 import tiny_run
 
@@ -61,6 +62,13 @@ def command(*flags, **environment):
     text=True,
     cwd=ROOT,
   )
+
+
+@pytest.fixture(scope="module")
+def database():
+  """The address of a real PostgreSQL server, which holds no study yet."""
+  with postgres.server() as url:
+    yield url
 
 
 class TestHalving:
@@ -387,10 +395,13 @@ class TestWork:
     assert theirs.folder.is_relative_to(copy)
     mine.lock.close(), theirs.lock.close()
 
-  def test_a_database(self, tmp_path):
+  @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+  def test_a_database(self, kind, tmp_path, request):
     """Two machines, with a folder each, share a study by its address."""
     config = load(search__score_budget=1.0)
     url = f"sqlite:///{tmp_path}/study.db"
+    if kind == "postgresql":
+      url = request.getfixturevalue("database")
     here, there = tmp_path / "here", tmp_path / "there"
     one, two = begin(config, here, url), begin(config, there, url)
     works = [trial.find_work(one, config, here, 2),
@@ -404,7 +415,13 @@ class TestWork:
     assert len(trial.finished(storage.rows(again))) == 2
     assert storage.kept_config(again) == json.loads(config.to_json())
     table.write(again, here)
-    assert not list(tmp_path.glob("sqlite*"))  # no folder of that name
+    assert not list(tmp_path.glob(f"{kind}*"))  # no folder of that name
+
+  def test_a_wrong_password(self, database):
+    url = database.replace("cret@", "wrong@")
+    with pytest.raises(storage.StudyError, match="password auth.* failed") as e:
+      storage.open_study(url)
+    assert "wrong" not in str(e.value)
 
   @pytest.mark.parametrize(
     "url, told",

@@ -1,8 +1,12 @@
 """Epochs in TensorBoard and Weights & Biases: each once, never in the way."""
 
+import json
 import os
 import pathlib
 import secrets
+import struct
+import subprocess
+import sys
 import types
 
 import pytest
@@ -214,3 +218,73 @@ class TestConfig:
   def test_no_phase_takes_their_folder(self):
     with pytest.raises(ConfigError, match="'wandb', which must not be"):
       validate(base(("wandb",)))
+
+
+def _logged(path):
+  """(step, numbers) of the lines in a file of wandb's, which is LevelDB's log.
+
+  Records of at most a block of 32 kB follow one another, each behind its
+  checksum, its length and whether it is whole, a begin, a middle or an end.
+  """
+  from wandb.proto import wandb_internal_pb2 as pb
+
+  data, at, record, out = path.read_bytes(), 7, b"", []
+  while at + 7 <= len(data):
+    if (left := 32768 - at % 32768) < 7:
+      at += left
+      continue
+    _, length, kind = struct.unpack_from("<IHB", data, at)
+    record += data[at + 7 : at + 7 + length]
+    at += 7 + length
+    if kind not in (1, 4):
+      continue
+    parsed = pb.Record.FromString(record)
+    if parsed.WhichOneof("record_type") == "history":
+      values = {
+        (x.key or "/".join(x.nested_key)): json.loads(x.value_json)
+        for x in parsed.history.item
+      }
+      out.append((values["_step"], values))
+    record = b""
+  return out
+
+
+@pytest.mark.slow
+def test_the_real_wandb_offline(tmp_path):
+  """The last process's folder alone is left, and it has each line once."""
+  pytest.importorskip("wandb")
+  code = """
+import os, pathlib, sys
+from jaxr18.train.files import MetricsFile
+from jaxr18.train.writers import Writer
+workdir, phase, last, end = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+(workdir / phase).mkdir(exist_ok=True)
+file = MetricsFile(workdir / phase / "metrics.jsonl", True)
+writer = Writer(workdir, ["wandb"], {"seed": 3})
+writer.begin(phase, file.rows)
+for step in range(file.last_step + 6, int(last) + 6, 6):
+  row = {"step": step, "loss": 1 / step, "validation_accuracy": 0.5}
+  file.write(row)
+  writer.row(phase, row)
+assert writer._sinks, "it was left out"
+if end == "killed":
+  os.kill(os.getpid(), 9)
+writer.close()
+"""
+  for phase, last, end in (
+    ("teacher", 12, "killed"), ("teacher", 18, "closed"),
+    ("student", 12, "closed"),
+  ):  # fmt: skip
+    done = subprocess.run(
+      [sys.executable, "-c", code, str(tmp_path), phase, str(last), end],
+      env=os.environ | {"WANDB_MODE": "offline"}, timeout=200,
+      capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == (-9 if end == "killed" else 0), done.stderr
+  (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+  lines = _logged(path)
+  assert [step for step, _ in lines] == [0, 1, 2, 3, 4]
+  assert [(v.get("teacher/step"), v.get("student/step")) for _, v in lines] == [
+    (6, None), (12, None), (18, None), (None, 6), (None, 12),
+  ]  # fmt: skip
+  assert [v["teacher/loss"] for _, v in lines[:3]] == [1 / 6, 1 / 12, 1 / 18]
