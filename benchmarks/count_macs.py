@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from jaxr18.cost.macs import count_macs
-from jaxr18.cost.score import course_score
+from jaxr18.cost.score import per_network_score
 from jaxr18.nn import network
 from jaxr18.nn.conv import conv
 from jaxr18.nn.spec import resnet18
@@ -349,7 +349,7 @@ def main():
   console.print(table)
   if args.tools:
     table = Table("tool", title="ResNet-18 for CIFAR, one image")
-    for name in ("reports", "minus ours", "unexplained", "course score"):
+    for name in ("reports", "minus ours", "unexplained", "per-network score"):
       table.add_column(name, justify="right")
     table.add_column("what it counts besides")
     ours = rows[0]["ours"]
@@ -359,7 +359,7 @@ def main():
         f"{macs:,}",
         f"{macs - ours:+,}",
         str(macs - ours - more),
-        f"{course_score(RESNET18_PARAMS, macs).total:.6f}",
+        f"{per_network_score(RESNET18_PARAMS, macs).total:.6f}",
         why,
       )
     console.print(table)

@@ -32,7 +32,7 @@ def pruned() -> Figure:
   return tradeoff.draw(
     series,
     {"parameters kept": tradeoff.parameters_kept,
-     "exact score (lower is better)": tradeoff.exact_score},
+     "per-layer score (lower is better)": tradeoff.per_layer_score},
     "Pruned and trained on for 4 epochs, by the share kept",
   )  # fmt: skip
 
@@ -55,7 +55,7 @@ def search() -> Figure:
   """A study's candidates: accuracy on validation images against the score."""
   found = json.loads((RESULTS / "search" / "search.json").read_text())
   return report_pictures.pareto(
-    table.points(found["trials"]), "exact score", "validation"
+    table.points(found["trials"]), "per-layer score", "validation"
   )
 
 
@@ -68,7 +68,7 @@ def results() -> Figure:
     if group.task == points.published_task()
   ]
   return report_pictures.pareto(
-    entry.all_points(entries, "exact"), "exact score"
+    entry.all_points(entries, "per_layer"), "per-layer score"
   )
 
 

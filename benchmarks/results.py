@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from jaxr18.host import sealed
+from jaxr18.host import sealed, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -12,7 +12,8 @@ RESULTS = ROOT / "docs" / "results"
 
 def load(name: str) -> dict[str, Any]:
   """docs/results/NAME/result.json."""
-  return sealed.read(RESULTS / name / "result.json", demanded=False)
+  result = sealed.read(RESULTS / name / "result.json", demanded=False)
+  return workdir.lift(result)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

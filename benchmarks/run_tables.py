@@ -3,6 +3,9 @@
 import json
 
 from benchmarks.results import RESULTS, load, table
+from jaxr18.cost.figures import FIGURES
+
+SCORES = ("score: per network", "per layer", "on disk")
 
 # Runs of configs/quant.py, each with the bits behind its name.
 QUANT_BITS = (8, 4, 3, 2)
@@ -23,15 +26,15 @@ def runs(*names: str) -> str:
         f"[{name}](docs/results/{name}/result.json)",
         f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
         f" {r['test_count']:,})",
-        f"{s['course']['total']:.4f}",
-        f"{s['exact']['total']:.4f}",
-        f"{s['stored']['total']:.4f}",
+        f"{s['per_network']['total']:.4f}",
+        f"{s['per_layer']['total']:.4f}",
+        f"{s['on_disk']['total']:.4f}",
         f"{s['macs'] / 1e6:.1f} M",
-        f"{s['course']['w'] / 1e6:.2f} M",
+        f"{s['per_network']['w'] / 1e6:.2f} M",
         f"{r['seconds'] / 60:.0f}",
       ]
     )
-  header = ["run", "test accuracy", "score: course", "exact", "stored",
+  header = ["run", "test accuracy", *SCORES,
             "MACs", "parameters", "minutes"]  # fmt: skip
   return table(header, rows)
 
@@ -54,12 +57,12 @@ def quantization() -> str:
         str(bits),
         cell(after),
         cell(trained),
-        f"{score['exact']['total']:.4f}",
-        f"{score['stored']['total']:.4f}",
+        f"{score['per_layer']['total']:.4f}",
+        f"{score['on_disk']['total']:.4f}",
       ]
     )
   header = ["bits", "calibrated only", f"trained {epochs} epochs, distilled",
-            "score: exact", "stored"]  # fmt: skip
+            "score: per layer", "on disk"]  # fmt: skip
   return table(header, rows)
 
 
@@ -89,12 +92,12 @@ def exports(*names: str) -> str:
 
 def pruned() -> str:
   """Pruned runs beside the dense network that all of them start from."""
-  whole = load("dense_narrow")["score"]["course"]["w"]
+  whole = load("dense_narrow")["score"]["per_network"]["w"]
   rows = []
   for name in ("dense_narrow", *PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
     r = load(name)
     s = r["score"]
-    c = s["course"]
+    c = s["per_network"]
     what = ""
     if name in (*PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
       of = "weights" if name in PRUNED_WEIGHTS else "channels"
@@ -108,14 +111,14 @@ def pruned() -> str:
         f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
         f" {r['test_count']:,})",
         f"{c['total']:.4f}",
-        f"{s['exact']['total']:.4f}",
-        f"{s['stored']['total']:.4f}",
+        f"{s['per_layer']['total']:.4f}",
+        f"{s['on_disk']['total']:.4f}",
         f"{s['macs'] / 1e6:.2f} M",
         f"{kept / 1e3:,.1f} k ({kept / whole:.0%})",
         f"{r['seconds'] / 60:.0f}",
       ]
     )
-  header = ["run", "keeps", "test accuracy", "score: course", "exact", "stored",
+  header = ["run", "keeps", "test accuracy", *SCORES,
             "MACs", "parameters kept", "minutes"]  # fmt: skip
   return table(header, rows)
 
@@ -132,13 +135,13 @@ def populations(*names: str) -> str:
         f"{100 * r['members_accuracy_mean']:.2f}"
         f" ± {100 * r['members_accuracy_std']:.2f}%",
         each,
-        f"{r['members'][0]['score']['exact']:.4f}",
+        f"{r['members'][0]['score']['per_layer']:.4f}",
         f"{r['members'][0]['macs'] / 1e6:.1f} M",
         f"{r['seconds'] / 60:.0f}",
       ]
     )
   header = ["run", "test accuracy, mean ± standard deviation", "each seed, %",
-            "exact score of one", "MACs of one", "minutes"]  # fmt: skip
+            "per-layer score of one", "MACs of one", "minutes"]  # fmt: skip
   return table(header, rows)
 
 
@@ -150,7 +153,7 @@ def ensemble(name: str) -> str:
     [
       source.removeprefix("runs/"),
       f"{100 * m['test_accuracy']:.2f}%",
-      *(f"{m['score'][k]:.4f}" for k in ("course", "exact", "stored")),
+      *(f"{m['score'][k]:.4f}" for k in FIGURES),
       f"{m['macs'] / 1e6:.2f} M",
       "",
     ]
@@ -162,12 +165,12 @@ def ensemble(name: str) -> str:
     [
       f"[all](docs/results/{name}/result.json), by {r['vote']}",
       f"{100 * r['test_accuracy']:.2f}%",
-      *(f"{score[k]['total']:.4f}" for k in ("course", "exact", "stored")),
+      *(f"{score[k]['total']:.4f}" for k in FIGURES),
       f"{score['macs'] / 1e6:.2f} M",
       f"{100 * sum(pairs) / len(pairs):.1f}%",
     ]
   )
-  header = ["member", "test accuracy", "score: course", "exact", "stored",
+  header = ["member", "test accuracy", *SCORES,
             "MACs", "two disagree on"]  # fmt: skip
   return table(header, rows)
 
@@ -190,7 +193,7 @@ def search(name: str) -> str:
     for t in trained
   ]
   epochs = " and ".join(map(str, found["config"]["search"]["rungs"]))
-  header = ["trial", "on the front", "exact score",
+  header = ["trial", "on the front", "per-layer score",
             f"validation accuracy after {epochs}, %", "trained to the end",
             "minutes"]  # fmt: skip
   over = sum(t["state"] == "over budget" for t in found["trials"])

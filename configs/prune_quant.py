@@ -4,8 +4,8 @@ python -m jaxr18.main --config=configs/prune_quant.py
 
 Three fifths of the weights go while the first phase trains, by magnitude over
 all layers (Zhu and Gupta, 2017). The second quantizes what is left, taught by
-what it was. On two CPU cores: 90.00% at an exact score of 0.0276 in 68 minutes
-(docs/results/prune_quant). `:tiny` takes seconds on the digits.
+what it was. On two CPU cores: 90.00% at a per-layer score of 0.0276 in 68
+minutes (docs/results/prune_quant). `:tiny` takes seconds on the digits.
 """
 
 from jaxr18.config import base

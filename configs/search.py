@@ -1,4 +1,4 @@
-"""Networks of a few M MACs: accuracy against the exact score.
+"""Networks of a few M MACs: accuracy against the per-layer score.
 
 python -m jaxr18.search --config=configs/search.py --trials=14
 

@@ -4,11 +4,11 @@ python -m jaxr18.main --config=configs/three_bits.py
 
 ResNet-18's fourth stage is a poor buy in this score: it spends 16
 multiply-accumulates a weight, and a weight is charged as much as 50. Three
-stages of (2, 3, 3) blocks with 12, 24 and 56 channels and 3 bits have an exact
-score of 0.0112: 89.64% in 78 minutes on two CPU cores with AMX
+stages of (2, 3, 3) blocks with 12, 24 and 56 channels and 3 bits have a
+per-layer score of 0.0112: 89.64% in 78 minutes on two CPU cores with AMX
 (docs/results/three_bits). Both phases see all 50,000 training images, so
 nothing is selected: the last epoch counts. `:small` is (2, 2, 2) blocks with 8,
-16 and 40 channels, in float32, of an exact score of 0.0038. `:select` holds
+16 and 40 channels, in float32, of a per-layer score of 0.0038. `:select` holds
 5,000 images out instead; `:tiny` takes seconds on the digits.
 """
 

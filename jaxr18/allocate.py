@@ -4,8 +4,8 @@
 
 Takes a finished run in 32 bits, measures on the validation images (the training
 images where there are none; no labels) what each layer loses in each number of
-bits, and prints the best rules for config.PHASE.network.bits with their exact
-score. Writes WORKDIR/sensitivity/bits.json.
+bits, and prints the best rules for config.PHASE.network.bits with their
+per-layer score. Writes WORKDIR/sensitivity/bits.json.
 
 Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
 when the command cannot be run.
@@ -83,13 +83,13 @@ def main(argv: list[str]) -> None:
     "target": _TARGET.value,
     "bits": rules,
     "two_bits": _TWO_BITS.value,
-    "exact": found.exact.total,
+    "per_layer": found.per_layer.total,
   }
   write_json(path, result)
   print(f"network.bits = {rules!r}")
   if _TWO_BITS.value != "ternary":
     print(f"network.two_bits = {_TWO_BITS.value!r}")
-  print(f"exact score {found.exact.total:.6f}; {path}")
+  print(f"per-layer score {found.per_layer.total:.6f}; {path}")
 
 
 def _table(losses, bits, count: int) -> str:

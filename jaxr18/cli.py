@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from jaxr18 import __version__
 from jaxr18.config import file as configfile
+from jaxr18.cost.figures import FIGURES
 from jaxr18.host import paths, stop
 from jaxr18.host.errors import ToldError
 
@@ -276,7 +277,7 @@ def default_workdir(file: str) -> pathlib.Path:
 def members_table(result: dict[str, Any]) -> str:
   """A line for each member, what they differ in, and each vote."""
   phase = result["phases"][result["config"]["phases"][-1]]
-  lines = ["member   test accuracy  validation   exact score"]
+  lines = ["member   test accuracy  validation   per-layer score"]
 
   def line(name, test, validation, rest):
     shown = "" if validation is None else f"{validation:.2%}"
@@ -286,9 +287,9 @@ def members_table(result: dict[str, Any]) -> str:
     what = f"seed {row['seed']}" if "seed" in row else phase["sources"]
     if isinstance(what, list):
       what = what[i] if len(what) == len(result["members"]) else ""
-    exact = f"{row['score']['exact']:11.6f}"
+    per_layer = f"{row['score']['per_layer']:11.6f}"
     line(str(i), row["test_accuracy"], row["validation_accuracy"],
-         f"{exact}  {what}")  # fmt: skip
+         f"{per_layer}  {what}")  # fmt: skip
   lines.append(
     f"mean {result['members_accuracy_mean']:.2%}, standard deviation"
     f" {100 * result['members_accuracy_std']:.2f} points"
@@ -314,13 +315,13 @@ def print_result(result: dict[str, Any], workdir) -> None:
     f"test accuracy {result['test_accuracy']:.2%}"
     f" ({result['test_correct']} of {result['test_count']})"
   )
-  for name in ("course", "exact", "stored"):
+  for name in FIGURES:
     s = score[name]
     print(
       f"score, {name}: {s['total']:.6f}"
       f" = {s['params_term']:.6f} (weights) + {s['ops_term']:.6f} (MACs)"
     )
   print(
-    f"{score['macs']:,} MACs, {score['course']['w']:,} parameters,"
+    f"{score['macs']:,} MACs, {score['per_network']['w']:,} parameters,"
     f" {result['seconds']:.0f} s of training; all in {workdir}/result.json"
   )

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
   if "bytes_of_weights" in found:
     print(
       f"{found['bytes_of_weights']:,} of them without the description;"
-      f" {found['bytes_charged']:,} are charged by the stored score"
+      f" {found['bytes_charged']:,} are charged by the on-disk score"
     )
   print(f"test accuracy {found['accuracy']:.2%} ({found['correct']} of {n})")
   print(

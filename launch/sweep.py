@@ -22,7 +22,6 @@ when the command line or a config cannot be run, and then nothing was started.
 
 import concurrent.futures
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -38,6 +37,7 @@ from absl import app, flags
 from jaxr18 import cli
 from jaxr18.config import file as configfile
 from jaxr18.host import paths
+from jaxr18.host.workdir import read_result
 from jaxr18.train.files import write_atomically
 
 _CONFIG = cli.config_flag()
@@ -203,10 +203,10 @@ def _outcome(workdir: pathlib.Path, status: int) -> str:
   if status:
     how = f"signal {-status}" if status < 0 else f"status {status}"
     return f"failed with {how}; {workdir}/log.txt says why"
-  result = json.loads((workdir / "result.json").read_text())
+  result = read_result(workdir)
   return (
-    f"test accuracy {result['test_accuracy']:.2%}, exact score"
-    f" {result['score']['exact']['total']:.6f}"
+    f"test accuracy {result['test_accuracy']:.2%}, per-layer score"
+    f" {result['score']['per_layer']['total']:.6f}"
   )
 
 

@@ -343,7 +343,7 @@ class TestSweep:
     assert re.fullmatch(r"[\w./=,-]+", workdirs[2])
 
   def test_one_fails_and_the_others_go_on(self, tmp_path, config):
-    result = {"test_accuracy": 0.5, "score": {"exact": {"total": 0.25}}}
+    result = {"test_accuracy": 0.5, "score": {"per_layer": {"total": 0.25}}}
     python = stub(
       tmp_path, "python",
       'workdir=${*: -1}; workdir=${workdir#*=}; echo "$@"\n'
@@ -354,7 +354,7 @@ class TestSweep:
                       PYTHON=str(python))  # fmt: skip
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
-    assert sum("test accuracy 50.00%, exact score 0.250000" in x
+    assert sum("test accuracy 50.00%, per-layer score 0.250000" in x
                for x in lines) == 2  # fmt: skip
     assert "2 of 3 runs are finished, 1 failed" in lines
     first = "runs/mine-sweep/train.learning_rate=0.1,seed=3"

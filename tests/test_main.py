@@ -181,7 +181,7 @@ class TestRun:
       (folder / "runs" / "baseline-tiny" / "result.json").read_text()
     )
     share = f"({result['test_correct']} of {result['test_count']})"
-    assert share in done.stdout and "score, course:" in done.stdout
+    assert share in done.stdout and "score, per_network:" in done.stdout
     assert "finished already" not in done.stdout
 
   def test_only_progress_is_on_stderr(self, first):

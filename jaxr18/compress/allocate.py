@@ -131,12 +131,12 @@ def bit_losses(
 def allocate(
   spec: NetSpec, losses: Losses, target: float, masks=None
 ) -> NetSpec:
-  """The bits of the least sum of losses at an exact score of at most `target`.
+  """The bits of the least sum of losses whose score is at most `target`.
 
   Args:
     spec: the network; its own bits do not matter.
     losses: of `bit_losses`; units that are not in it have 8 bits.
-    target: the exact figure to reach.
+    target: the per-layer figure to reach.
     masks: of the network, as `score` takes them.
 
   Returns:
@@ -162,7 +162,7 @@ def allocate(
     rows = score(with_bits(spec, [(".*", b, b)]), masks=masks).rows
     for layer, row in zip(spec.layers(), rows, strict=True):
       cost = tables.setdefault(layer.unit, {})
-      cost[b] = cost.get(b, 0) + row.exact.total
+      cost[b] = cost.get(b, 0) + row.per_layer.total
   choices = {u: losses.get(u, {8: 0.0}) for u in units}
   lowest = sum(min(tables[u][b] for b in choices[u]) for u in units)
   best = np.full(_STEPS + 1, np.inf)  # by the cost spent so far
@@ -181,7 +181,7 @@ def allocate(
     taken.append(which)
   if not np.isfinite(best).any():
     raise ValueError(
-      f"no choice of bits brings the exact score to {target}: the lowest is"
+      f"no choice of bits brings the per-layer score to {target}: the lowest is"
       f" {lowest:.6f}; allow fewer bits, or make the network smaller"
     )
   spent = int(np.argmin(best))

@@ -36,7 +36,7 @@ from jaxr18.config.schema import (
   knobs,
   within,
 )
-from jaxr18.config.search import check_search, exact_score, extremes
+from jaxr18.config.search import check_search, extremes, per_layer_score
 from jaxr18.config.writers import WRITERS, check_writers
 from jaxr18.deploy import torch_weights
 from jaxr18.host import paths
@@ -118,7 +118,7 @@ def _check_candidates(check, devices: int, init) -> None:
   for params, candidate in extremes(check.config):
     try:
       validate(candidate, devices, sources=False, read=lambda value: init)
-      exact_score(candidate, init)
+      per_layer_score(candidate, init)
     except ValueError as e:
       check.problems.append(
         f"config.search allows the candidate {params}, which cannot be run: {e}"

@@ -432,7 +432,7 @@ PHASE = {
 
 # What `python -m jaxr18.search` may choose in the config's one phase.
 SEARCH = {
-  "score_budget": Knob(0.02, "largest exact score of a candidate that is "
+  "score_budget": Knob(0.02, "largest per-layer score of a candidate that is "
                        "trained", 1e-9, 1e6),
   "rungs": Knob((2, 4), "epochs after which only the best go on",
                 1, 100_000),

@@ -13,7 +13,7 @@ import ml_collections
 from jaxr18.compress.gradual import moves
 from jaxr18.config.forecast.outlook import Outlook
 from jaxr18.config.forecast.phase import foresee
-from jaxr18.config.forecast.score import exact_of
+from jaxr18.config.forecast.score import per_layer_of
 
 # What each layer keeps is then known before it is trained, and so the score.
 DISTRIBUTIONS = ("uniform", "erk")
@@ -68,10 +68,10 @@ def describe_candidate(params: Params) -> str:
   return " ".join(f"{what} {'-'.join(values)}" for what, values in many.items())
 
 
-def exact_score(
+def per_layer_score(
   config: ml_collections.ConfigDict, init: list[Outlook] | None = None
 ) -> float:
-  """The exact score that a candidate's network will have when it is trained.
+  """The per-layer score that a candidate's network will have once trained.
 
   Args:
     config: the candidate's.
@@ -88,10 +88,10 @@ def exact_score(
   found = foresee(config[name], name, {"init": init, "rewind": None}, 0, fault)
   if not found or found[0].unknown:
     raise ValueError(f"config.{name}.init hides what its masks leave")
-  exact = exact_of(found[0])
-  if exact is None:
+  total = per_layer_of(found[0])
+  if total is None:
     raise ValueError(f"config.{name} hides its score: {found[0].why}")
-  return exact
+  return total
 
 
 def extremes(

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jaxr18.cost.figures import Figure, LayerScore, Score, plain_table
+from jaxr18.cost.figures import FIGURES, Figure, LayerScore, Score, plain_table
 
 Range = tuple[float, float]  # the least and the most
-NAMES = ("course", "exact", "stored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Bounds:
   def as_dict(self) -> dict[str, Any]:
     """Plain numbers, strings, lists and dicts."""
     out: dict[str, Any] = {"bounds": True, "why": list(self.why)}
-    for name in NAMES:
+    for name in FIGURES:
       out[name] = {
         which: {**dataclasses.asdict(figure), "total": figure.total}
         for which, figure in (
@@ -68,7 +67,7 @@ class Bounds:
     table.add_column("figure")
     for name in ("the lowest", "the highest"):
       table.add_column(name, justify="right")
-    for name in NAMES:
+    for name in FIGURES:
       low, high = self.low[name].total, self.high[name].total
       table.add_row(name, f"{low:.6f}", f"{high:.6f}")
     counts = [
@@ -92,7 +91,7 @@ def add_bounds(members: Sequence[Score | Bounds]) -> Bounds:
         sum(f[name].params_term for f in figures),
         sum(f[name].ops_term for f in figures),
       )
-      for name in NAMES
+      for name in FIGURES
     }
 
   return Bounds(
@@ -106,7 +105,7 @@ def add_bounds(members: Sequence[Score | Bounds]) -> Bounds:
 
 def _as_bounds(one: Score) -> Bounds:
   """Of a score that is known: both are the same."""
-  figures = {n: getattr(one, n) for n in NAMES}
+  figures = {n: getattr(one, n) for n in FIGURES}
   figures = {n: Figure(f.params_term, f.ops_term) for n, f in figures.items()}
   kept = sum(row.kept for row in one.rows)
   return Bounds(figures, figures, (one.macs, one.macs), (kept, kept), ())

@@ -14,6 +14,7 @@ from rich.table import Table
 
 PARAMS_REFERENCE = 5.6e6
 MACS_REFERENCE = 2.8e8
+FIGURES = ("per_network", "per_layer", "on_disk")
 BIAS_BITS = 32  # what is added to a 32-bit accumulator
 
 
@@ -30,8 +31,8 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Course(Figure):
-  """The course's figure and the numbers that went into its formula."""
+class PerNetwork(Figure):
+  """The whole network's figure and the numbers that went into the formula."""
 
   p_s: float
   p_u: float
@@ -68,8 +69,8 @@ class LayerScore:
   stored_bits: int
 
   @property
-  def exact(self) -> Figure:
-    """The layer's share of the exact figure."""
+  def per_layer(self) -> Figure:
+    """The layer's share of the per-layer figure."""
     bits = self.kept * self.w_bits + self.biases_kept * BIAS_BITS
     return Figure(
       bits / 32 / PARAMS_REFERENCE,
@@ -86,9 +87,9 @@ def plain_table(title: str) -> Table:
 class Score:
   """The three figures of a network (defined in `jaxr18.cost.score`)."""
 
-  course: Course
-  exact: Figure
-  stored: Figure
+  per_network: PerNetwork
+  per_layer: Figure
+  on_disk: Figure
   rows: tuple[LayerScore, ...]
   members: int = 1
   views: int = 1
@@ -111,14 +112,10 @@ class Score:
     return json.dumps(self.as_dict(), allow_nan=False)
 
   def _figures(self):
-    return (
-      ("course", self.course),
-      ("exact", self.exact),
-      ("stored", self.stored),
-    )
+    return tuple((name, getattr(self, name)) for name in FIGURES)
 
   def table(self) -> Table:
-    """A rich table: a line a layer with its shares of the exact figure."""
+    """A rich table: a line a layer with its shares of the per-layer figure."""
     title = "Score by layer"
     if self.members * self.views > 1:
       title += f", {self.members} members x {self.views} views"
@@ -129,7 +126,7 @@ class Score:
     names += ("params %", "ops %", "stored as")[: 3 if sparse else 2]
     for name in names:
       table.add_column(name, justify="right", overflow="fold")
-    params, ops = self.exact.params_term, self.exact.ops_term
+    params, ops = self.per_layer.params_term, self.per_layer.ops_term
     for row in self.rows:
       cells = (
         row.path,
@@ -139,8 +136,8 @@ class Score:
         f"{row.kept / row.weights:.3f}",
         f"{row.w_bits}/{row.a_bits}",
         f"{row.macs:,}",
-        f"{100 * row.exact.params_term / max(params, 1e-30):.2f}",
-        f"{100 * row.exact.ops_term / max(ops, 1e-30):.2f}",
+        f"{100 * row.per_layer.params_term / max(params, 1e-30):.2f}",
+        f"{100 * row.per_layer.ops_term / max(ops, 1e-30):.2f}",
         row.encoding,
       )
       table.add_row(*cells[: 1 + len(names)])
@@ -164,7 +161,7 @@ class Score:
         f"{figure.ops_term:.6f}",
         f"{figure.total:.6f}",
       )
-    c = self.course
+    c = self.per_network
     table.caption = (
       f"w={c.w:,} f={c.f:,}\np_s={c.p_s:.4f} p_u={c.p_u:.4f}"
       f" q_w={c.q_w} q_a={c.q_a}"

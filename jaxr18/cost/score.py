@@ -9,7 +9,7 @@ the score comes from (ResNet-18 in half precision). MACs are for one image,
 convolutions and the head alone, taps on the padding included; see
 `jaxr18.cost.macs` and docs/score.md.
 
-**course**: its formula, as its authors compute it, with global numbers:
+**per network**: its formula, as its authors compute it, with global numbers:
 
     (1 - (p_s + p_u)) * q_w / 32 * w / 5.6e6
       + (1 - p_s) * max(q_w, q_a) / 32 * f / 2.8e8
@@ -21,7 +21,7 @@ p_s is the part in wholly masked channels, as a share of the parameters or of
 the MACs, whichever is smaller, so neither term is credited with more than the
 masks remove. On a shrunk network w and f are already smaller and p_s is 0.
 
-**exact**: the sum over layers of what is really there:
+**per layer**: the sum over layers of what is really there:
 
     kept weights * w_bits / 32 / 5.6e6 + MACs * max(w_bits, a_bits) / 32 / 2.8e8
 
@@ -32,7 +32,7 @@ batch norm follows), like the head's. The first layer is charged as any other,
 by the bits of what it multiplies: the image quantized to its `a_bits`, or the
 normalized image in 32 bits.
 
-**stored**: exact's MACs; the weights at the bits that a file of them needs,
+**on disk**: the same MACs; the weights at the bits that a file of them needs,
 without compression. A kernel takes the smallest of: every weight, zeros too,
 in w_bits (which a pruned kernel of 1 bit cannot, since a sign has no zero); a
 mask of one bit a weight and the kept weights; for each kept weight its w_bits
@@ -42,9 +42,9 @@ kernel of 8 bits or fewer, and of one in float16 that batch norm follows (its
 scale cannot vanish into weights that are rounded already), and 32 bits for the
 learned bound of each such input. Not in it: the description of the network.
 
-Hence exact <= stored always; and where all bits are b and pruning is
-unstructured, exact equals the course's formula with w the kernels' weights,
-plus the biases at 32 bits.
+Hence per layer <= on disk always; and where all bits are b and pruning is
+unstructured, per layer equals the reference formula with w the kernels'
+weights, plus the biases at 32 bits.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ from jaxr18.cost.figures import (
   BIAS_BITS,
   MACS_REFERENCE,
   PARAMS_REFERENCE,
-  Course,
   Figure,
   LayerScore,
+  PerNetwork,
   Score,
 )
 from jaxr18.cost.kept import (
@@ -74,7 +74,7 @@ from jaxr18.nn.spec import FLOAT_BITS, Layer, NetSpec
 SCALE_BITS = 32  # of an output channel or an input
 
 
-def course_score(
+def per_network_score(
   w: int,
   f: int,
   *,
@@ -83,8 +83,8 @@ def course_score(
   q_w: int = FLOAT_BITS,
   q_a: int = FLOAT_BITS,
   shrunk: bool = False,
-) -> Course:
-  """The course's formula on given numbers.
+) -> PerNetwork:
+  """The reference formula on given numbers.
 
   Args:
     w: parameters.
@@ -117,7 +117,7 @@ def course_score(
       f"p_s (={p_s}) must be 0 on a shrunk network: its w (={w}) and f (={f})"
       " have lost those channels already"
     )
-  return Course(
+  return PerNetwork(
     max(0.0, 1 - (p_s + p_u)) * q_w / 32 * w / PARAMS_REFERENCE,
     (1 - p_s) * max(q_w, q_a) / 32 * f / MACS_REFERENCE,
     p_s,
@@ -147,7 +147,7 @@ def score(
     masks: bool, nested dicts like its parameters, True keeps, a scalar where
       nothing is pruned. With `members`, arrays may have that leading axis.
     sparsity: without masks, the fraction removed of every kernel.
-    p_s: declares the course's p_s where no masks tell it; the other figures
+    p_s: declares the formula's p_s where no masks tell it; the other figures
       charge what is there.
     shrunk_from: the spec before its channels were removed.
     members: networks of this spec that vote; each is charged in full.
@@ -196,18 +196,18 @@ def score_counts(
   )
   if counted is not None:
     _check_counted(rows, counted)
-  exact = exact_figure(rows)
+  per_layer = per_layer_figure(rows)
   stored_bits = sum(row.stored_bits for row in rows)
-  stored = Figure(stored_bits / 32 / PARAMS_REFERENCE, exact.ops_term)
-  course = _course(rows, counts, p_s, shrunk)
-  return Score(course, exact, stored, rows, members, views)
+  on_disk = Figure(stored_bits / 32 / PARAMS_REFERENCE, per_layer.ops_term)
+  per_network = _per_network(rows, counts, p_s, shrunk)
+  return Score(per_network, per_layer, on_disk, rows, members, views)
 
 
-def exact_figure(rows: Sequence[LayerScore]) -> Figure:
+def per_layer_figure(rows: Sequence[LayerScore]) -> Figure:
   """The sum over layers, each by its own bits."""
   return Figure(
-    sum(row.exact.params_term for row in rows),
-    sum(row.exact.ops_term for row in rows),
+    sum(row.per_layer.params_term for row in rows),
+    sum(row.per_layer.ops_term for row in rows),
   )
 
 
@@ -242,7 +242,7 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
   )
 
 
-def _course(rows, counts, p_s, shrunk) -> Course:
+def _per_network(rows, counts, p_s, shrunk) -> PerNetwork:
   w = sum(c.params for c in counts)
   f = sum(row.macs for row in rows)
   removed = 1 - sum(c.params_kept for c in counts) / w
@@ -262,7 +262,7 @@ def _course(rows, counts, p_s, shrunk) -> Course:
     )
   else:
     declared = True
-  return course_score(
+  return per_network_score(
     w,
     f,
     p_s=p_s,

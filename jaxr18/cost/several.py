@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxr18.cost.figures import Course, Figure, Score
+from jaxr18.cost.figures import Figure, PerNetwork, Score
 from jaxr18.cost.score import score
 from jaxr18.nn.spec import NetSpec
 
@@ -18,7 +18,7 @@ def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:
     members: spec and masks of each; masks as `score` takes them, or None.
 
   Returns:
-    A `Score`. Its `course` adds the members' two terms, each by the course's
+    A `Score`. Its `per_network` adds the members' two terms, each by the
     formula with its own p_s, p_u, q_w and q_a; of the sum, w and f are sums,
     the bits the largest, p_s and p_u means weighted by w. Rows are named
     'member0/stem' and so on.
@@ -33,25 +33,25 @@ def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:
 
 def add_scores(scores: Sequence[Score]) -> Score:
   """The score of an ensemble of such members."""
-  course = [s.course for s in scores]
-  w = sum(c.w for c in course)
+  whole = [s.per_network for s in scores]
+  w = sum(c.w for c in whole)
   rows = tuple(
     dataclasses.replace(row, path=f"member{i}/{row.path}")
     for i, s in enumerate(scores)
     for row in s.rows
   )
   return Score(
-    Course(
-      *_terms(course),
-      sum(c.p_s * c.w for c in course) / w,
-      sum(c.p_u * c.w for c in course) / w,
-      max(c.q_w for c in course),
-      max(c.q_a for c in course),
+    PerNetwork(
+      *_terms(whole),
+      sum(c.p_s * c.w for c in whole) / w,
+      sum(c.p_u * c.w for c in whole) / w,
+      max(c.q_w for c in whole),
+      max(c.q_a for c in whole),
       w,
-      sum(c.f for c in course),
+      sum(c.f for c in whole),
     ),
-    Figure(*_terms([s.exact for s in scores])),
-    Figure(*_terms([s.stored for s in scores])),
+    Figure(*_terms([s.per_layer for s in scores])),
+    Figure(*_terms([s.on_disk for s in scores])),
     rows,
     len(scores),
   )

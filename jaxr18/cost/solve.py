@@ -6,10 +6,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
+from jaxr18.cost.figures import FIGURES
 from jaxr18.cost.score import Score, score
 from jaxr18.nn.spec import BITS, NetSpec, check, with_bits
-
-FIGURES = ("course", "exact", "stored")
 
 
 def score_many(specs: Iterable[NetSpec], **options) -> list[Score]:
@@ -36,7 +35,7 @@ def solve(
   target: float,
   knob: str,
   *,
-  figure: str = "exact",
+  figure: str = "per_layer",
   multiple: int = 1,
 ) -> Solution:
   """The least change of one knob that brings a score to a target or below.
@@ -48,7 +47,7 @@ def solve(
       where there is room; 'bits' the most bits for all weights and
       activations alike; 'sparsity' the smallest fraction (to 1e-9) removed of
       every kernel.
-    figure: which figure is to reach it: 'course', 'exact' or 'stored'.
+    figure: which of `FIGURES` is to reach it.
     multiple: scaled widths are multiples of it and of all groups.
 
   Raises:

@@ -35,7 +35,7 @@ from jaxr18.cost.figures import (
   Score,
 )
 from jaxr18.cost.kept import encodings
-from jaxr18.cost.score import SCALE_BITS, course_score, exact_figure
+from jaxr18.cost.score import SCALE_BITS, per_layer_figure, per_network_score
 from jaxr18.deploy.onnx_facts import (
   FLOAT_BITS,
   HALF_BITS,
@@ -182,18 +182,18 @@ class _Graph:
 
   def score(self) -> Score:
     rows = tuple(self.rows)
-    exact = exact_figure(rows)
+    per_layer = per_layer_figure(rows)
     bits = sum(row.stored_bits for row in rows)
     layers = [row for row in rows if row.macs]
-    course = course_score(
+    per_network = per_network_score(
       self.params,
       sum(row.macs for row in rows),
       p_u=self.removed / max(self.params, 1),
       q_w=max(row.w_bits for row in layers),
       q_a=max(row.a_bits for row in layers),
     )
-    return Score(course, exact, Figure(bits / 32 / PARAMS_REFERENCE,
-                                       exact.ops_term), rows)  # fmt: skip
+    return Score(per_network, per_layer, Figure(bits / 32 / PARAMS_REFERENCE,
+                                       per_layer.ops_term), rows)  # fmt: skip
 
   def _add(self, name, kernel, groups, b, a, weights, biases, macs) -> None:
     size, kept = weights

@@ -22,7 +22,7 @@ with NumPy alone. By layer path there are
                     the largest of each image.
 
 Which form a kernel takes is `jaxr18.cost.kept.encodings`' choice, as the
-*stored* figure of the score charges it; a tensor ends on a whole byte.
+*on disk* figure of the score charges it; a tensor ends on a whole byte.
 """
 
 from __future__ import annotations

@@ -8,7 +8,11 @@ from jaxr18.host import sealed
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
 
-FORMAT = "jaxr18 result 2"  # of what has a hash; the first had no format
+FORMAT = "jaxr18 result 3"  # 2 had a hash, and 1 had no format
+# What the score's figures were called until format 2.
+_RENAMED = {
+  "course": "per_network", "exact": "per_layer", "stored": "on_disk"
+}  # fmt: skip
 
 
 class WorkdirError(ToldError):
@@ -16,7 +20,7 @@ class WorkdirError(ToldError):
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any]:
-  """What result.json holds.
+  """What result.json holds, with the names of today.
 
   Raises:
     WorkdirError: the run is not finished, there is none, or it is damaged.
@@ -46,4 +50,19 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any]:
       f"{path} is not a result of jaxr18: it lacks {', '.join(missing)}; give"
       " the --workdir of a finished run"
     )
-  return result
+  return lift(result)
+
+
+def lift(result: dict[str, Any]) -> dict[str, Any]:
+  """Returns a result of an older format with the names of today's."""
+  out = dict(result)
+  if isinstance(members := out.get("members"), list):
+    out["members"] = [_renamed(member) for member in members]
+  return _renamed(out)
+
+
+def _renamed(holder: Any) -> Any:
+  if not isinstance(holder, dict) or not isinstance(holder.get("score"), dict):
+    return holder
+  score = {_RENAMED.get(k, k): v for k, v in holder["score"].items()}
+  return holder | {"score": score}

@@ -27,8 +27,8 @@ _OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
 _DATA_DIR = cli.data_dir_flag()
 _QUICK = flags.DEFINE_bool("quick", False, "Without networks and data.")
 _FIGURE = flags.DEFINE_enum(
-  "figure", "course", ["course", "exact", "stored"],
-  "Of the score, what is shown first: course is what the published points are.",
+  "figure", "per_network", ["per_network", "per_layer", "on_disk"],
+  "Of the score, what is shown first; per_network is the published points'.",
 )  # fmt: skip
 
 

@@ -7,12 +7,12 @@ from jaxr18.report import evidence, points
 from jaxr18.report.points import FIGURES, Group, Point, Task
 
 NOTES = {
-  "course": "By the published points' formula: one number of bits for a"
+  "per_network": "By the published points' formula: one number of bits for a"
   " whole network, the largest of any layer.",
-  "exact": "Summed over layers, each with its own bits and the MACs that are"
-  " really done.",
-  "stored": "As exact, the weights at what a file of them needs, scales and"
-  " all.",
+  "per_layer": "Summed over layers, each with its own bits and the MACs that"
+  " are really done.",
+  "on_disk": "As per layer, the weights at what a file of them needs, scales"
+  " and all.",
 }
 
 
@@ -53,8 +53,8 @@ def is_published(entries: Sequence[Entry]) -> bool:
   return all(e.group.task == points.published_task() for e in entries)
 
 
-OVERVIEW = ("run", "accuracy, %", "seeds", "score: course", "exact", "stored",
-            "MACs", "weights kept")  # fmt: skip
+OVERVIEW = ("run", "accuracy, %", "seeds", "score: per network", "per layer",
+            "on disk", "MACs", "weights kept")  # fmt: skip
 
 
 def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
@@ -143,8 +143,8 @@ def member_texts(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
   """Head and rows of texts: members of a population or ensemble, its votes."""
   if "members" not in result:
     return [], []
-  head = ["member", "test accuracy, %", "validation, %", "score: course",
-          "exact", "stored"]  # fmt: skip
+  head = ["member", "test accuracy, %", "validation, %",
+          "score: per network", "per layer", "on disk"]  # fmt: skip
   percent = lambda x: "" if x is None else f"{100 * x:.2f}"
   rows = []
   for i, m in enumerate(result["members"]):

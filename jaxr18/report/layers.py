@@ -18,7 +18,7 @@ class LayerBar(NamedTuple):
     weights, kept: of the kernel, without and with its mask.
     macs: for one image.
     w_bits, a_bits: of weights and inputs, one for each that members have.
-    params_term, ops_term: the layer's share of the exact score.
+    params_term, ops_term: the layer's share of the per-layer score.
   """
 
   path: str
@@ -55,8 +55,8 @@ def bars(result: dict[str, Any]) -> list[LayerBar]:
       sum(r.macs for r in rows),
       tuple(sorted({r.w_bits for r in rows})),
       tuple(sorted({r.a_bits for r in rows})),
-      sum(r.exact.params_term for r in rows),
-      sum(r.exact.ops_term for r in rows),
+      sum(r.per_layer.params_term for r in rows),
+      sum(r.per_layer.ops_term for r in rows),
     )
     for path, rows in found.items()
   ]
@@ -67,7 +67,7 @@ def bits(layer: LayerBar) -> str:
 
 
 HEAD = ("layer", "kernel", "weights kept", "density", "MACs",
-        "bits w/a", "score, exact")  # fmt: skip
+        "bits w/a", "score, per layer")  # fmt: skip
 
 
 def texts(layers: Sequence[LayerBar]) -> list[list[str]]:

@@ -18,7 +18,7 @@ Drawn = Mapping[tuple[str, str], str]
 def report(
   entries: Sequence[Entry],
   remarks: Sequence[str] = (),
-  figure: str = "course",
+  figure: str = "per_network",
   drawn: Drawn | None = None,
 ) -> str:
   """The same as `sections.report` gives, with links to pictures.
@@ -55,7 +55,7 @@ def _of_task(task: Task, entries, figure: str, drawn: Drawn) -> list[str]:
   sources = {
     p["label"]: g["source"] for g in points.sources() for p in g["points"]
   }
-  lines += ["Published points, by the course's formula:", ""]
+  lines += ["Published points, by the reference formula:", ""]
   return lines + table(
     ("network", "accuracy, %", "score", "from"),
     [

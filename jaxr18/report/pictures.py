@@ -28,7 +28,7 @@ def draw(
   """Writes every picture of a report as .svg and .png.
 
   Args:
-    score: 'course', 'exact' or 'stored'.
+    score: 'per_network', 'per_layer' or 'on_disk'.
     each: with those of single runs, some seconds a run.
 
   Returns:
@@ -180,7 +180,7 @@ def layers(bars: Sequence[layers_lib.LayerBar]):
   params, ops = each(lambda x: x.params_term), each(lambda x: x.ops_term)
   axes[4].barh(rows, params, color=BLUE, label="weights")
   axes[4].barh(rows, ops, left=params, color=TEAL, label="MACs")
-  titles = ("weights", "density", "MACs", "bits", "exact score")
+  titles = ("weights", "density", "MACs", "bits", "per-layer score")
   for ax, title in zip(axes, titles, strict=True):
     ax.set_title(title, fontsize=10)
     ax.tick_params(labelsize=8)

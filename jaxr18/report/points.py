@@ -117,7 +117,7 @@ def sources() -> list[dict[str, Any]]:
 
 
 def reference_points() -> list[Point]:
-  """Results that others have published, by the course's formula.
+  """Results that others have published, by the reference formula.
 
   From `reference_points.json`, which names its sources.
   """

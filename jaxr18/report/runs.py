@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxr18.config import schema as config_lib
-from jaxr18.cost.figures import LayerScore
+from jaxr18.cost.figures import FIGURES, LayerScore
 from jaxr18.host import paths, sealed
 from jaxr18.host.workdir import WorkdirError, read_result
 
 DEPTH = 2  # folders below an argument: STUDY/trials/0001
-FIGURES = ("course", "exact", "stored")
 LARGEST = 1e15  # beyond it a number is no count, no loss and no score
 _WHOLE, _NUMBER = (int,), (int, float)
 
@@ -155,7 +154,11 @@ def fault(result: dict[str, Any]) -> str:
 
 
 def _check(result) -> None:
-  for name in ("test_accuracy", "score.course.p_s", "score.course.p_u"):
+  for name in (
+    "test_accuracy",
+    "score.per_network.p_s",
+    "score.per_network.p_u",
+  ):
     _number(result, name, 0, 1)
   _number(result, "test_count", 1, LARGEST, _WHOLE)
   _number(result, "test_correct", 0, result["test_count"], _WHOLE)

@@ -16,7 +16,7 @@ OPEN = 3  # so many runs are shown whole
 def report(
   entries: Sequence[entry.Entry],
   remarks: Sequence[str] = (),
-  figure: str = "course",
+  figure: str = "per_network",
 ) -> str:
   """The whole page.
 
@@ -87,7 +87,7 @@ def _sources() -> str:
   return (
     "<details><summary>Where the published points are from</summary>"
     f'<ul class="small">{items}</ul><p class="small soft">Their score is the'
-    " course's formula, whichever figure of the runs is shown. A bar is one"
+    " reference formula, whichever figure of the runs is shown. A bar is one"
     " standard deviation over seeds, and a point without one is a single"
     " seed.</p></details>"
   )
@@ -115,8 +115,8 @@ def section(e: entry.Entry, number: int, whole: bool = True) -> str:
     _members(e.result),
     "<h3>Layer by layer</h3>"
     '<p class="soft small">From the input to the head. The bars of a column'
-    " share one scale; the last column is the layer's part of the exact score,"
-    " its weights' term and its MACs' term.</p>",
+    " share one scale; the last column is the layer's part of the per-layer"
+    " score, its weights' term and its MACs' term.</p>",
     layers.table(layers.bars(e.result)),
   ]
   if e.evidence is None:

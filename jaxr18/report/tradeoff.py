@@ -12,7 +12,7 @@ Result = dict[str, Any]  # what a run's result.json holds
 
 def parameters_kept(result: Result) -> float:
   """Parameters that no mask removes, batch norm's included."""
-  c = result["score"]["course"]
+  c = result["score"]["per_network"]
   return c["w"] * (1 - c["p_s"] - c["p_u"])
 
 
@@ -21,8 +21,8 @@ def macs(result: Result) -> float:
   return result["score"]["macs"]
 
 
-def exact_score(result: Result) -> float:
-  return result["score"]["exact"]["total"]
+def per_layer_score(result: Result) -> float:
+  return result["score"]["per_layer"]["total"]
 
 
 def draw(

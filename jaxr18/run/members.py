@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxr18.compress import ensemble
 from jaxr18.config.distill import factors, member_seeds
+from jaxr18.cost.figures import FIGURES
 from jaxr18.cost.several import ensemble_score
 from jaxr18.host.paths import names
 from jaxr18.nn.network import Network
@@ -190,5 +191,5 @@ def _row(net: Network, found: Evaluation) -> dict[str, Any]:
     "test_correct": found.correct,
     "test_loss": found.loss,
     "macs": score["macs"],
-    "score": {k: score[k]["total"] for k in ("course", "exact", "stored")},
+    "score": {k: score[k]["total"] for k in FIGURES},
   }

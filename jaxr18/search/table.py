@@ -62,7 +62,7 @@ def page(rows: list[Row], data: str) -> str:
   if found := points(rows):
     markup = pareto(
       found,
-      score_label="exact score",
+      score_label="per-layer score",
       split="validation",
       goal=GOAL if data == published_task().data else None,
     )
@@ -126,7 +126,7 @@ def front_text(rows: list[Row]) -> str:
   best = front(rows)
   if not best:
     return "no candidate has been trained to its end yet"
-  lines = ["trial  exact score  validation  candidate"]
+  lines = ["trial  per-layer score  validation  candidate"]
   lines += [
     f"{row['number']:>5}  {row['score']:>11.6f}  {row['accuracy']:>10.2%}"
     f"  {describe_candidate(row['params'])}"

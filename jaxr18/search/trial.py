@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from jaxr18.config.forecast.outlook import Outlook, outlooks_of_networks
-from jaxr18.config.search import candidate_config, dimensions, exact_score
+from jaxr18.config.search import candidate_config, dimensions, per_layer_score
 from jaxr18.cost.score import score
 from jaxr18.host.paths import names
 from jaxr18.host.stop import Stopped, StopSignal
@@ -137,13 +137,13 @@ def _ask(study: Study, config, workdir: pathlib.Path, home: str) -> Work | None:
         storage.suggest(study, other)
       continue
     seen.add(_key(params))
-    exact = exact_score(candidate_config(config, params), init)
-    if storage.charge(study, number, exact, budget):
+    planned = per_layer_score(candidate_config(config, params), init)
+    if storage.charge(study, number, planned, budget):
       folder, lock = _folder(workdir, number), contextlib.ExitStack()
       lock.enter_context(alone_in(folder))
-      return Work(number, params, exact, folder, lock, False, untrained)
+      return Work(number, params, planned, folder, lock, False, untrained)
     storage.finish(study, number, storage.OVER)
-    lowest = min(lowest, exact)
+    lowest = min(lowest, planned)
   rows = storage.rows(study)
   if any(row["state"] in (*TRIED, "running") for row in rows):
     if exhausted(rows, choices):
@@ -256,9 +256,9 @@ def train(
     end(storage.FAILED, reason=str(e))
   else:
     net = sources.load_network(work.folder)
-    exact = score(net.spec, masks=net.masks).exact.total
+    total = score(net.spec, masks=net.masks).per_layer.total
     accuracy = phases[candidate.phases[-1]]["validation_accuracy"]
-    end(storage.COMPLETE, accuracy, score=exact)
+    end(storage.COMPLETE, accuracy, score=total)
   return storage.row(study, number)
 
 

@@ -158,7 +158,7 @@ def not_finite(value: Any, name: str = "") -> str:
   """Says which number in nested dicts and sequences is not finite first.
 
   Returns:
-    Such as 'score.course.total is nan'; '' where all are finite.
+    Such as 'score.per_network.total is nan'; '' where all are finite.
   """
   if isinstance(value, dict):
     parts = ((f"{name}.{k}".lstrip("."), v) for k, v in value.items())

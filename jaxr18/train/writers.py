@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from jaxr18.cost.figures import FIGURES
 from jaxr18.host.inputs import read_bytes
 from jaxr18.train.files import MetricsFile, write_atomically
 
@@ -62,7 +63,7 @@ class Writer:
 
   def result(self, result: dict[str, Any]) -> None:
     """The run is finished, with what result.json holds."""
-    score = {k: result["score"][k]["total"] for k in _FIGURES}
+    score = {k: result["score"][k]["total"] for k in FIGURES}
     keys = ("test_accuracy", "test_loss", "validation_accuracy")
     numbers = {k: result[k] for k in keys if result[k] is not None}
     numbers |= {f"score/{k}": v for k, v in score.items()}
@@ -87,9 +88,6 @@ class Writer:
         "%s is not written to any more, and the training goes on: %s",
         name, text,
       )  # fmt: skip
-
-
-_FIGURES = ("course", "exact", "stored")
 
 
 def scalars(row: Row) -> dict[str, float]:

@@ -34,9 +34,9 @@ def random_losses(seed):
   }
 
 
-def exact(bits):
+def per_layer(bits):
   spec = with_bits(SPEC, [(u, b, b) for u, b in bits.items()])
-  return score(spec).exact.total
+  return score(spec).per_layer.total
 
 
 def bits_of(spec):
@@ -50,7 +50,7 @@ class TestAllocate:
     """Every choice of bits, with its score."""
     choices = itertools.product(BITS, repeat=len(UNITS))
     each = [dict(zip(UNITS, choice, strict=True)) for choice in choices]
-    return [(bits, exact(bits)) for bits in each]
+    return [(bits, per_layer(bits)) for bits in each]
 
   @pytest.mark.parametrize("seed", range(3))
   @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
@@ -67,7 +67,7 @@ class TestAllocate:
       )
 
     bits = bits_of(allocate.allocate(SPEC, losses, target))
-    assert exact(bits) <= target
+    assert per_layer(bits) <= target
     found = sum(losses[u][b] for u, b in bits.items())
     rounded = target * (1 - len(UNITS) / 20_000)
     assert least(target) - 1e-12 <= found <= least(rounded) + 1e-12
@@ -81,7 +81,7 @@ class TestAllocate:
   def test_what_has_no_losses_has_8_bits(self):
     losses = random_losses(0)
     inner = {u: v for u, v in losses.items() if u not in allocate.EDGES}
-    lowest = exact({u: 8 if u in allocate.EDGES else 2 for u in UNITS})
+    lowest = per_layer({u: 8 if u in allocate.EDGES else 2 for u in UNITS})
     bits = bits_of(allocate.allocate(SPEC, inner, lowest * 1.001))
     assert bits["stem"] == bits["head"] == 8
     assert {b for u, b in bits.items() if u in inner} == {2}
@@ -92,14 +92,14 @@ class TestAllocate:
       lambda p: (jnp.arange(p.size) % 2 == 0).reshape(p.shape), net.params
     )
     losses = random_losses(0)
-    target = exact(dict.fromkeys(UNITS, 2)) * 0.9
+    target = per_layer(dict.fromkeys(UNITS, 2)) * 0.9
     with pytest.raises(ValueError, match="the lowest is"):
       allocate.allocate(SPEC, losses, target)
     spec = allocate.allocate(SPEC, losses, target, masks=half)
-    assert score(spec, masks=half).exact.total <= target
+    assert score(spec, masks=half).per_layer.total <= target
 
   def test_a_target_that_cannot_be(self):
-    lowest = exact(dict.fromkeys(UNITS, 2))
+    lowest = per_layer(dict.fromkeys(UNITS, 2))
     with pytest.raises(ValueError, match=f"lowest is {lowest:.6f}"):
       allocate.allocate(SPEC, random_losses(0), lowest * 0.99)
     with pytest.raises(ValueError, match="must be above 0"):
@@ -200,7 +200,9 @@ def test_the_command(tmp_path):
   experiment.run(config, tmp_path)
   net = config.train.network
   net.inner_bits = 4
-  target = score(network_spec(net)).exact.total * 1.1  # little above the lowest
+  target = (
+    score(network_spec(net)).per_layer.total * 1.1
+  )  # little above the lowest
   done = run_command(f"--workdir={tmp_path}", "--bits=8,4",
                      f"--target={target}")  # fmt: skip
   assert done.returncode == 0, done.stderr
@@ -208,7 +210,9 @@ def test_the_command(tmp_path):
   rules = tuple(map(tuple, result["bits"]))
   assert f"network.bits = {rules!r}" in done.stdout
   net.inner_bits, net.bits = 0, rules
-  assert result["exact"] == score(network_spec(net)).exact.total <= target
+  assert (
+    result["per_layer"] == score(network_spec(net)).per_layer.total <= target
+  )
   assert {b for _, b, _ in rules} == {8, 4}
   assert set(result["losses"]) >= {"stem", "head", "stage2_block1/proj"}
 

@@ -195,26 +195,28 @@ class TestScore:
     stack = ensemble.stack([NETS[0], tiny_run.half_pruned(NETS[1])])
     want = score(stack.spec, masks=stack.masks, members=2)
     got = ensemble_score([(n.spec, n.masks) for n in ensemble.unstack(stack)])
-    assert got.exact.params_term == pytest.approx(want.exact.params_term)
+    assert got.per_layer.params_term == pytest.approx(
+      want.per_layer.params_term
+    )
     # Each member's kernels are stored in the best way for it.
-    assert got.stored.params_term < want.stored.params_term
-    plain = ensemble_score([(stack.spec, None)] * 2).stored.params_term
-    assert plain == score(stack.spec, members=2).stored.params_term
-    assert got.exact.ops_term == pytest.approx(want.exact.ops_term)
+    assert got.on_disk.params_term < want.on_disk.params_term
+    plain = ensemble_score([(stack.spec, None)] * 2).on_disk.params_term
+    assert plain == score(stack.spec, members=2).on_disk.params_term
+    assert got.per_layer.ops_term == pytest.approx(want.per_layer.ops_term)
     assert (got.macs, got.members) == (want.macs, 2)
-    # p_s = 0 here, so the course's terms are linear in the members as well.
-    assert got.course.total == pytest.approx(want.course.total)
-    assert got.course.p_u == pytest.approx(want.course.p_u)
+    # p_s = 0 here, so the formula's terms are linear in the members as well.
+    assert got.per_network.total == pytest.approx(want.per_network.total)
+    assert got.per_network.p_u == pytest.approx(want.per_network.p_u)
 
   def test_of_several_it_is_the_sum(self):
     parts = [score(n.spec, masks=n.masks) for n in (NETS[0], QUANTIZED)]
     got = ensemble_score([(n.spec, n.masks) for n in (NETS[0], QUANTIZED)])
-    for name in ("course", "exact", "stored"):
+    for name in ("per_network", "per_layer", "on_disk"):
       for term in ("params_term", "ops_term"):
         want = sum(getattr(getattr(p, name), term) for p in parts)
         assert getattr(getattr(got, name), term) == pytest.approx(want)
-    assert got.course.f == got.macs == sum(p.macs for p in parts)
-    assert (got.course.q_w, got.course.q_a) == (32, 32)
+    assert got.per_network.f == got.macs == sum(p.macs for p in parts)
+    assert (got.per_network.q_w, got.per_network.q_a) == (32, 32)
     assert got.rows[0].path == "member0/stem"
     assert len(got.rows) == sum(len(p.rows) for p in parts)
 
@@ -260,9 +262,9 @@ class TestExperiment:
       == result["votes"][result["vote"]]["test_accuracy"]
     )
     assert result["test_count"] == 64
-    exact = [row["score"]["exact"] for row in result["members"]]
-    assert result["score"]["exact"]["total"] == pytest.approx(sum(exact))
-    assert result["score"]["members"] == 3 and exact[0] < exact[1] == exact[2]
+    each = [row["score"]["per_layer"] for row in result["members"]]
+    assert result["score"]["per_layer"]["total"] == pytest.approx(sum(each))
+    assert result["score"]["members"] == 3 and each[0] < each[1] == each[2]
 
   def test_against_its_members(self, voted, tmp_path):
     config, workdir, result = voted

@@ -131,7 +131,7 @@ class TestCounts:
     assert by_hand + self.OTHER_MACS == macs
 
     charged = score(with_forms(resnet18(), ((BLOCK_CONVS, form),)))
-    assert charged.course.w == params
+    assert charged.per_network.w == params
     assert charged.macs == macs
 
   def test_by_stage_and_by_rule_are_the_same(self):
@@ -159,7 +159,7 @@ class TestCounts:
     charged = score(net.spec, masks=net.masks, counted=counted)
     assert charged.macs == counted.total
     weights = sum(x.size for x in jax.tree.leaves(net.params))
-    assert charged.course.w == weights
+    assert charged.per_network.w == weights
 
 
 class TestForms:

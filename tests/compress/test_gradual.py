@@ -136,7 +136,7 @@ class TestWeights:
     net = sources.load_network(workdir)
     assert prune.total_density(net) == pytest.approx(0.2, abs=0.01)
     assert result["phases"]["train"]["step"] > 9  # the last update is at 9
-    assert result["score"]["course"]["p_u"] > 0.5
+    assert result["score"]["per_network"]["p_u"] > 0.5
 
   @pytest.mark.parametrize(
     "how",

@@ -10,7 +10,8 @@ from jaxr18.config import file as configfile
 from jaxr18.config.checks import ConfigError, validate
 from jaxr18.config.forecast.outlook import outlooks_of_result
 from jaxr18.config.forecast.score import score_of
-from jaxr18.cost.figures import Score
+from jaxr18.cost.figures import FIGURES, Score
+from jaxr18.host import workdir
 from jaxr18.host.paths import names
 from jaxr18.run import experiment
 
@@ -20,7 +21,6 @@ RESULTS = sorted(
   for path in ROOT.glob("docs/results/*/result.json")
   if "spec" in json.loads(path.read_text())
 )
-FIGURES = ("course", "exact", "stored")
 
 
 def forecast(config, read=lambda value: None):
@@ -48,14 +48,13 @@ def holds(found, result) -> None:
 @pytest.mark.parametrize("name", RESULTS)
 def test_of_every_published_run(name, tmp_path):
   folder = ROOT / "docs" / "results" / name
-  result = json.loads((folder / "result.json").read_text())
+  result = workdir.read_result(folder)
   path = tmp_path / "config.json"
   path.write_text(json.dumps(result["config"]))
 
   def read(value):
     source = ROOT / "docs" / "results" / pathlib.Path(value).name
-    other = json.loads((source / "result.json").read_text())
-    return outlooks_of_result(other, value)
+    return outlooks_of_result(workdir.read_result(source), value)
 
   holds(forecast(configfile.from_json(path), read), result)
 
@@ -63,10 +62,10 @@ def test_of_every_published_run(name, tmp_path):
 @pytest.mark.parametrize(
   "name, figure, expected",
   [
-    ("ensemble.py", "course", 0.2109271),  # was scored as 3.979
-    ("kd_population.py", "course", 0.0163788),
-    ("prune_quant.py", "exact", 0.0275753),  # was scored as 0.0391
-    ("hce.py", "exact", 0.0516236),
+    ("ensemble.py", "per_network", 0.2109271),  # was scored as 3.979
+    ("kd_population.py", "per_network", 0.0163788),
+    ("prune_quant.py", "per_layer", 0.0275753),  # was scored as 0.0391
+    ("hce.py", "per_layer", 0.0516236),
   ],
 )
 def test_the_config_as_it_is_published(name, figure, expected):
@@ -223,15 +222,15 @@ def test_of_a_run_that_starts_from_another(tmp_path):
   "plan", ["uniform", "erk", "explicit", "pattern", "channels evenly",
            "shrunk evenly", "twice", "then bits"],
 )  # fmt: skip
-def test_exact_is_known(plan):
+def test_per_layer_is_known(plan):
   config = PLANS[plan]
   found = forecast(config)
   if not isinstance(found, Score):
-    exact = found.low["exact"], found.high["exact"]
+    ends = found.low["per_layer"], found.high["per_layer"]
     if plan in ("then bits",):  # the layers' bits differ, and their shares
-      assert exact[0].total < exact[1].total
+      assert ends[0].total < ends[1].total
     else:
-      assert exact[0] == exact[1]
+      assert ends[0] == ends[1]
   assert (plan in ("channels evenly", "shrunk evenly")) == isinstance(
     found, Score
   )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxr18.cost.macs import count_macs
-from jaxr18.cost.score import course_score, score
+from jaxr18.cost.score import per_network_score, score
 from jaxr18.cost.solve import scale_widths, score_many, solve
 from jaxr18.nn import network
 from jaxr18.nn.spec import ConvSpec, resnet, resnet18, with_bits
@@ -84,15 +84,17 @@ def one_image(spec):
 class TestGolden:
   def test_resnet18(self):
     s = score(resnet18())
-    assert (s.course.w, s.course.f, s.macs) == (PARAMS, MACS, MACS)
-    assert f"{s.course.total:.6f}" == "3.979003"
-    assert s.exact.params_term == pytest.approx(EXACT_PARAMS / 5.6e6, rel=1e-12)
-    assert s.exact.ops_term == pytest.approx(MACS / 2.8e8, rel=1e-12)
-    assert s.stored.total == pytest.approx(s.exact.total, rel=1e-12)
+    assert (s.per_network.w, s.per_network.f, s.macs) == (PARAMS, MACS, MACS)
+    assert f"{s.per_network.total:.6f}" == "3.979003"
+    assert s.per_layer.params_term == pytest.approx(
+      EXACT_PARAMS / 5.6e6, rel=1e-12
+    )
+    assert s.per_layer.ops_term == pytest.approx(MACS / 2.8e8, rel=1e-12)
+    assert s.on_disk.total == pytest.approx(s.per_layer.total, rel=1e-12)
 
   def test_what_others_print(self):
     # thop charges 4 MACs for each of the 614,400 elements of batch norm.
-    others = course_score(PARAMS, MACS + 4 * 614_400)
+    others = per_network_score(PARAMS, MACS + 4 * 614_400)
     assert f"{others.total:.6f}" == "3.987780"
 
   @pytest.mark.parametrize(
@@ -107,7 +109,9 @@ class TestGolden:
     ],
   )
   def test_formula_by_hand(self, p_s, p_u, q_w, q_a, expected):
-    s = course_score(5_600_000, 560_000_000, p_s=p_s, p_u=p_u, q_w=q_w, q_a=q_a)
+    s = per_network_score(
+      5_600_000, 560_000_000, p_s=p_s, p_u=p_u, q_w=q_w, q_a=q_a
+    )
     assert s.total == pytest.approx(expected, abs=1e-12)
 
   def test_a_sign_has_no_zero(self):
@@ -123,7 +127,7 @@ class TestGolden:
     assert conv1.stored_bits == 144 + 143 + 4 * 32 + 4 * 32
     assert conv2.stored_bits == 144 + 4 * 32 + 4 * 32
 
-  def test_stored_by_hand(self):
+  def test_on_disk_by_hand(self):
     spec = resnet((4,), (1,), (1,), (1,), (False,), classes=2)
     spec = with_bits(spec, [("stem", 4, 8), ("head", 32, 32), (".*", 8, 32)])
     masks = all_true(spec)
@@ -145,10 +149,12 @@ class TestGolden:
     assert head.stored_bits == 8 * 32 + 2 * 32
     assert (stem.kept, stem.biases, stem.biases_kept) == (3, 4, 3)
     exact = 3 * 4 + 3 * 32 + (72 + 144) * 8 + 8 * 32 + 8 * 32 + 2 * 32
-    assert s.exact.params_term == pytest.approx(exact / 32 / 5.6e6, rel=1e-12)
+    assert s.per_layer.params_term == pytest.approx(
+      exact / 32 / 5.6e6, rel=1e-12
+    )
     # The stem's image has 8 bits, the others' inputs 32.
     ops = 1024 * (108 * 8 + 2 * 144 * 32) + 8 * 32
-    assert s.exact.ops_term == pytest.approx(ops / 32 / 2.8e8, rel=1e-12)
+    assert s.per_layer.ops_term == pytest.approx(ops / 32 / 2.8e8, rel=1e-12)
 
 
 class TestAgainstTheNetwork:
@@ -158,14 +164,14 @@ class TestAgainstTheNetwork:
     net = jax.eval_shape(lambda k: network.init(k, spec), jax.random.key(0))
     counted = count_macs(network.forward, net, one_image(spec))
     s = score(spec, counted=counted)  # raises where a layer differs
-    assert counted.total == s.macs == s.course.f
+    assert counted.total == s.macs == s.per_network.f
     leaves = jax.tree_util.tree_leaves_with_path(net.params)
     sizes = [
       math.prod(leaf.shape)
       for path, leaf in leaves
       if path[-1].key != "input_bound"
     ]
-    assert s.course.w == sum(sizes)
+    assert s.per_network.w == sum(sizes)
 
   def test_passes_that_are_not_charged(self):
     spec = resnet((4, 8), (1, 1), (1, 2), (1, 1), (False, True))
@@ -197,22 +203,22 @@ class TestAgainstTheNetwork:
 class TestRelations:
   @hypothesis.settings(max_examples=40, deadline=None)
   @hypothesis.given(specs(), st.integers(0, 99), st.floats(0, 1))
-  def test_exact_is_at_most_stored(self, spec, seed, density):
+  def test_per_layer_is_at_most_on_disk(self, spec, seed, density):
     s = score(spec, masks=masks_like(spec, seed, density))
-    assert s.exact.params_term <= s.stored.params_term * (1 + 1e-12)
-    assert s.exact.ops_term == s.stored.ops_term
+    assert s.per_layer.params_term <= s.on_disk.params_term * (1 + 1e-12)
+    assert s.per_layer.ops_term == s.on_disk.ops_term
     for name in ("params_term", "ops_term"):
-      total = sum(getattr(row.exact, name) for row in s.rows)
-      assert total == pytest.approx(getattr(s.exact, name), rel=1e-12)
-    assert s.exact.ops_term <= s.course.ops_term * (1 + 1e-12) / (
-      1 - s.course.p_s + 1e-300
+      total = sum(getattr(row.per_layer, name) for row in s.rows)
+      assert total == pytest.approx(getattr(s.per_layer, name), rel=1e-12)
+    assert s.per_layer.ops_term <= s.per_network.ops_term * (1 + 1e-12) / (
+      1 - s.per_network.p_s + 1e-300
     )
 
   @hypothesis.settings(max_examples=40, deadline=None)
   @hypothesis.given(
     specs(), st.sampled_from([2, 4, 8, 32]), st.integers(0, 99),
     st.floats(0.3, 1))  # fmt: skip
-  def test_uniform_and_unstructured_exact_is_the_formula(
+  def test_uniform_and_unstructured_per_layer_is_the_formula(
     self, spec, bits, seed, density
   ):
     spec = with_bits(spec, [(".*", bits, bits)])
@@ -231,22 +237,24 @@ class TestRelations:
     kernels = sum(row.weights for row in s.rows)
     kept = sum(row.kept for row in s.rows)
     biases = sum(row.biases for row in s.rows)
-    formula = course_score(
+    formula = per_network_score(
       kernels, s.macs, p_u=1 - kept / kernels, q_w=bits, q_a=bits
     )
     folded = biases / 5.6e6
-    assert s.exact.total == pytest.approx(formula.total + folded, rel=1e-9)
-    # The course counts batch norm's scales too, and all at the same bits.
-    both = s.course.w - kernels
+    assert s.per_layer.total == pytest.approx(formula.total + folded, rel=1e-9)
+    # The formula counts batch norm's scales too, and all at the same bits.
+    both = s.per_network.w - kernels
     extra = (both * bits / 32 - biases) / 5.6e6
-    if s.course.p_s == 0:
-      assert s.course.total - s.exact.total == pytest.approx(extra, abs=1e-12)
+    if s.per_network.p_s == 0:
+      assert s.per_network.total - s.per_layer.total == pytest.approx(
+        extra, abs=1e-12
+      )
 
   @hypothesis.settings(max_examples=20, deadline=None)
   @hypothesis.given(specs(), st.integers(1, 4), st.integers(1, 3))
   def test_an_ensemble_costs_its_members(self, spec, members, views):
     one, many = score(spec), score(spec, members=members, views=views)
-    for name in ("course", "exact", "stored"):
+    for name in ("per_network", "per_layer", "on_disk"):
       a, b = getattr(one, name), getattr(many, name)
       assert b.params_term == pytest.approx(members * a.params_term)
       assert b.ops_term == pytest.approx(members * views * a.ops_term)
@@ -263,8 +271,8 @@ class TestRelations:
     stack = jax.tree.map(lambda *m: np.stack(m), *full)
     s = score(spec, masks=stack, members=3)
     alone = [score(spec, masks=m) for m in each]
-    assert s.exact.params_term == pytest.approx(
-      sum(a.exact.params_term for a in alone)
+    assert s.per_layer.params_term == pytest.approx(
+      sum(a.per_layer.params_term for a in alone)
     )
     with pytest.raises(ValueError, match="stack of 3 networks.*members=3"):
       score(spec, masks=stack)
@@ -278,7 +286,7 @@ class TestRelations:
     scalars = jax.tree.map(lambda _: jnp.array(True), parameters(spec))
     assert score(spec, masks=scalars) == plain
 
-  def test_masked_channels_are_the_course_s_p_s(self):
+  def test_masked_channels_are_the_formula_s_p_s(self):
     # The middle half of a block: conv1's outputs, bn1, conv2's inputs.
     spec = resnet((8,), (1,), (1,), (1,), (False,))
     masks = all_true(spec)
@@ -288,21 +296,21 @@ class TestRelations:
     for name in ("scale", "bias"):
       block["bn1"][name][4:] = False
     s = score(spec, masks=masks)
-    by_params = (2 * 9 * 8 * 4 + 2 * 4) / s.course.w
-    by_macs = 2 * 9 * 8 * 4 * 1024 / s.course.f
-    assert s.course.p_s == pytest.approx(min(by_params, by_macs))
-    assert s.course.p_s + s.course.p_u == pytest.approx(by_params)
+    by_params = (2 * 9 * 8 * 4 + 2 * 4) / s.per_network.w
+    by_macs = 2 * 9 * 8 * 4 * 1024 / s.per_network.f
+    assert s.per_network.p_s == pytest.approx(min(by_params, by_macs))
+    assert s.per_network.p_s + s.per_network.p_u == pytest.approx(by_params)
     # Masks remove no MACs from what is really there; shrinking does.
-    assert s.exact.ops_term == score(spec).exact.ops_term
+    assert s.per_layer.ops_term == score(spec).per_layer.ops_term
     conv1 = dataclasses.replace(spec.stages[0][0].conv1, features=4)
     shrunk = dataclasses.replace(
       spec, stages=((dataclasses.replace(spec.stages[0][0], conv1=conv1),),)
     )
     after = score(shrunk, shrunk_from=spec)
-    assert after.course.p_s == 0
-    assert after.course.w == sum(np.sum(m) for m in jax.tree.leaves(masks))
-    assert after.exact.params_term == pytest.approx(s.exact.params_term)
-    assert after.exact.ops_term < s.exact.ops_term
+    assert after.per_network.p_s == 0
+    assert after.per_network.w == sum(np.sum(m) for m in jax.tree.leaves(masks))
+    assert after.per_layer.params_term == pytest.approx(s.per_layer.params_term)
+    assert after.per_layer.ops_term < s.per_layer.ops_term
     with pytest.raises(ValueError, match="conv1/kernel.*shape.*shrunk"):
       score(shrunk, masks=masks)
 
@@ -320,11 +328,11 @@ class TestRelations:
     row = next(row for row in s.rows if row.path == layer)
     removed = row.weights // row.kernel_shape[-1]
     shares = {
-      "params": removed / s.course.w,
-      "macs": row.macs / row.kernel_shape[-1] / s.course.f,
+      "params": removed / s.per_network.w,
+      "macs": row.macs / row.kernel_shape[-1] / s.per_network.f,
     }
     assert min(shares, key=shares.get) == smaller
-    assert s.course.p_s == pytest.approx(shares[smaller])
+    assert s.per_network.p_s == pytest.approx(shares[smaller])
 
   def test_dead_input_channels_are_those_of_their_group(self):
     spec = resnet((8,), (1,), (1,), (2,), (False,), stem_features=8)
@@ -332,7 +340,7 @@ class TestRelations:
     # The second input of the first group: 9 taps x 4 outputs.
     masks["stage1_block1"]["conv1"]["kernel"][:, :, 1, :4] = False
     s = score(spec, masks=masks)
-    assert s.course.p_s == pytest.approx(36 / s.course.w)
+    assert s.per_network.p_s == pytest.approx(36 / s.per_network.w)
 
   def test_a_separable_block_has_one_bias_a_unit(self):
     spec = resnet((8,), (1,), (1,), (1,), (True,))
@@ -351,7 +359,9 @@ class TestRelations:
       ),
       parameters(spec),
     )
-    assert score(spec, sparsity=0.5).exact == score(spec, masks=masks).exact
+    assert (
+      score(spec, sparsity=0.5).per_layer == score(spec, masks=masks).per_layer
+    )
 
 
 class TestRefusals:
@@ -370,14 +380,14 @@ class TestRefusals:
   )
   def test_formula(self, numbers, message):
     with pytest.raises(ValueError, match=message):
-      course_score(100, 100, **numbers)
+      per_network_score(100, 100, **numbers)
     with pytest.raises(ValueError, match="w .=-1. must not be negative"):
-      course_score(-1, 100)
+      per_network_score(-1, 100)
 
   def test_p_s_again_on_a_shrunk_network(self):
     before, after = resnet18(), scale_widths(resnet18(), 0.5)
-    assert score(before, p_s=0.5).course.p_s == 0.5
-    assert score(after, shrunk_from=before).course.p_s == 0
+    assert score(before, p_s=0.5).per_network.p_s == 0.5
+    assert score(after, shrunk_from=before).per_network.p_s == 0
     with pytest.raises(ValueError, match="p_s .=0.5. must be 0 on a shrunk"):
       score(after, p_s=0.5, shrunk_from=before)
 
@@ -430,10 +440,10 @@ class TestSearch:
     scores = score_many(candidates)
     assert time.perf_counter() - start < 200 / 1000 * 60
     assert len(jax.live_arrays()) == before  # no weight was initialized
-    totals = [s.exact.total for s in scores]
+    totals = [s.per_layer.total for s in scores]
     assert totals == sorted(totals)
 
-  @pytest.mark.parametrize("figure", ["course", "exact", "stored"])
+  @pytest.mark.parametrize("figure", ["per_network", "per_layer", "on_disk"])
   @pytest.mark.parametrize("target", [0.02, 0.5, 5.0])
   def test_width(self, figure, target):
     found = solve(resnet18(), target, "width", figure=figure, multiple=4)
@@ -443,7 +453,7 @@ class TestSearch:
     steps = [w.features % 4 for _, w in wider.units() if hasattr(w, "features")]
     assert not any(steps)
     if wider != found.spec:
-      assert score(wider).course.w > found.score.course.w
+      assert score(wider).per_network.w > found.score.per_network.w
     much = scale_widths(resnet18(), found.value * 1.2 + 0.02, multiple=4)
     assert getattr(score(much), figure).total > target
 
@@ -472,11 +482,11 @@ class TestSearch:
     found = solve(resnet18(), 1.0, "bits")
     assert found.value == 8
     four = with_bits(resnet18(), [(".*", 4, 4)])
-    target = score(four).exact.total
+    target = score(four).per_layer.total
     assert solve(resnet18(), target, "bits").spec == four
     assert solve(resnet18(), target * 0.999, "bits").value == 3
 
-  @pytest.mark.parametrize("figure", ["course", "exact", "stored"])
+  @pytest.mark.parametrize("figure", ["per_network", "per_layer", "on_disk"])
   def test_sparsity(self, figure):
     found = solve(resnet18(), 2.5, "sparsity", figure=figure)
     assert getattr(found.score, figure).total <= 2.5
@@ -487,7 +497,7 @@ class TestSearch:
   @pytest.mark.parametrize(
     ("knob", "target", "message"),
     [
-      ("sparsity", 1.0, "no sparsity brings the exact score to 1.0.*1.98"),
+      ("sparsity", 1.0, "no sparsity brings the per_layer score to 1.0.*1.98"),
       ("bits", 0.1, "no bits brings.*the lowest is 0.24.*at bits 2"),
       ("width", 1e-9, "no width brings"),
       ("depth", 1.0, "knob .='depth'. must be one of"),
@@ -505,8 +515,8 @@ class TestReport:
   def test_json_and_tables(self):
     s = score(with_bits(resnet18(), [("stem", 8, 8), (".*", 4, 4)]))
     data = json.loads(s.to_json())
-    assert data["course"]["total"] == s.course.total
-    assert data["course"]["q_w"] == 8
+    assert data["per_network"]["total"] == s.per_network.total
+    assert data["per_network"]["q_w"] == 8
     assert data["macs"] == MACS
     assert len(data["rows"]) == 21
     assert data["rows"][0]["kernel_shape"] == [3, 3, 3, 64]
@@ -531,7 +541,7 @@ class TestCommand:
     flags = ("--config=configs/kd_quant.py", "--phase=teacher", "--json")
     one = json.loads(self.run(*flags).stdout)
     five = json.loads(self.run(*flags, "--members=5").stdout)
-    assert one["course"]["q_w"] == 32
+    assert one["per_network"]["q_w"] == 32
     assert five["macs"] == 5 * one["macs"]
 
   def test_bounds_say_that_they_are(self):
@@ -543,15 +553,17 @@ class TestCommand:
     found = json.loads(self.run(*flags, "--json").stdout)
     assert found["bounds"] is True
     # The finished run's, of docs/results/prune_quant.
-    assert found["exact"]["low"] == found["exact"]["high"]
-    assert found["exact"]["low"]["total"] == pytest.approx(0.02757531026785714)
-    low, high = (found["course"][end]["total"] for end in ("low", "high"))
+    assert found["per_layer"]["low"] == found["per_layer"]["high"]
+    assert found["per_layer"]["low"]["total"] == pytest.approx(
+      0.02757531026785714
+    )
+    low, high = (found["per_network"][end]["total"] for end in ("low", "high"))
     assert low < 0.0274 < high == pytest.approx(0.027426482142857145)
 
   def test_an_ensemble_is_charged_whole(self):
     found = self.run("--config=configs/ensemble.py", "--json")
     found = json.loads(found.stdout)
-    assert found["course"]["total"] == pytest.approx(0.21092713)
+    assert found["per_network"]["total"] == pytest.approx(0.21092713)
     assert found["members"] == 3
 
   @pytest.mark.parametrize(

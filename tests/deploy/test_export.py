@@ -277,7 +277,7 @@ class TestCommand:
   def test_prints_what_it_found(self, workdir):
     done = self._run(f"--workdir={workdir}", "--out=named", cwd=workdir)
     assert done.returncode == 0, done.stderr
-    for text in ("named: ", "charged by the stored score",
+    for text in ("named: ", "charged by the on-disk score",
                  "in 96 of 96 images", "by more than 1e-4 in 0"):  # fmt: skip
       assert text in done.stdout
     network, _ = packed.read(workdir / "named")

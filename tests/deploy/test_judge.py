@@ -78,7 +78,7 @@ class TestOurs:
     net, path = exported(bits, 1.0, tmp_path)
     found, own = judge(path).score, score(net.spec)
     assert rows_of(found) == rows_of(own)
-    assert found.exact == own.exact and found.stored == own.stored
+    assert found.per_layer == own.per_layer and found.on_disk == own.on_disk
 
   def test_half_precision(self, tmp_path):
     net, path = exported("mixed", 1.0, tmp_path)
@@ -99,8 +99,8 @@ class TestOurs:
     kept = [np.count_nonzero(x["kernel"]) for x in fold(net).values()]
     assert [r.kept for r in found.rows] == kept
     own = score(net.spec, masks=net.masks)
-    assert found.exact.total <= own.exact.total
-    assert found.course.p_u > 0.5
+    assert found.per_layer.total <= own.per_layer.total
+    assert found.per_network.p_u > 0.5
 
   def test_zeros_of_integers_as_they_are_said_to_be(self, tmp_path):
     net, path = exported("4 bits", 0.3, tmp_path)
@@ -268,7 +268,7 @@ class TestMacs:
     before, conv = found.score.rows
     assert (before.weights, before.biases, before.macs) == (4, 4, 0)
     assert (conv.weights, conv.biases) == (16, 4)
-    assert found.score.course.w == 16 + 2 * 8
+    assert found.score.per_network.w == 16 + 2 * 8
 
   def test_of_pytorch(self, tmp_path):
     torch = pytest.importorskip("torch")

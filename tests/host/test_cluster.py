@@ -119,7 +119,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   losses = [e for e in events(workdir / "tensorboard/train") if e[0] == "loss"]
   assert [step for _, step, _ in losses] == [r["step"] for r in rows]
   assert [e[0] for e in events(workdir / "tensorboard")].count(
-    "score/exact"
+    "score/per_layer"
   ) == 1
 
 

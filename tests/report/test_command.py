@@ -9,14 +9,14 @@ pytest.importorskip("matplotlib")
 from jaxr18.report import figure, heatmap, tradeoff
 
 
-def _result(accuracy, w, p_u=0.0, p_s=0.0, exact=0.02):
+def _result(accuracy, w, p_u=0.0, p_s=0.0, per_layer=0.02):
   return {
     "test_accuracy": accuracy,
     "test_count": 10_000,
     "score": {
       "macs": 1_000_000,
-      "course": {"w": w, "p_s": p_s, "p_u": p_u},
-      "exact": {"total": exact},
+      "per_network": {"w": w, "p_s": p_s, "p_u": p_u},
+      "per_layer": {"total": per_layer},
     },
   }
 
@@ -26,15 +26,18 @@ class TestTradeoff:
     result = _result(0.8, 200_000, p_u=0.5, p_s=0.25)
     assert tradeoff.parameters_kept(result) == 50_000
     assert tradeoff.macs(result) == 1_000_000
-    assert tradeoff.exact_score(result) == 0.02
+    assert tradeoff.per_layer_score(result) == 0.02
 
   def test_a_picture(self, tmp_path):
     series = {
       "weights": [("all of it", _result(0.84, 200_000)),
                   ("a tenth", _result(0.79, 200_000, 0.9))],
-      "channels": [("half", _result(0.78, 60_000, exact=0.01))],
+      "channels": [("half", _result(0.78, 60_000, per_layer=0.01))],
     }  # fmt: skip
-    costs = {"kept": tradeoff.parameters_kept, "score": tradeoff.exact_score}
+    costs = {
+      "kept": tradeoff.parameters_kept,
+      "score": tradeoff.per_layer_score,
+    }
     paths = [tmp_path / name for name in ("a.svg", "b.svg", "a.png", "b.png")]
     for two in (paths[::2], paths[1::2]):
       figure.save(tradeoff.draw(series, costs, "Runs"), *two)

@@ -280,13 +280,13 @@ class TestPage:
   def test_figures_and_series(self, visit):
     page = visit()
     said = lambda: _point(page, "tiny").get_attribute("aria-label")
-    course = said()
+    before = said()
     tiny, ours = page.locator(".tabs").all()
-    tiny.get_by_text("stored", exact=True).click()
+    tiny.get_by_text("on_disk", exact=True).click()
     panels = [x.locator(".panel:visible") for x in (ours, tiny)]
-    assert panels[0].get_attribute("class") == "panel course"
-    assert panels[1].get_attribute("class") == "panel stored"
-    assert said() != course and said().startswith("tiny, runs: ")
+    assert panels[0].get_attribute("class") == "panel per_network"
+    assert panels[1].get_attribute("class") == "panel on_disk"
+    assert said() != before and said().startswith("tiny, runs: ")
     button = panels[0].locator(".legend button").nth(1)
     dense = _point(page, "dense ResNet18 fp32")
     assert dense.is_visible()
@@ -327,7 +327,7 @@ class TestPage:
     # The name of a run alone is the page's.
     page.evaluate("document.querySelector('h1').textContent = 'x'.repeat(40)")
     assert page.evaluate(wide) <= 375
-    for name in ("exact", "stored"):
+    for name in ("per_layer", "on_disk"):
       page.get_by_text(name, exact=True).first.click()
       assert page.evaluate(wide) <= 375
     # Nothing that is no box of its own sticks out either.
@@ -361,5 +361,5 @@ class TestPage:
   def test_without_a_script(self, visit):
     page = visit(java_script_enabled=False)
     assert _point(page, "tiny").is_visible()
-    page.get_by_text("exact", exact=True).first.click()
-    assert page.locator(".panel.exact").first.is_visible()
+    page.get_by_text("per_layer", exact=True).first.click()
+    assert page.locator(".panel.per_layer").first.is_visible()

@@ -94,20 +94,20 @@ class TestPoints:
 
   def test_published_points_stand_beside_their_task_alone(self):
     of = lambda **more: entries(run("a", test_count=10_000, **more))
-    assert len(entry.all_points(of(), "exact")) == 21
+    assert len(entry.all_points(of(), "per_layer")) == 21
     digits = result()["config"]
     digits["data"]["name"] = "digits"
     for other in (of(config=digits), entries(run("a"))):  # of 100 images
-      assert [p.label for p in entry.all_points(other, "exact")] == ["a"]
+      assert [p.label for p in entry.all_points(other, "per_layer")] == ["a"]
       assert "90%" not in entry.overview_texts(other)[0]
     coarse = result()["spec"]
     coarse["head"]["classes"] = 2
-    assert len(entry.all_points(of(spec=coarse), "exact")) == 1
+    assert len(entry.all_points(of(spec=coarse), "per_layer")) == 1
     members = [{"seed": i, "test_accuracy": 0.7,
                 "score": dict.fromkeys(points.FIGURES, 0.1)}
                for i in range(3)]  # fmt: skip
     three = entries(run("p", test_count=30_000, members=members))
-    assert len(entry.all_points(three, "exact")) == 21
+    assert len(entry.all_points(three, "per_layer")) == 21
 
   def test_what_did_not_end_is_no_front(self):
     halved = Point("halved", 0.9, 0.1, ended=False)
@@ -145,10 +145,10 @@ class TestPoints:
       ]
     )
     assert [g.name for g in found] == ["a", "other"]
-    a, other = (points.of_group(g, "exact") for g in found)
+    a, other = (points.of_group(g, "per_layer") for g in found)
     assert a.accuracy == pytest.approx(0.82)
     assert a.error == pytest.approx(0.0282842712)  # of 0.80, 0.84 with n - 1
-    assert a.score == pytest.approx(score(NET, sparsity=0.5).exact.total)
+    assert a.score == pytest.approx(score(NET, sparsity=0.5).per_layer.total)
     assert "2 seeds" in a.detail
     assert other.error == 0 and "train.learning_rate=0.2" in other.detail
 
@@ -188,27 +188,27 @@ class TestPoints:
   def test_a_population_is_its_members(self):
     members = [
       {"seed": i, "test_accuracy": a,
-       "score": {"course": 0.1, "exact": 0.2 + i / 10, "stored": 0.4}}
+       "score": {"per_network": 0.1, "per_layer": 0.2 + i / 10, "on_disk": 0.4}}
       for i, a in enumerate((0.7, 0.8, 0.9))
     ]  # fmt: skip
     one = points.group([run("p", members=members)])[0]
     assert one.accuracies == (0.7, 0.8, 0.9)
-    point = points.of_group(one, "exact")
+    point = points.of_group(one, "per_layer")
     assert point[1:4] == pytest.approx((0.8, 0.3, 0.1))
     voted = run("e", members=members, votes={}, vote="majority")
     assert points.group([voted])[0].accuracies == (0.8,)
 
 
 class TestLayers:
-  def test_bars_add_up_to_the_exact_score(self):
+  def test_bars_add_up_to_the_per_layer_score(self):
     found = layers.bars(result())
     figures = score(NET, sparsity=0.5)
     assert [x.path for x in found] == [x.path for x in NET.layers()]
     assert sum(x.params_term for x in found) == pytest.approx(
-      figures.exact.params_term
+      figures.per_layer.params_term
     )
     assert sum(x.ops_term for x in found) == pytest.approx(
-      figures.exact.ops_term
+      figures.per_layer.ops_term
     )
     assert sum(x.macs for x in found) == figures.macs
     assert layers.bits(found[0]) == "8/4" and found[0].density == 0.5
@@ -218,7 +218,7 @@ class TestLayers:
     charged = several.ensemble_score([(NET, None), (wide, None)])
     found = layers.bars(result(charged=charged))
     assert [x.path for x in found] == [x.path for x in NET.layers()]
-    assert sum(x.total for x in found) == pytest.approx(charged.exact.total)
+    assert sum(x.total for x in found) == pytest.approx(charged.per_layer.total)
     assert layers.bits(found[1]) == "4–8/8"
     assert found[0].weights == 2 * 3 * 3 * 3 * 8
 
@@ -395,7 +395,7 @@ class TestRuns:
     [
       ([], 2, "give one or more WORKDIRs"),
       (["nowhere", "--out=x"], 1, "nowhere holds no run"),
-      (["nowhere", "--figure=all"], 2, "course|exact|stored"),
+      (["nowhere", "--figure=all"], 2, "per_network|per_layer|on_disk"),
     ],
   )
   def test_refusals(self, arguments, status, said, tmp_path):

@@ -134,7 +134,7 @@ class TestResult:
     assert result["score"] == expected.as_dict() | {
       "rows": json.loads(json.dumps(expected.as_dict()["rows"]))
     }
-    for name in ("course", "exact", "stored"):
+    for name in ("per_network", "per_layer", "on_disk"):
       s = result["score"][name]
       assert s["total"] == s["params_term"] + s["ops_term"] > 0
 
@@ -441,7 +441,7 @@ class TestSources:
 
   def test_init_with_other_bits(self, chained):
     _, workdir, result = chained
-    assert result["score"]["course"]["q_w"] == 32
+    assert result["score"]["per_network"]["q_w"] == 32
     assert result["score"]["rows"][1]["w_bits"] == 4
     net = sources.load_network(workdir)
     bounds = {k: v for k, v in arrays(net).items() if "input_bound" in k}

@@ -16,7 +16,7 @@ import tiny_run
 
 from jaxr18.config import file as configfile
 from jaxr18.config.checks import ConfigError, validate
-from jaxr18.config.search import candidate_config, dimensions, exact_score
+from jaxr18.config.search import candidate_config, dimensions, per_layer_score
 from jaxr18.cost.score import score
 from jaxr18.host.stop import StopSignal
 from jaxr18.run import experiment, sources
@@ -216,8 +216,8 @@ class TestStudy:
       if row["state"] != storage.COMPLETE:
         continue
       net = sources.load_network(workdir / "trials" / f"{row['number']:04d}")
-      planned = exact_score(candidate_config(config, row["params"]))
-      assert score(net.spec, masks=net.masks).exact.total == planned
+      planned = per_layer_score(candidate_config(config, row["params"]))
+      assert score(net.spec, masks=net.masks).per_layer.total == planned
       assert row["score"] == planned
       pruned.add(row["params"]["density"])
     assert pruned and max(pruned) < 1
@@ -299,7 +299,9 @@ class TestStudy:
     result = experiment.run(config, folder)
     assert result["test_count"] == 64
     assert (folder / "train" / "phase.json").stat().st_mtime_ns == stamp
-    assert result["score"]["exact"]["total"] == table.front(rows)[0]["score"]
+    assert (
+      result["score"]["per_layer"]["total"] == table.front(rows)[0]["score"]
+    )
     (folder / "result.json").unlink()
 
 
@@ -568,7 +570,7 @@ class TestCommand:
     for process in (same, report):
       text, _ = process.communicate(timeout=100)
       assert process.returncode == 0, text
-      assert "exact score  validation" in text and "search.json" in text
+      assert "per-layer score  validation" in text and "search.json" in text
 
   def test_a_signal_saves_and_the_trial_goes_on(self, tmp_path):
     config = load()

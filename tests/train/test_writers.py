@@ -24,7 +24,8 @@ RESULT = {
   "test_loss": 0.5,
   "validation_accuracy": None,
   "score": {
-    "course": {"total": 0}, "exact": {"total": 1}, "stored": {"total": 2}
+    "per_network": {"total": 0}, "per_layer": {"total": 1},
+    "on_disk": {"total": 2},
   },
 }  # fmt: skip
 
@@ -58,7 +59,8 @@ def test_tensorboard_has_each_epoch_once_after_a_resume(tmp_path):
     "validation_accuracies/1",
   }  # fmt: skip
   assert sorted(events(tmp_path / "tensorboard")) == [
-    ("score/course", 18, 0), ("score/exact", 18, 1), ("score/stored", 18, 2),
+    ("score/on_disk", 18, 2), ("score/per_layer", 18, 1),
+    ("score/per_network", 18, 0),
     ("test_accuracy", 18, 0.75), ("test_loss", 18, 0.5),
   ]  # fmt: skip
 
@@ -121,7 +123,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, wandb_runs):
   assert after.kept[0]["train/loss"] == 1 / 7
   assert "train/train_accuracy" not in after.kept[0]
   assert after.summary["test_accuracy"] == 0.75
-  assert after.summary["score/exact"] == 1
+  assert after.summary["score/per_layer"] == 1
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])

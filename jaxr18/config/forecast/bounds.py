@@ -35,11 +35,11 @@ def bounds_of(o: Outlook, views: int) -> Bounds:
     _kept(o, lambda x: x.w_bits),
     _channels(o, lambda x: BIAS_BITS, masked=True),
   )
-  stored = plus(
+  on_disk = plus(
     _whole_files(o), _part_files(o), _channels(o, lambda x: BIAS_BITS),
     _scales(o),
   )  # fmt: skip
-  # The course's formula, with global numbers.
+  # The reference formula, with global numbers.
   vectors = lambda x: len(vector_paths(x))
   params = plus(_kernels(o, lambda x: 1), _channels(o, vectors))
   left = plus(weights, _channels(o, vectors, masked=True))
@@ -48,12 +48,12 @@ def bounds_of(o: Outlook, views: int) -> Bounds:
   f = [views * n * max(q_w, q_a) / 32 / MACS_REFERENCE for n in macs]
   low, high = (
     {
-      "course": Figure(
+      "per_network": Figure(
         left[end] * q_w / 32 / PARAMS_REFERENCE,
         (1 - structured[1 - end]) * f[end],
       ),
-      "exact": Figure(bits[end] / 32 / PARAMS_REFERENCE, ops[end]),
-      "stored": Figure(stored[end] / 32 / PARAMS_REFERENCE, ops[end]),
+      "per_layer": Figure(bits[end] / 32 / PARAMS_REFERENCE, ops[end]),
+      "on_disk": Figure(on_disk[end] / 32 / PARAMS_REFERENCE, ops[end]),
     }
     for end in (0, 1)
   )
@@ -180,7 +180,7 @@ def _corners(layer: Layer, size: int, k: Kept) -> list[float]:
 def _structured_share(
   o: Outlook, params: Range, left: Range, macs: Range
 ) -> Range:
-  """The course's p_s: the share in wholly masked channels."""
+  """The formula's p_s: the share in wholly masked channels."""
   if params[1] <= left[0] + 1e-3:
     return 0.0, 0.0
   wholes = [(o.whole(x), _side(x)) for x in o.spec.layers()]

@@ -18,7 +18,7 @@ _SPLIT = (
   "how many {} each layer keeps: prune.distribution is {!r}, by the {} of"
   " trained weights"
 )
-_WHOLE = "whether single weights leave whole channels empty (in course alone)"
+_WHOLE = "whether single weights leave whole channels empty (per network alone)"
 
 Ranges = dict[str, Range]  # of numbers of weights, by layer path
 Totals = tuple[tuple[tuple[str, ...], int], ...]  # as an outlook's

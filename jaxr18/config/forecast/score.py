@@ -9,7 +9,7 @@ from jaxr18.config.forecast.outlook import Outlook
 from jaxr18.cost.bounds import Bounds, add_bounds
 from jaxr18.cost.figures import Score
 from jaxr18.cost.kept import LayerWeights, vector_paths
-from jaxr18.cost.score import exact_figure, score_counts
+from jaxr18.cost.score import per_layer_figure, score_counts
 from jaxr18.cost.several import add_scores
 from jaxr18.nn.spec import Layer
 
@@ -32,12 +32,12 @@ def score_of(
   return add_bounds(found)
 
 
-def exact_of(o: Outlook) -> float | None:
-  """The exact figure that a network will have; None where it is not known."""
+def per_layer_of(o: Outlook) -> float | None:
+  """The per-layer figure that a network will have; None where it is unknown."""
   found = _score(o, 1)
   if isinstance(found, Score):
-    return found.exact.total
-  return exact_figure(found.rows).total if found.rows else None
+    return found.per_layer.total
+  return per_layer_figure(found.rows).total if found.rows else None
 
 
 def _score(o: Outlook, views: int) -> Score | Bounds:
