@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-LOSSES = ("kd", "dkd", "dkd_mixed")
+LOSSES = ("kd", "mse", "dkd", "dkd_mixed")
 
 
 def cross_entropy(
@@ -45,6 +45,21 @@ def soft_loss(
   student = jax.nn.log_softmax(logits / temperature)
   kl = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
   return temperature**2 * jnp.mean(kl)
+
+
+def logit_loss(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+  """Half the squared difference of logits, the mean over batch and classes.
+
+  `soft_loss` becomes this as the temperature grows, but for what is common to
+  an image's logits, which a softmax does not see (Hinton et al., 2015, section
+  2.1; Kim et al., 2021, arXiv:2105.08919). No gradient flows into the teacher.
+
+  Args:
+    logits, teacher_logits: [batch, classes].
+  """
+  chex.assert_equal_shape([logits, teacher_logits])
+  teacher = jax.lax.stop_gradient(teacher_logits)
+  return jnp.mean(jnp.square(logits - teacher)) / 2
 
 
 def decoupled_loss(
@@ -153,6 +168,20 @@ def mean_probability(logits: jax.Array) -> jax.Array:
     return logits[0]
   log_p = jax.nn.log_softmax(logits)
   return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(logits.shape[0]))
+
+
+def mean_teacher(logits: jax.Array, loss: str) -> jax.Array:
+  """What several teachers say together, for one of LOSSES.
+
+  Args:
+    logits: [teachers, batch, classes].
+    loss: 'mse' compares logits, and so takes their mean; all others take
+      `mean_probability`.
+
+  Returns:
+    [batch, classes], logits.
+  """
+  return jnp.mean(logits, 0) if loss == "mse" else mean_probability(logits)
 
 
 def init_projections(
@@ -278,18 +307,25 @@ def distillation_loss(
 
   - 'kd' (Hinton et al., 2015): (1 - kd_weight) * cross entropy
     + kd_weight * `soft_loss`.
+  - 'mse': the same with `logit_loss`; the temperature is not used.
   - 'dkd', as its authors' mdistiller has it: cross entropy + dkd_share *
     `decoupled_loss`; the share grows to 1 in the first epochs.
   - 'dkd_mixed': (1 - kd_weight) * cross entropy + kd_weight *
     `decoupled_loss`.
+
+  With a kd_weight of 1 the soft loss stands alone, but for 'dkd'.
   """
-  hard = cross_entropy(logits, labels, label_smoothing)
   if loss not in LOSSES:
     raise ValueError(f"loss (={loss!r}) must be one of {LOSSES}")
   if loss == "kd":
     soft = soft_loss(logits, teacher_logits, temperature)
+  elif loss == "mse":
+    soft = logit_loss(logits, teacher_logits)
   else:
     soft = decoupled_loss(logits, teacher_logits, labels, temperature, dkd_beta)
+  if loss != "dkd" and kd_weight == 1:
+    return soft
+  hard = cross_entropy(logits, labels, label_smoothing)
   if loss == "dkd":
     return hard + dkd_share * soft
   return (1 - kd_weight) * hard + kd_weight * soft

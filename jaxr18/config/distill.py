@@ -64,7 +64,7 @@ def check_teaching(problems, name: str, processes: int = 1) -> None:
   if bool(names(c.others)) != bool(c.diversity_weight):
     no("diversity_weight", f"must be above 0 with config.{name}.others"
        f" (={c.others!r}), and only then", "such as 0.1")  # fmt: skip
-  if c.mixup and taught and c.kd_loss != "kd":
+  if c.mixup and taught and c.kd_loss.startswith("dkd"):
     no("mixup", f"must be 0 with kd_loss={c.kd_loss!r}, which needs one right"
        " class", "write 0, or kd_loss='kd'")  # fmt: skip
   if c.mixup and c.others:

@@ -347,18 +347,20 @@ PHASE = {
                       0, 10),
   "teacher": Knob("", "distil from this earlier phase, workdir or file of "
                   "PyTorch's weights; of several, comma-separated, from their "
-                  "mean probability"),
+                  "mean probability, or mean logits for mse"),
   "self_teach": Knob(False, "the student's own average teaches; needs "
                      "ema_decay"),
   "teacher_cache": Knob("none", "keeps the teacher's logits of each view in "
                         "the workdir, filled as they are needed or at once",
                         choices=("none", "lazy", "full")),
-  "kd_loss": Knob("kd", "kd is Hinton's soft loss; dkd the decoupled one "
+  "kd_loss": Knob("kd", "kd is Hinton's soft loss; mse half the squared "
+                  "difference of logits, in its place; dkd the decoupled one "
                   "beside cross entropy, each of weight 1, as its authors have "
                   "it; dkd_mixed the decoupled one in the place of kd",
-                  choices=("kd", "dkd", "dkd_mixed")),
+                  choices=("kd", "mse", "dkd", "dkd_mixed")),
   "kd_weight": Knob(0.9, "weight of the soft loss, and 1 - it of cross "
-                    "entropy, if there is a teacher; not of dkd", 0, 1),
+                    "entropy, if there is a teacher; 1 is the soft loss alone; "
+                    "not of dkd", 0, 1),
   "temperature": Knob(4.0, "of both softmaxes in the soft loss", 0.01, 100),
   "dkd_beta": Knob(8.0, "weight of dkd's classes that are not the right one",
                    0, 1000),

@@ -97,7 +97,7 @@ def open_cache(
     )
   cached = CachedTeacher(
     teachers.nets, dataset, workdir / FOLDER, pad=c.augment.pad,
-    flip=c.augment.flip, dtype=dtype,
+    flip=c.augment.flip, dtype=dtype, loss=c.kd_loss,
   )  # fmt: skip
   said = time.monotonic()
 

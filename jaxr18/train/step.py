@@ -38,7 +38,7 @@ class Batch:
 
 
 class Teachers(NamedTuple):
-  """Networks that teach by their mean probability, and `others`.
+  """Networks that teach by their mean, and `others`.
 
   The others are members of an ensemble that the student is to differ from.
   """
@@ -191,7 +191,7 @@ def make_train_step(
       logits, hints = forward_stages(net, inputs(net), dtype)
     elif nets:
       logits = [forward(net, inputs(net), dtype) for net in nets]
-      logits = distill.mean_probability(jnp.stack(logits))
+      logits = distill.mean_teacher(jnp.stack(logits), loss)
     others = [forward(net, inputs(net), dtype) for net in teacher.others]
     return logits, hints, jnp.stack(others) if others else None
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr18.compress.distill import mean_probability
+from jaxr18.compress.distill import mean_teacher
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import Views, apply_views, normalize, views_at
 from jaxr18.host.errors import ToldError
@@ -35,7 +35,11 @@ class TableError(ToldError):
 
 
 def fingerprint(
-  nets: tuple[Network, ...], dataset, pad: int, dtype=jnp.float32
+  nets: tuple[Network, ...],
+  dataset,
+  pad: int,
+  dtype=jnp.float32,
+  loss: str = "kd",
 ) -> str:
   """Of all that the logits depend on: teachers, images, crops, arithmetic."""
   h = hashlib.sha256()
@@ -45,6 +49,8 @@ def fingerprint(
   h.update(f" {pad} {dataset.classes}".encode())
   if dtype != jnp.float32:  # tables of float32 keep their names
     h.update(f" {jnp.dtype(dtype).name}".encode())
+  if loss == "mse" and len(nets) > 1:
+    h.update(b" mean logits")
   for net in nets:
     h.update(net.spec.to_json().encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(net):
@@ -164,16 +170,19 @@ class CachedTeacher:
     pad: int,
     flip: str,
     dtype=jnp.float32,
+    loss: str = "kd",
   ):
     """Opens the table of these teachers and images below `folder`.
 
     Args:
       dtype: of convolutions, as the step's own teacher would have it.
+      loss: decides what several teachers' mean is, as in the step.
     """
+    self._loss = loss
     self._nets, self._dataset, self._dtype = nets, dataset, dtype
     self._pad, self._flip = pad, flip
     images = int(dataset.train.index.max()) + 1
-    name = fingerprint(nets, dataset, pad, dtype)
+    name = fingerprint(nets, dataset, pad, dtype, loss)
     shape = (images, 2 * (2 * pad + 1) ** 2, dataset.classes)
     self.table = Table(folder / name, shape)
     self._views = jax.jit(self._make_views)
@@ -192,7 +201,7 @@ class CachedTeacher:
     images = apply_views(images, views, self._pad)
     inputs = lambda net: normalize(images, d.mean, d.std, net.spec.resolution)
     each = [forward(net, inputs(net), self._dtype) for net in nets]
-    return mean_probability(jnp.stack(each))
+    return mean_teacher(jnp.stack(each), self._loss)
 
   def __call__(
     self, key, step: int, epoch: int, part: data.Split

@@ -9,6 +9,7 @@ from jaxr18.compress.distill import (
   cross_entropy,
   decoupled_loss,
   distillation_loss,
+  logit_loss,
   soft_loss,
 )
 
@@ -105,6 +106,36 @@ class TestSoftLoss:
     assert not np.any(gradient)
 
 
+class TestLogitLoss:
+  def test_by_hand(self):
+    squares = [1, 4, 4, 1, 0.25, 1]
+    loss = logit_loss(LOGITS, TEACHER)
+    assert loss == pytest.approx(sum(squares) / 6 / 2)
+
+  def test_is_the_soft_loss_at_high_temperatures(self):
+    center = lambda x: x - x.mean(-1, keepdims=True)
+    expected = logit_loss(center(LOGITS), center(TEACHER))
+    # In float64 by hand: T^2 times a KL of 1e-7 has no digits in float32.
+    t = 1e3
+    p, q = (softmax(np.asarray(x, np.float64) / t) for x in (TEACHER, LOGITS))
+    limit = t**2 * np.mean(np.sum(p * np.log(p / q), -1))
+    assert limit == pytest.approx(float(expected), rel=1e-2)
+    gradients = [
+      jax.grad(f)(LOGITS)
+      for f in (
+        lambda z: soft_loss(z, TEACHER, 1000.0),
+        lambda z: logit_loss(center(z), center(TEACHER)),
+      )
+    ]
+    np.testing.assert_allclose(*gradients, rtol=1e-2)
+
+  def test_sees_what_is_common_to_all_classes(self):
+    assert logit_loss(TEACHER + 2, TEACHER) == pytest.approx(2)
+
+  def test_no_gradient_into_the_teacher(self):
+    assert not np.any(jax.grad(logit_loss, argnums=1)(LOGITS, TEACHER))
+
+
 class TestDistillationLoss:
   @pytest.mark.parametrize("smoothing", [0.0, 0.1])
   def test_weight_0_is_cross_entropy(self, smoothing):
@@ -113,6 +144,30 @@ class TestDistillationLoss:
 
   def test_weight_1_is_the_soft_loss(self):
     assert total(1.0) == soft_loss(LOGITS, TEACHER, 4.0)
+
+  @pytest.mark.parametrize("loss", ["kd", "mse", "dkd_mixed", "dkd"])
+  def test_weight_1_does_not_look_at_the_labels(self, loss):
+    def value(labels, smoothing):
+      return distillation_loss(
+        LOGITS,
+        TEACHER,
+        labels,
+        temperature=4.0,
+        kd_weight=1.0,
+        label_smoothing=smoothing,
+        loss=loss,
+      )
+
+    # Whatever 0 times the hard loss would be.
+    with_hard = loss == "dkd"
+    assert (value(LABELS, 0.1) != value(LABELS, jnp.inf)) == with_hard
+
+  def test_mse_in_the_place_of_kd(self):
+    got = distillation_loss(
+      LOGITS, TEACHER, LABELS, temperature=9.0, kd_weight=0.7, loss="mse"
+    )
+    hard, soft = cross_entropy(LOGITS, LABELS), logit_loss(LOGITS, TEACHER)
+    assert got == pytest.approx(0.3 * float(hard) + 0.7 * float(soft), rel=1e-6)
 
   def test_between(self):
     expected = 0.3 * float(cross_entropy(LOGITS, LABELS, 0.1)) + 0.7 * float(

@@ -54,6 +54,18 @@ def test_several_teachers_teach_by_their_mean_probability():
   )
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_several_teachers_teach_by_their_mean_logits(weight):
+  _, loss = first_step(Teachers(TEACHERS), kd_weight=weight, loss="mse")
+  x = inputs()
+  logits, _ = network.forward_train(NET, x)
+  mean = np.mean([network.forward(t, x) for t in TEACHERS], 0)
+  soft = float(np.mean((logits - mean) ** 2)) / 2
+  hard = distill.cross_entropy(logits, PART.labels)
+  expected = weight * soft + (1 - weight) * float(hard)
+  assert loss == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_average_teaches():
   _, loss = first_step(None, kd_weight=1.0, self_teach=True)
   x = inputs()

@@ -55,6 +55,24 @@ class TestCachedTeacher:
     other = direct(nets, KEY, 1, 0, part(1))
     assert np.abs(jax.nn.log_softmax(got) - other).max() > 1e-2
 
+  def test_of_several_for_mse_is_the_mean_of_logits(self, tmp_path):
+    kept = dict(pad=1, flip="alternating", loss="mse")
+    cached = CachedTeacher(TEACHERS, DIGITS, tmp_path, **kept)
+    images = augment(
+      KEY, part(1).images, 0, index=part(1).index, epoch=0, pad=1,
+      flip="alternating",
+    )  # fmt: skip
+    x = normalize(images, DIGITS.mean, DIGITS.std, 8)
+    expected = np.mean([forward(n, x) for n in TEACHERS], 0)
+    got = cached(KEY, 0, 0, part(1))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    # Another mean is another table; one teacher's is the same.
+    open_teacher(tmp_path, TEACHERS)
+    assert len(list(tmp_path.iterdir())) == 2
+    take = teacher_table.fingerprint
+    one = take(TEACHERS[:1], DIGITS, 1)
+    assert one == take(TEACHERS[:1], DIGITS, 1, loss="mse")
+
   def test_computes_in_the_steps_type(self, tmp_path):
     def cached(dtype):
       found = CachedTeacher(
