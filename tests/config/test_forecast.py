@@ -92,6 +92,7 @@ ARGUMENTS = {
   "prune_quant": ("", "tiny"),
   "prune_structured": ("", "0.2", "0.3", "0.75", "1.0", "tiny"),
   "prune_unstructured": ("", "0.01", "0.1", "0.5", "1.0", "tiny"),
+  "two_bits": ("", "tiny"),
   "quant": ("", "tiny", "1", "2", "4", "8", "ptq4"),
 }
 # What decides these is another run.
