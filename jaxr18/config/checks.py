@@ -23,6 +23,7 @@ from jaxr18.config.network import CHANNELS, CLASSES, check_network, network_spec
 from jaxr18.config.prune import check_prune
 from jaxr18.config.quantize import (
   check_calibration,
+  check_dampening,
   check_learned,
   check_quantize,
   check_two_bits,
@@ -104,6 +105,7 @@ def validate(
       check_calibration(check, name, layers)
       check_learned(check, name, layers)
       check_two_bits(check, name, layers)
+      check_dampening(check, name, layers)
     if section and not check.problems:
       check_search(check)
     if section and not check.problems:

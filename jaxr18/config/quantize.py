@@ -49,6 +49,19 @@ def check_two_bits(problems, name: str, layers: Sequence[Layer]) -> None:
     )
 
 
+def check_dampening(problems, name: str, layers: Sequence[Layer]) -> None:
+  """Notes weights that are drawn to a grid where no kernel has one."""
+  field = f"{name}.dampening"
+  if not layers or not problems.good(field):
+    return
+  if problems.get(field) and not any(x.w_bits < HALF_BITS for x in layers):
+    problems.add(
+      field,
+      "must be 0 where no layer of the phase has weights of 8 bits or fewer",
+      "leave it out, or quantize some layers",
+    )
+
+
 def check_learned(problems, name: str, layers: Sequence[Layer]) -> None:
   """Notes learned ends of grids where no kernel or no input has one."""
   w_scales = f"{name}.network.w_scales"

@@ -393,6 +393,9 @@ PHASE = {
                           "ends of grids", 0, 1000),
     "weight_decay": Knob(0.0, "of the learned ends of grids", 0, 10),
   },
+  "dampening": Knob(0.0, "weight of the squared distance of weights to their "
+                    "grid, which grows to it along a cosine: against weights "
+                    "that oscillate; 0 is off", 0, 1e6),
   "clip_norm": Knob(0.0, "largest norm of the whole gradient; 0 is off",
                     0, 1e6),
   "ema_decay": Knob(0.0, "of averaged weights, which are then what is "

@@ -251,6 +251,31 @@ def kernel_codes(
   return codes.astype(jnp.int8), scale
 
 
+def distance_to_grid(
+  kernel: jax.Array,
+  bits: int,
+  bound: jax.Array | None = None,
+  two_bits: str = TWO_BITS[0],
+) -> jax.Array:
+  """Sums the squared distances of weights to the levels that they round to.
+
+  A weight beyond the end of its grid counts as on it. The gradient is in the
+  kernel alone, and draws each weight inside to its level.
+
+  Args:
+    kernel, bits, bound, two_bits: as `kernel_codes` takes them.
+
+  Returns:
+    A scalar, float32.
+  """
+  ends = [
+    None if x is None else jax.lax.stop_gradient(x) for x in (kernel, bound)
+  ]
+  codes, scale = _codes(ends[0], bits, ends[1], two_bits)
+  end = scale * max(1, _largest_code(bits, two_bits))
+  return jnp.sum(jnp.square(codes * scale - jnp.clip(kernel, -end, end)))
+
+
 def _four(bits: int, two_bits: str) -> bool:
   return bits == 2 and two_bits == "four_levels"
 

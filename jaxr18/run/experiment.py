@@ -380,6 +380,8 @@ def run_phase(
     ema_decay=c.ema_decay,
     dtype=dtype,
     group_lasso=c.group_lasso,
+    dampening=c.dampening,
+    epochs=c.epochs,
     loss=c.kd_loss,
     dkd_beta=c.dkd_beta,
     dkd_warmup=c.dkd_warmup,

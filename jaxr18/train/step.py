@@ -10,7 +10,7 @@ import optax
 from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxr18.compress import channels, distill
+from jaxr18.compress import channels, dampen, distill
 from jaxr18.data.augment import augment, normalize
 from jaxr18.nn.network import (
   Network,
@@ -106,6 +106,8 @@ def make_train_step(
   ema_decay: float,
   dtype,
   group_lasso: float = 0.0,
+  dampening: float = 0.0,
+  epochs: int = 1,
   loss: str = "kd",
   dkd_beta: float = 8.0,
   dkd_warmup: float = 20.0,
@@ -124,6 +126,7 @@ def make_train_step(
   """Makes the jitted step.
 
   Args:
+    dampening: weight of `dampen.dampening_loss`, which grows over `epochs`.
     loss, dkd_beta: as `distill.distillation_loss` takes them.
     dkd_warmup: epochs in which the loss 'dkd' grows to its whole size.
     features: 'none', 'fitnets' or 'attention', with the only teacher.
@@ -148,7 +151,7 @@ def make_train_step(
     the same at every step.
   """
 
-  def loss_fn(params, net, taught, images, labels, heat, dkd_share):
+  def loss_fn(params, net, taught, images, labels, heat, dkd_share, epoch):
     teacher_logits, hints, others = taught
     trained = {k: v for k, v in params.items() if k in net.params}
     net = net.replace(params=trained)
@@ -172,6 +175,9 @@ def make_train_step(
       )
     if group_lasso:
       value += group_lasso * channels.group_lasso(trained, net.spec)
+    if dampening:
+      pull = dampening * dampen.dampening_share(epoch, epochs)
+      value += pull * dampen.dampening_loss(trained, net.spec)
     if features == "fitnets" and hints:
       projections = params["projections"]
       value += feature_weight * distill.fitnets_loss(stages, hints, projections)
@@ -233,7 +239,7 @@ def make_train_step(
     dkd_share = jnp.minimum((epoch + 1) / dkd_warmup, 1) if dkd_warmup else 1.0
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = grad_fn(
-      params, net, taught, inputs(net), labels, heat, dkd_share
+      params, net, taught, inputs(net), labels, heat, dkd_share, epoch
     )
     if only_gradients:
       return kernels({k: v for k, v in grads.items() if k in net.params})

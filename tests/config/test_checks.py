@@ -286,6 +286,8 @@ BAD_TOGETHER = [
     "student.network.bits": ((".*", 1, 4),)}, "needs a kernel of 2 to 7 bits"),
   ({"student.network.two_bits": "four_levels",
     "student.network.inner_bits": 3}, "needs a kernel of 2 bits"),
+  ({"student.dampening": 0.01,
+    "student.network.bits": ((".*", 16, 4),)}, "weights of 8 bits or fewer"),
   ({"student.bounds.learning_rate": 0.5}, "no layer of the phase has one"),
   ({"student.calibrate.images": 100}, "no layer of the phase has one"),
   ({"student.calibrate.method": "lsq", "student.network.scales": "dynamic",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxr18.compress import distill
+from jaxr18.compress import dampen, distill
 from jaxr18.data.augment import augment, normalize
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network
@@ -22,11 +22,11 @@ TEACHERS = tuple(tiny_run.tiny_network(seed=i) for i in (1, 2))
 PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
 
 
-def first_step(teacher, projections=None, epoch=0, **how):
+def first_step(teacher, projections=None, epoch=0, net=NET, **how):
   """The state after the first step, and its loss."""
   how = dict(label_smoothing=0.0, flip="random") | how
   tx = tiny_run.optimizer(clip_norm=0.0)
-  start = state.create(NET, tx, average=True, projections=projections)
+  start = state.create(net, tx, average=True, projections=projections)
   batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
   return tiny_run.train_step(tx, **how)(
     replicate(start, make_mesh()), teacher, batch, KEY, np.int32(epoch)
@@ -64,6 +64,16 @@ def test_several_teachers_teach_by_their_mean_logits(weight):
   hard = distill.cross_entropy(logits, PART.labels)
   expected = weight * soft + (1 - weight) * float(hard)
   assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_are_drawn_to_their_grids():
+  net = tiny_run.tiny_network(bits=3)
+  _, plain = first_step(None, net=net)
+  _, drawn = first_step(None, net=net, epoch=1, dampening=0.1, epochs=3)
+  pull = 0.1 * (1 - np.cos(np.pi * 2 / 3)) / 2
+  expected = pull * dampen.dampening_loss(net.params, net.spec)
+  assert float(drawn - plain) == pytest.approx(float(expected), rel=1e-3)
+  assert expected > 0.01
 
 
 def test_the_average_teaches():
