@@ -34,9 +34,12 @@ import numpy as np
 
 from benchmarks import results
 from jaxr18.cli import told
+from jaxr18.config import base
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import validate
-from jaxr18.config.schema import base, knobs
+from jaxr18.config.configdict import plain
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.reading import parse
+from jaxr18.config.schema import fields as fields_of
 from jaxr18.deploy import packed
 from jaxr18.host import workdir
 from jaxr18.run import experiment
@@ -115,9 +118,8 @@ def readers(folder: pathlib.Path, config) -> dict[str, Callable[[], Any]]:
     return files.MetricsFile(folder / phase / "metrics.jsonl", False).rows
 
   def kept_config() -> list:
-    kept = configfile.from_json(folder / "config.json")
-    validate(kept, sources=False)
-    return experiment.check_config(config, folder, finished=True)
+    parse(configfile.from_json(folder / "config.json"))
+    return experiment.check_config(parse(config), folder, finished=True)
 
   def logits() -> np.ndarray:
     images = np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3)
@@ -247,16 +249,16 @@ def _again(folder, config, want, ended: str) -> str:
 
 def configs(count: int, chance: random.Random) -> Iterator[tuple[str, str]]:
   """Puts odd values into fields; any error must be a ConfigError."""
-  fields = [name for name, _ in knobs(("one", "two"))]
+  fields = [field.name for field in fields_of(("one", "two"))]
   for _ in range(count):
-    config, put = small(), {}
+    values, put = plain(small()), {}
     for name in chance.sample(fields, chance.choice((1, 1, 2))):
       put[name] = chance.choice(ODD)
-      configfile.set_field(config, name, put[name])
+      configfile.set_field(values, name, put[name])
     try:
-      validate(config, sources=False)
+      parse(values)
       ended = "valid"
-    except configfile.ConfigError:
+    except ConfigError:
       ended = "told"
     except Exception as e:
       ended = f"BAD: {type(e).__name__}: {e}"

@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.bench_tables import onnx_speed_table
 from benchmarks.results import write
 from jaxr18.config import file as configfile
+from jaxr18.config import parse
 from jaxr18.data.augment import normalize
 from jaxr18.nn import network
 from jaxr18.run import experiment, sources
@@ -74,8 +75,8 @@ def main():
   parser.add_argument("--out", help="a file for all numbers")
   args = parser.parse_args()
   workdir = pathlib.Path(args.workdir).expanduser()
-  config = configfile.from_json(workdir / "config.json")
-  dataset = experiment.load_data(config)
+  values = configfile.from_json(workdir / "config.json")
+  dataset = experiment.load_data(parse(values).data)
   images = dataset.test.images[: args.batch]
   runs = contenders(workdir, dataset, args.only)
   for run in runs.values():  # compiles, and fills caches

@@ -54,13 +54,13 @@ def main(argv: list[str]) -> None:
   from jaxr18.run.finished import reopen
   from jaxr18.train.files import try_writing, write_json
 
-  workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
+  workdir, opened, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   path = workdir / "sensitivity" / "bits.json"
   try_writing(path)
   net = sources.load_network(workdir)
   split = dataset.validation if len(dataset.validation) else dataset.train
   count = min(_IMAGES.value, len(split))
-  size = min(config.eval_batch_size, count)
+  size = min(opened.eval_batch_size, count)
   count -= count % size  # whole batches: one program
   images = normalize(
     split.images[:count], dataset.mean, dataset.std, net.spec.resolution

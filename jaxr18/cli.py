@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from jaxr18 import __version__
 from jaxr18.config import file as configfile
+from jaxr18.config.faults import ConfigError
 from jaxr18.cost.figures import FIGURES
 from jaxr18.host import paths, stop
 from jaxr18.host.errors import ToldError
@@ -59,16 +60,16 @@ class ConfigFlag:
 
   @property
   def value(self):
-    """The `ConfigDict`, fields set but not validated; None without a file.
+    """Its nested values, fields set but not checked; None without a file.
 
     Raises:
-      configfile.ConfigError: the file is not there or gives no config.
+      ConfigError: the file is not there or gives no config.
     """
     if self.file is None:
       return None
-    config = configfile.load(self.file)
-    configfile.override(config, self._fields.value)
-    return config
+    values = configfile.load(self.file)
+    configfile.override(values, self._fields.value)
+    return values
 
 
 def config_flag() -> ConfigFlag:
@@ -190,7 +191,7 @@ def report(error: Exception) -> int:
 
 def told(error: Exception) -> tuple[int, str] | None:
   """Exit status and text of an error that needs no traceback."""
-  if isinstance(error, configfile.ConfigError):
+  if isinstance(error, ConfigError):
     lines = textwrap.indent(str(error), "  ")
     return error.status, f"The config cannot be run:\n{lines}"
   if isinstance(error, app.UsageError):

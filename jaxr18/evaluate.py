@@ -30,11 +30,10 @@ def main(argv: list[str]) -> None:
   from jaxr18.run.finished import reopen
   from jaxr18.train.step import make_mesh
 
-  opened = reopen(_WORKDIR.value, _DATA_DIR.value)
-  workdir, config, result, dataset = opened
+  workdir, opened, result, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   nets = sources.load_networks(workdir)
   test, _ = experiment.test_last(
-    config, nets, result["phases"], dataset, make_mesh()
+    opened, nets, result["phases"], dataset, make_mesh()
   )
   print(f"test accuracy {test.accuracy:.2%} ({test.correct} of {test.count})")
   was = result["test_correct"], result["test_count"]
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
     from jaxr18.run import export as exporting
 
     net = sources.load_network(workdir)
-    found = exporting.by_integers(net, dataset, config.eval_batch_size)
+    found = exporting.by_integers(net, dataset, opened.eval_batch_size)
     n = found["count"]
     print(
       f"with {found['arithmetic']}: test accuracy {found['accuracy']:.2%}"

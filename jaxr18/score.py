@@ -181,39 +181,41 @@ def _configured():
   Raises:
     ConfigError: another run decides the score, and is not there.
   """
-  from jaxr18.config.checks import validate
-  from jaxr18.config.file import ConfigError
+  from jaxr18.config.experiment import Place, Source
+  from jaxr18.config.faults import ConfigError
   from jaxr18.config.forecast.outlook import outlooks_of_networks
+  from jaxr18.config.reading import parse
   from jaxr18.run import sources
 
-  config, missing = _CONFIG.value, {}
-  if "search" in config:
+  values, missing = _CONFIG.value, {}
+  if "search" in values:
     raise app.UsageError(
       f"--config={_CONFIG.file} describes a search, of which each candidate has"
       " a score; give the config.json of one, in trials/NUMBER of its workdir"
     )
 
-  def read(value: str):
+  def read(data, name: str) -> Source:
+    del data
     # Whatever is wrong with another run, the run itself will say.
     try:
-      nets = sources.load_other(value)
+      nets = sources.load_other(name)
     except Exception as e:
-      missing[value] = str(e)
-      return None
-    return outlooks_of_networks(nets, value)
+      missing[name] = str(e)
+      return Source()
+    return Source(outlooks_of_networks(nets, name))
 
-  outlooks = validate(config, sources=False, read=read)
-  phase = _PHASE.value or config.phases[-1]
-  if phase not in config.phases:
-    raise app.UsageError(f"--phase={phase} must be one of {config.phases}")
-  found = outlooks[phase]
+  phases = {p.name: p for p in parse(values, Place(source=read)).phases}
+  name = _PHASE.value or [*phases][-1]
+  if name not in phases:
+    raise app.UsageError(f"--phase={name} must be one of {tuple(phases)}")
+  found = phases[name].outlooks
   if found is None or any(one.unknown for one in found):
     raise ConfigError(
-      f"config.{phase} has the score that another run's masks leave it, which"
+      f"config.{name} has the score that another run's masks leave it, which"
       f" cannot be read: {'; '.join(missing.values())}; run that first, or take"
-      f" its name away, such as by --config.{phase}.init="
+      f" its name away, such as by --config.{name}.init="
     )
-  return bool(paths.names(config[phase].ensemble.members)), found
+  return bool(paths.names(phases[name].options.ensemble.members)), found
 
 
 def _finished():

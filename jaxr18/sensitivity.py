@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
   if criterion not in known or criterion == "movement":
     usable = [n for n in known if n != "movement"]
     raise app.UsageError(f"--criterion={criterion}: must be one of {usable}")
-  workdir, config, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
+  workdir, opened, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   name = "channels" if _STRUCTURED.value else "weights"
   path = workdir / "sensitivity" / f"{name}.json"
   try_writing(path)
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     return x, jnp.asarray(part.labels)
 
   images, labels = inputs(dataset.train, 512)
-  key = jax.random.key(config.seed)
+  key = jax.random.key(opened.seed)
   if _STRUCTURED.value:
     grads = None
     if criterion == "taylor":
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     ranks = sensitivity.weight_ranks(in_order)
   split = dataset.validation if len(dataset.validation) else dataset.train
   x, y = inputs(split, _IMAGES.value)
-  size = min(config.eval_batch_size, len(y))
+  size = min(opened.eval_batch_size, len(y))
   count = len(y) // size * size  # whole batches: one program
 
   def batches():

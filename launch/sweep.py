@@ -36,6 +36,7 @@ from absl import app, flags
 
 from jaxr18 import cli
 from jaxr18.config import file as configfile
+from jaxr18.config.faults import ConfigError
 from jaxr18.host import paths
 from jaxr18.host.workdir import read_result
 from jaxr18.train.files import write_atomically
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
   if _ARRAY.value:
     lines = [shlex.join(["python", *command]) for command in runs.values()]
     if any("\n" in line for line in lines):
-      raise configfile.ConfigError(
+      raise ConfigError(
         f"--array={_ARRAY.value} has a command a line, and a value of this"
         " sweep has a line's end; write it without one"
       )
@@ -90,20 +91,20 @@ def commands(
     fields: 'NAME=VALUE' of all runs.
 
   Raises:
-    configfile.ConfigError: a config cannot be run.
+    ConfigError: a config cannot be run.
   """
-  from jaxr18.config.checks import validate
+  from jaxr18.config.reading import parse
 
   out = {}
   for run in configfile.sweep(file):
     assignments = [*fields, *(f"{k}={_text(v)}" for k, v in run.items())]
-    config = configfile.load(file)
-    configfile.override(config, assignments)
+    values = configfile.load(file)
+    configfile.override(values, assignments)
     name = workdir_name(run)
     try:
-      validate(config, sources=False)
-    except configfile.ConfigError as e:
-      raise configfile.ConfigError(f"{name}: {e}") from e
+      parse(values)
+    except ConfigError as e:
+      raise ConfigError(f"{name}: {e}") from e
     out[folder / name] = [
       "-m",
       "jaxr18.main",

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from jaxr18 import cli
-from jaxr18.config.schema import knobs
+from jaxr18.config.schema import fields
 from jaxr18.host import sealed
 
 # One epoch of a network of 40 thousand MACs.
@@ -95,8 +95,8 @@ class TestCommandLine:
                  "configs/kd_quant.py", "--config.PHASE.epochs",
                  "--helpfull"):  # fmt: skip
       assert text in done.stdout
-    for name, _ in knobs(()):
-      assert f"  {name}=" in done.stdout
+    for field in fields(()):
+      assert f"  {field.name}=" in done.stdout
     assert "logtostderr" not in done.stdout
 
   def test_help_that_nobody_reads(self, tmp_path):
@@ -114,9 +114,9 @@ class TestCommandLine:
     done = _run("main", "--helpfull", cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr
     assert max(map(len, done.stdout.splitlines())) < 80
-    for name, knob in knobs(("train",)):
-      assert f"  {name.removeprefix('train.')}=" in done.stdout
-      assert all(choice in done.stdout for choice in knob.choices or ())
+    for field in fields(("train",)):
+      assert f"  {field.name.removeprefix('train.')}=" in done.stdout
+      assert all(choice in done.stdout for choice in field.choices)
     assert "logtostderr" not in done.stdout
 
   @pytest.mark.parametrize("module", ["main", "evaluate"])

@@ -6,9 +6,9 @@
 import importlib
 
 _HOMES = {
-  "base": "schema",
-  "ConfigError": "file",
-  "validate": "checks",
+  "base": "configdict",
+  "parse": "reading",
+  "ConfigError": "faults",
 }
 
 

@@ -1,24 +1,24 @@
 """Configs from files: a Python file's get_config, or a run's config.json.
 
-Values that are wrong are taken as they are: `validate` then names all of them
-at once, whether they stand in a file or on the command line.
+What is read is nested plain values. Those that are wrong are taken as they are:
+`parse` then names all of them at once, whether they stand in a file or on the
+command line.
 """
 
 import ast
 import contextlib
 import importlib.util
-import json
 import pathlib
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_collections
 from absl import logging
 
-from jaxr18.config.schema import Knob, base, completed, knobs, plain
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.fields import Field
+from jaxr18.config.schema import completed, fields
 from jaxr18.host import paths, sealed
-from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -28,13 +28,10 @@ if not CONFIGS.is_dir():
   CONFIGS = PACKAGE.parent / "configs"
 
 
-class ConfigError(ToldError, ValueError):
-  """Everything that is wrong with a config, one line each."""
-
-  status = 2
+Values = dict[str, Any]  # of a config, nested
 
 
-def load(name: str) -> ml_collections.ConfigDict:
+def load(name: str) -> Values:
   """Reads 'FILE.py', 'FILE.py:ARGUMENT' or a run's 'WORKDIR/config.json'.
 
   A relative FILE is looked for below the current folder, then among the
@@ -46,14 +43,16 @@ def load(name: str) -> ml_collections.ConfigDict:
   file, argument = paths.file_and_argument(name)
   path = find(file, name)
   if path.suffix == ".json":
-    config = from_json(path)
-    _say_how_old(path, config)
-    return config
+    return from_json(path)
   if path.suffix != ".py":
     raise ConfigError(
       f"--config={file} must be a .py with get_config or the config.json of a"
       " workdir; give another file"
     )
+  import ml_collections  # late, as --help needs none of it
+
+  from jaxr18.config.configdict import plain
+
   with _said_of(name, path):
     config = _module(path).get_config(*([argument] if argument else []))
   if not isinstance(config, ml_collections.ConfigDict):
@@ -61,7 +60,7 @@ def load(name: str) -> ml_collections.ConfigDict:
       f"{name}: get_config returned {config!r}, expected what"
       " jaxr18.config.base() returns; end it with 'return config'"
     )
-  return ml_collections.ConfigDict(config).lock()
+  return plain(config)
 
 
 def sweep(name: str) -> list[dict[str, Any]]:
@@ -73,12 +72,13 @@ def sweep(name: str) -> list[dict[str, Any]]:
     ConfigError: there is no such file or function, or it adds nothing, or one
       run twice.
   """
+  from jaxr18.config.configdict import plain
+
   path = find(paths.file_and_argument(name)[0], name)
   runs = []
 
-  def add(fields=None, **more):
-    fields = {**(fields or {}), **more}
-    runs.append({name: plain(value) for name, value in fields.items()})
+  def add(given=None, **more):
+    runs.append(plain({**(given or {}), **more}))
 
   with _said_of(name, path):
     function = getattr(_module(path), "sweep", None)
@@ -91,9 +91,9 @@ def sweep(name: str) -> list[dict[str, Any]]:
       "  for rate in (0.05, 0.1):\n"
       '    add({"train.learning_rate": rate})'
     )
-  for i, fields in enumerate(runs):
-    if fields in runs[:i]:
-      raise ConfigError(f"{name}: sweep adds {fields} twice; add it once")
+  for i, added in enumerate(runs):
+    if added in runs[:i]:
+      raise ConfigError(f"{name}: sweep adds {added} twice; add it once")
   return runs
 
 
@@ -154,83 +154,80 @@ def catalog() -> str:
   return "\n".join(lines)
 
 
-def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+def from_json(path: pathlib.Path) -> Values:
   """The config that a run saved; fields it does not have are as they were.
 
   Raises:
     ConfigError: it cannot be read, or is no config.
   """
   try:
-    values = sealed.parse(read_bytes(path))
-    version = values.pop("version", sealed.VERSION)
+    saved = sealed.parse(read_bytes(path))
+    version = saved.pop("version", sealed.VERSION)
     if version != sealed.VERSION:
       raise ValueError(f"version is {version!r}, expected {sealed.VERSION}")
-    config = base(tuple(values["phases"]), search="search" in values)
-    values = completed(values)
+    values = completed(saved)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ConfigError(
       f"{path} is not a config that a run has saved ({type(e).__name__}:"
       f" {_text(e)}); give the config.json of a workdir"
     ) from e
-  for name, value in _flat(values):
-    set_field(config, name, _as_tuples(value))
-  return config
+  if values["data"]["order"] == "folder" and "order" not in saved["data"]:
+    logging.warning(
+      "%s was saved before images were ordered by their content:"
+      " config.data.order is 'folder', as it was, for the same run from the"
+      " same folder; --config.data.order=content splits and orders as new"
+      " runs do",
+      path,
+    )
+  return {name: _as_tuples(value) for name, value in values.items()}
 
 
-def _say_how_old(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  if "order" not in json.loads(read_bytes(path))["data"]:
-    if config.data.order == "folder":
-      logging.warning(
-        "%s was saved before images were ordered by their content:"
-        " config.data.order is 'folder', as it was, for the same run from the"
-        " same folder; --config.data.order=content splits and orders as new"
-        " runs do",
-        path,
-      )
-
-
-def override(
-  config: ml_collections.ConfigDict, assignments: Sequence[str]
-) -> None:
+def override(values: Values, assignments: Sequence[str]) -> None:
   """Sets fields from the command line's 'train.epochs=10'.
 
-  Text is read as a Python value where the field is no string; what cannot be
-  read so stays text.
+  The field says how its text is read: as it is where that is a string, else as
+  a Python value; what cannot be read so stays text. A tuple of one entry may be
+  written without its comma, and one rule without the tuple around it.
   """
   for assignment in assignments:
     name, _, text = assignment.partition("=")
-    knob = _knob(config, name)
-    set_field(
-      config, name, text if knob and knob.kind is str else _literal(text)
-    )
+    known = _field(values, name)
+    if known is None:
+      value = _literal(text)
+    elif known.kind is str and not known.many:
+      value = text
+    else:
+      value = _wrapped(known, _as_tuples(_literal(text)))
+    set_field(values, name, value)
 
 
-def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
-  """Sets a field whether it exists or not, whatever its type is."""
+def _wrapped(field: Field, value: Any) -> Any:
+  """A value in the tuple that its field has, where that goes without saying."""
+  if field.many and type(value) in (int, float, bool):
+    return (value,)
+  rule = field.kind is tuple and isinstance(value, tuple) and len(value) > 1
+  return (value,) if rule and isinstance(value[0], str) else value
+
+
+def set_field(values: Values, name: str, value: Any) -> None:
+  """Sets a field, whether it is there or not, and its sections with it."""
   *sections, last = name.split(".")
-  knob, value = _knob(config, name), plain(value)
-  if knob and knob.kind is float and type(value) is int:
-    with contextlib.suppress(OverflowError):
-      value = float(value)
-  with config.unlocked(), config.ignore_type():
-    for section in sections:
-      if not isinstance(config.get(section), ml_collections.ConfigDict):
-        config[section] = ml_collections.ConfigDict()
-      config = config[section]
-    # ml_collections would turn True into 1.0 and a list into a tuple.
-    if last in config:
-      del config[last]
-    config[last] = value
+  for section in sections:
+    if not isinstance(values.get(section), dict):
+      values[section] = {}
+    values = values[section]
+  values[last] = value
 
 
-def _knob(config: ml_collections.ConfigDict, name: str) -> Knob | None:
-  phases = config.get("phases")
+def _field(values: Values, name: str) -> Field | None:
+  phases = values.get("phases")
   phases = phases if isinstance(phases, tuple) else ()
-  known = dict(knobs(phases, search="search" in config))
+  known = {f.name: f for f in fields(phases, search="search" in values)}
   return known.get(name)
 
 
 def _literal(text: str) -> Any:
+  """What a text is in Python; the text itself where it is nothing there."""
   try:
     return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -238,17 +235,11 @@ def _literal(text: str) -> Any:
 
 
 def _as_tuples(value: Any) -> Any:
-  if isinstance(value, list):
+  if isinstance(value, dict):
+    return {name: _as_tuples(inner) for name, inner in value.items()}
+  if isinstance(value, list | tuple):
     return tuple(map(_as_tuples, value))
   return value
-
-
-def _flat(values: dict[str, Any], prefix: str = ""):
-  for k, v in values.items():
-    if isinstance(v, dict):
-      yield from _flat(v, f"{prefix}{k}.")
-    else:
-      yield f"{prefix}{k}", v
 
 
 def _text(error: Exception) -> str:

@@ -1,19 +1,19 @@
 """A phase's network section -> its `NetSpec`, or all that is wrong with it."""
 
 import math
+from collections.abc import Iterator
 
-import ml_collections
-
-from jaxr18.config.schema import PHASE
+from jaxr18.config.fields import walk
+from jaxr18.config.schema import Network
 from jaxr18.nn.forms import dense, with_forms
 from jaxr18.nn.spec import NetSpec, compound_scale, resnet, with_bits
 
 CLASSES, CHANNELS = 10, 3  # of both data sets
 
+Found = Iterator[tuple[str, str, str]]
 
-def network_spec(
-  network: ml_collections.ConfigDict, classes: int = CLASSES
-) -> NetSpec:
+
+def network_spec(network: Network, classes: int = CLASSES) -> NetSpec:
   """The `NetSpec` that a phase's network section describes.
 
   Raises:
@@ -24,7 +24,7 @@ def network_spec(
   return quantized(spec, network)
 
 
-def quantized(spec: NetSpec, network: ml_collections.ConfigDict) -> NetSpec:
+def quantized(spec: NetSpec, network: Network) -> NetSpec:
   """The spec in the bits that a phase's network section gives.
 
   Raises:
@@ -64,96 +64,95 @@ def _scaled(network) -> tuple[tuple[int, ...], tuple[int, ...], int]:
   )
 
 
-def check_network(problems, phase: str) -> NetSpec | None:
-  """The phase's network without its bits, or None if it is none."""
-  prefix = f"{phase}.network."
-  for field, knob in PHASE["network"].items():
-    if knob.by_stage and problems.good(prefix + field, f"{prefix}widths"):
-      value = problems.get(prefix + field)
-      stages = len(problems.get(f"{prefix}widths"))
-      if len(value) != stages:
-        problems.add(
-          prefix + field,
-          f"must have {stages} entries, one a stage, as"
-          f" config.{prefix}widths has",
-          f"write {(value * stages)[:stages]!r}",
-        )
-  bits = ("bits", "inner_bits", "scales", "w_scales", "two_bits")
-  fields = [prefix + f for f in PHASE["network"] if f not in bits]
-  if not problems.good(*fields):
-    return None
-  _check_scale(problems, prefix)
-  _check_groups(problems, prefix)
-  if not problems.good(*fields):
-    return None
-  network = problems.config[phase].network
+def network_faults(network: Network, with_bits: bool) -> Found:
+  """What keeps a network section from being a network.
+
+  Args:
+    network: right field by field.
+    with_bits: whether its bits are of these layers, and not of a source's.
+
+  Yields:
+    The field within the section ('' for the whole), what it must be, the mend.
+  """
+  found = list(_lengths_fit(network))
+  yield from found
+  if found:
+    return
+  for check in (_scale_fits, _groups_fit):
+    found = list(check(network))
+    yield from found
+    if found:
+      return
   try:
     spec = _by_stage(network)
   except ValueError as e:
-    problems.add(prefix[:-1], f"must be a network: {e}", "change what it names")
-    return None
+    yield "", f"must be a network: {e}", "change what it names"
+    return
   try:
     spec = with_forms(spec, network.factorize)
   except ValueError as e:
-    problems.add(
-      f"{prefix}factorize",
-      f"must fit the network's layers: {e}",
-      "mend or remove that rule",
-    )
-    return None
-  # Those of a shrunk network are of the layers that its source has.
-  shrinks = problems.get(f"{phase}.shrink") is True
-  if problems.good(*(prefix + f for f in bits)) and not shrinks:
-    try:
-      network_spec(network)
-    except ValueError as e:
-      problems.add(
-        f"{prefix}bits",
-        f"must fit the network's layers: {e}",
-        "mend or remove that rule",
+    yield ("factorize", f"must fit the network's layers: {e}",
+           "mend or remove that rule")  # fmt: skip
+    return
+  if not with_bits:
+    return
+  try:
+    quantized(spec, network)
+  except ValueError as e:
+    yield ("bits", f"must fit the network's layers: {e}",
+           "mend or remove that rule")  # fmt: skip
+
+
+def _lengths_fit(network: Network) -> Found:
+  stages = len(network.widths)
+  for field in walk(Network):
+    value = getattr(network, field.name)
+    if field.by_stage and len(value) != stages:
+      yield (
+        field.name,
+        f"must have {stages} entries, one a stage, as `widths` has",
+        f"write {(value * stages)[:stages]!r}",
       )
-  return spec
 
 
-def _check_scale(problems, prefix: str) -> None:
+def _scale_fits(network: Network) -> Found:
   """Bounds hold after scaling too, and each stride has pixels to skip."""
-  network = problems.get(prefix[:-1])
-  scaled = dict(
-    zip(("widths", "blocks", "resolution"), _scaled(network), strict=True)
-  )
-  for field, value in scaled.items():
-    for must, _ in PHASE["network"][field].faults(value):
-      problems.add(
-        f"{prefix}scale",
-        f"makes {field} {value!r}: it {must}",
-        "choose a scale nearer to 0",
-      )
-  least = math.prod(network.strides)
-  if scaled["resolution"] < least:
-    problems.add(
-      f"{prefix}resolution",
-      f"must be at least {least}, the product of config.{prefix}strides"
-      f" (={network.strides!r}), also after scaling"
-      f" (now {scaled['resolution']})",
+  scaled = _scaled(network)
+  known = {field.name: field for field in walk(Network)}
+  for name, value in zip(("widths", "blocks", "resolution"), scaled,
+                         strict=True):  # fmt: skip
+    f = known[name]
+    for entry in value if f.many else (value,):
+      if not f.low <= entry <= f.high:
+        yield (
+          "scale",
+          f"makes {name} {value!r}, of which {entry!r} must be {f.allowed()}",
+          "choose a scale nearer to 0",
+        )
+  least, resolution = math.prod(network.strides), scaled[2]
+  if resolution < least:
+    yield (
+      "resolution",
+      f"must be at least {least}, the product of strides"
+      f" (={network.strides!r}), also after scaling (now {resolution})",
       "raise it or lower a stride",
     )
 
 
-def _check_groups(problems, prefix: str) -> None:
-  network = problems.get(prefix[:-1])
+def _groups_fit(network: Network) -> Found:
   widths, _, _ = _scaled(network)
   inputs = (network.stem_features or widths[0], *widths[:-1])
   for i, groups in enumerate(network.groups):
     if network.depthwise[i] and groups != 1:
-      problems.add(
-        f"{prefix}groups",
-        f"has {groups} at index {i}, which must be 1 where"
-        f" config.{prefix}depthwise (={network.depthwise!r}) is True",
+      yield (
+        "groups",
+        f"has {groups} at index {i}, which must be 1 where depthwise"
+        f" (={network.depthwise!r}) is True",
         "write 1 there, or False in depthwise",
       )
     elif inputs[i] % groups or widths[i] % groups:
-      problems.add(
-        f"{prefix}groups",
+      yield (
+        "groups",
         f"has {groups} at index {i}, which must divide that stage's"
         f" {inputs[i]} input channels and its width {widths[i]}",
         f"write {math.gcd(inputs[i], widths[i], groups)} there, or change"

@@ -4,59 +4,65 @@ A candidate is plain numbers by name, `{'width1': 16, 'bits:head': 8, ...}`; its
 config is that of an ordinary run, without the section.
 """
 
+import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
 from jaxr18.compress.gradual import moves
-from jaxr18.config.forecast.outlook import Outlook
-from jaxr18.config.forecast.phase import foresee
+from jaxr18.config.experiment import Experiment, Phase, Place
+from jaxr18.config.faults import Findings
 from jaxr18.config.forecast.score import per_layer_of
+from jaxr18.config.schema import Options, PhaseOptions, Search
 
 # What each layer keeps is then known before it is trained, and so the score.
 DISTRIBUTIONS = ("uniform", "erk")
 
+STAGED = ("widths", "blocks", "groups")  # have choices for each stage
+
 Params = Mapping[str, int | float]
+Values = Mapping[str, Any]
+Found = Iterator[tuple[str, str, str]]
 
 
-def dimensions(search: ml_collections.ConfigDict) -> dict[str, tuple]:
+def dimensions(search: Search) -> dict[str, tuple]:
   """The choices by name, in the order in which they are made."""
-  out = {}
-  for name in ("widths", "blocks", "groups"):
-    for i, choices in enumerate(search[name]):
+  out: dict[str, tuple] = {}
+  for name in STAGED:
+    for i, choices in enumerate(getattr(search, name)):
       out[f"{name}{i + 1}"] = choices
   out |= {f"bits:{pattern}": choices for pattern, choices in search.bits}
   return out | {"density": search.density, "resolution": search.resolution}
 
 
-def candidate_config(
-  config: ml_collections.ConfigDict, params: Params
-) -> ml_collections.ConfigDict:
-  """The config of one candidate, which `jaxr18.main` runs as any other."""
-  search = config.search
-  out = config.copy_and_resolve_references().unlock()
-  del out["search"]
-  phase = out[config.phases[0]]
-  for name in ("widths", "blocks", "groups"):
+def candidate_values(values: Values, params: Params) -> dict[str, Any]:
+  """The config of one candidate, which `jaxr18.main` runs as any other.
+
+  Args:
+    values: of the search's config.
+    params: the candidate's.
+  """
+  out = copy.deepcopy({k: v for k, v in values.items() if k != "search"})
+  search = values["search"]
+  phase = out[values["phases"][0]]
+  for name in STAGED:
     stages = range(1, len(search[name]) + 1)
-    phase.network[name] = tuple(params[f"{name}{i}"] for i in stages)
-  phase.network.bits = tuple(
+    phase["network"][name] = tuple(params[f"{name}{i}"] for i in stages)
+  phase["network"]["bits"] = tuple(
     (pattern, b, max(2, b))  # activations have no 1 bit
-    for pattern, _ in search.bits
+    for pattern, _ in search["bits"]
     for b in [params[f"bits:{pattern}"]]
   )
-  phase.network.resolution = params["resolution"]
-  phase.prune.density = float(params["density"])
-  return out.lock()
+  phase["network"]["resolution"] = params["resolution"]
+  phase["prune"]["density"] = float(params["density"])
+  return out
 
 
-def chosen_fields(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def chosen_fields(phase: str) -> tuple[str, ...]:
   """What each candidate has its own of, whatever the config says."""
   fields = ("widths", "blocks", "groups", "bits", "resolution")
   names = (*(f"network.{field}" for field in fields), "prune.density")
-  return tuple(f"{config.phases[0]}.{name}" for name in names)
+  return tuple(f"{phase}.{name}" for name in names)
 
 
 def describe_candidate(params: Params) -> str:
@@ -68,90 +74,127 @@ def describe_candidate(params: Params) -> str:
   return " ".join(f"{what} {'-'.join(values)}" for what, values in many.items())
 
 
-def per_layer_score(
-  config: ml_collections.ConfigDict, init: list[Outlook] | None = None
-) -> float:
+def per_layer_score(phase: Phase) -> float:
   """The per-layer score that a candidate's network will have once trained.
 
   Args:
-    config: the candidate's.
-    init: what its phase starts from, if from anything.
+    phase: the candidate's only one.
 
   Raises:
-    ValueError: it cannot be trained, or its score is not known before.
+    ValueError: its score is not known before.
   """
-  name = config.phases[0]
-
-  def fault(field: str, must: str, mend: str) -> None:
-    raise ValueError(f"config.{name}.{field} {must}; {mend}")
-
-  found = foresee(config[name], name, {"init": init, "rewind": None}, 0, fault)
+  found = phase.outlooks
   if not found or found[0].unknown:
-    raise ValueError(f"config.{name}.init hides what its masks leave")
+    raise ValueError(f"config.{phase.name}.init hides what its masks leave")
   total = per_layer_of(found[0])
   if total is None:
-    raise ValueError(f"config.{name} hides its score: {found[0].why}")
+    raise ValueError(f"config.{phase.name} hides its score: {found[0].why}")
   return total
 
 
-def extremes(
-  config: ml_collections.ConfigDict,
-) -> Iterator[tuple[dict[str, Any], ml_collections.ConfigDict]]:
-  """Candidates that stand for all: the smallest of each choice, the largest."""
-  choices = dimensions(config.search)
-  for pick in (min, max):
-    params = {name: pick(values) for name, values in choices.items()}
-    yield params, candidate_config(config, params)
+def check(
+  findings: Findings,
+  shared: Options,
+  phases: Sequence[Phase],
+  search: Search,
+  place: Place,
+  parse: Callable[[Values, Place], Experiment],
+) -> None:
+  """Notes what a study cannot be made of; its phases are in order.
 
-
-def check_search(problems) -> None:
-  """Notes what a study cannot be made of; the phase is in order by itself."""
-  config = problems.config
-  if len(config.phases) > 1:
-    problems.add("phases", "must be one, of which candidates are trained",
+  Args:
+    findings: of the config.
+    shared, phases, search: what it says.
+    place: where candidates are to be trained.
+    parse: reads a candidate.
+  """
+  if len(phases) > 1:
+    findings.add("phases", "must be one, of which candidates are trained",
                  "name a finished run in its init or teacher")  # fmt: skip
     return
-  name = config.phases[0]
-  if not config.data.validation:
-    problems.add("data.validation", "must be above 0: candidates are compared"
+  if not shared.data.validation:
+    findings.add("data.validation", "must be above 0: candidates are compared"
                  " on held-out images", "such as 5000")  # fmt: skip
-  c, search = config[name], config.search
-  for field, off in (("shrink", False), ("population.members", 1),
-                     ("ensemble.members", ""), ("network.stem_features", 0),
-                     ("network.scale", 0.0)):  # fmt: skip
-    if problems.get(f"{name}.{field}") != off:
-      problems.add(f"{name}.{field}", "has no place in a search",
+  phase, c = phases[0], phases[0].options
+  for field, value, off in (
+    ("shrink", c.shrink, False),
+    ("population.members", c.population.members, 1),
+    ("ensemble.members", c.ensemble.members, ""),
+    ("network.stem_features", c.network.stem_features, 0),
+    ("network.scale", c.network.scale, 0.0),
+  ):
+    if value != off:
+      findings.add(f"{phase.name}.{field}", "has no place in a search",
                    f"write {off!r}")  # fmt: skip
-  _check_rungs(problems, search, c)
-  _check_stages(problems, search, len(c.network.strides))
-  _check_pruning(problems, search, c, name)
+  found = (
+    *_rungs_fit(search, c),
+    *_choices_fit(search),
+    *_stages_fit(search, len(c.network.strides)),
+    *_pruning_fits(search, c, phase.name),
+  )
+  for field, must, mend in found:
+    findings.add(field, must, mend)
+  if not findings.faults:
+    _check_candidates(findings, search, place, parse)
 
 
-def _check_rungs(problems, search, c) -> None:
+def _check_candidates(
+  findings: Findings,
+  search: Search,
+  place: Place,
+  parse: Callable[[Values, Place], Experiment],
+) -> None:
+  """Notes what is wrong with the first candidate that cannot be run."""
+  choices = dimensions(search)
+  for pick in (min, max):
+    params = {name: pick(options) for name, options in choices.items()}
+    candidate = candidate_values(findings.values, params)
+    try:
+      per_layer_score(parse(candidate, place).phases[0])
+    except ValueError as e:
+      findings.add(
+        "search",
+        f"allows the candidate {params}, which cannot be run: {e}",
+        "let it choose among others",
+      )
+      return
+
+
+def _rungs_fit(search: Search, c: PhaseOptions) -> Found:
   rungs = (0, *search.rungs, c.epochs)
   if any(a >= b for a, b in zip(rungs[:-1], rungs[1:], strict=True)):
-    problems.add(
+    yield (
       "search.rungs",
       f"must grow, and stay below the {c.epochs} epochs of the phase",
       "mend them, or train longer",
     )
 
 
-def _check_stages(problems, search, stages: int) -> None:
-  for field in ("widths", "blocks", "groups"):
-    if len(search[field]) != stages:
-      problems.add(
+def _choices_fit(search: Search) -> Found:
+  """Choices that are named once."""
+  for name, choices in dimensions(search).items():
+    if len(set(choices)) < len(choices):
+      field = re.match("[a-z]*", name)[0]
+      yield (f"search.{field}", f"has {choices!r}, which must name each once",
+             "remove one")  # fmt: skip
+
+
+def _stages_fit(search: Search, stages: int) -> Found:
+  lengths = [len(getattr(search, f)) for f in STAGED]
+  for field, length in zip(STAGED, lengths, strict=True):
+    if length != stages:
+      yield (
         f"search.{field}",
         f"must have {stages} entries, one a stage, as the phase's strides have",
         "mend it",
       )
-  if not problems.good("search.widths", "search.groups"):
+  if lengths[0] != stages or lengths[2] != stages:
     return
   inputs = (search.widths[0], *search.widths[:-1])
   for i, groups in enumerate(search.groups):
     for g in groups:
       if odd := [w for w in (*inputs[i], *search.widths[i]) if w % g]:
-        problems.add(
+        yield (
           "search.groups",
           f"has {g} at index {i}, which must divide every width of that stage"
           f" and of the one before; it does not divide {odd[0]}",
@@ -159,21 +202,21 @@ def _check_stages(problems, search, stages: int) -> None:
         )
 
 
-def _check_pruning(problems, search, c, name: str) -> None:
+def _pruning_fits(search: Search, c: PhaseOptions, name: str) -> Found:
   p = c.prune
   if p.pattern:
-    problems.add(f"{name}.prune.pattern", "has no place in a search: it is a"
-                 " density of its own", "write ''")  # fmt: skip
+    yield (f"{name}.prune.pattern", "has no place in a search: it is a"
+           " density of its own", "write ''")  # fmt: skip
   if min(search.density) == 1:
     return
   if p.structured:
-    problems.add(
+    yield (
       f"{name}.prune.structured",
       "must be False: widths are searched themselves",
       "leave it out",
     )
   if p.distribution not in DISTRIBUTIONS:
-    problems.add(
+    yield (
       f"{name}.prune.distribution",
       f"must be one of {DISTRIBUTIONS}, so that the score is known before"
       " training",
@@ -181,7 +224,7 @@ def _check_pruning(problems, search, c, name: str) -> None:
     )
   last = (p.end if moves(p.schedule, p.regrow) else p.begin) * c.epochs
   if last > search.rungs[0]:
-    problems.add(
+    yield (
       "search.rungs",
       f"must begin at or after {last:g} epochs, when the last weights are"
       " pruned: accuracy and score are then of one network",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
+if TYPE_CHECKING:
+  from rich.table import Table
 
 PARAMS_REFERENCE = 5.6e6
 MACS_REFERENCE = 2.8e8
@@ -79,6 +79,10 @@ class LayerScore:
 
 
 def plain_table(title: str) -> Table:
+  """An empty rich table with a title and a line under its head."""
+  from rich import box  # late: --help prints no table
+  from rich.table import Table
+
   plain = dict(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
   return Table(title=title, title_justify="left", **plain)
 

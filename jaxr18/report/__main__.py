@@ -16,7 +16,6 @@ command cannot be run.
 """
 
 import functools
-import json
 
 from absl import flags
 
@@ -94,11 +93,11 @@ def evidence_of(run):
   from jaxr18.train.evaluate import check_finite, predict
   from jaxr18.train.step import make_mesh
 
-  config = settings(run.folder, _DATA_DIR.value)
+  opened = settings(run.folder, _DATA_DIR.value)
   nets = sources.load_networks(run.folder)
-  dataset = _data(config.data.to_json())
+  dataset = _data(opened.data)
   test, result, remarks = dataset.test, run.result, []
-  size, mesh, was = config.eval_batch_size, make_mesh(), result
+  size, mesh, was = opened.eval_batch_size, make_mesh(), result
   if "votes" in result:
     how = result["vote"]
     weights = result["weights"] if how == "weighted" else None
@@ -131,14 +130,11 @@ def evidence_of(run):
 
 
 @functools.lru_cache(1)
-def _data(settings: str):
-  """The data set of a config's section, as JSON; kept for the next run."""
-  import ml_collections
-
+def _data(section):
+  """The data set of a config's section `data`; kept for the next run."""
   from jaxr18.run import experiment
 
-  section = ml_collections.ConfigDict(json.loads(settings))
-  return experiment.load_data(ml_collections.ConfigDict({"data": section}))
+  return experiment.load_data(section)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+from jaxr18.config import faults
 from jaxr18.config import schema as config_lib
 from jaxr18.report.runs import FIGURES as FIGURES
 from jaxr18.report.runs import Run, defaults
@@ -162,7 +163,7 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
     rest = {
       k: v
       for k, v in config_lib.flatten(run.result["config"]).items()
-      if k != "seed" and not config_lib.within(k, free)
+      if k != "seed" and not faults.within(k, free)
     }
     key = json.dumps([rest, task_of(run.result)], sort_keys=True)
     found.setdefault(key, {}).setdefault(run.result["seed"], run)

@@ -270,7 +270,7 @@ def _short(value: Any) -> str:
 @functools.lru_cache(256)
 def defaults(phases: tuple[str, ...]) -> dict[str, Any]:
   """The defaults of a config of such phases, by dotted names."""
-  values = json.loads(config_lib.base(phases).to_json())
+  values = json.loads(json.dumps(config_lib.defaults(phases)))
   return config_lib.flatten(values)
 
 

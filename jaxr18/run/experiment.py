@@ -1,7 +1,7 @@
 """An experiment from its config to its result: train, test, score.
 
-What trains knows no config: `teaching`, `members` and this file read it, once
-it is validated, and pass on plain arguments.
+What trains knows no config: `teaching`, `members` and this file read the typed
+`Experiment` and pass on plain arguments.
 """
 
 import contextlib
@@ -14,23 +14,35 @@ import pathlib
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxr18.compress import ensemble, factorize, gradual, prune
+from jaxr18.config import build
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import validate
-from jaxr18.config.distill import factors, member_seeds
-from jaxr18.config.file import ConfigError
-from jaxr18.config.network import network_spec, quantized
-from jaxr18.config.prune import make_plan
-from jaxr18.config.schema import FREE, completed, flatten, within
+from jaxr18.config.build import factors, member_seeds
+from jaxr18.config.experiment import (
+  Experiment,
+  Phase,
+  Place,
+  as_json,
+  is_installed,
+)
+from jaxr18.config.faults import ConfigError, within
+from jaxr18.config.network import quantized
+from jaxr18.config.reading import parse
+from jaxr18.config.schema import (
+  FREE,
+  Data,
+  PhaseOptions,
+  completed,
+  flatten,
+)
 from jaxr18.cost import score as score_lib
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
@@ -40,7 +52,7 @@ from jaxr18.host.workdir import FORMAT, read_result
 from jaxr18.nn import conv, machine, network
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import HALF_BITS, NetSpec
-from jaxr18.run import members, sources, teaching
+from jaxr18.run import members, other_run, sources, teaching
 from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
@@ -58,14 +70,41 @@ from jaxr18.train.step import make_mesh, make_train_step, shard
 from jaxr18.train.writers import Writer
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """An experiment at work: where, on what, and who is told.
+
+  Attributes:
+    experiment: of the workdir.
+    workdir: of the run.
+    dataset: of the experiment.
+    mesh: over which batches are split.
+    stop: says whether a signal has come.
+    writer, watch: of `loop.train`.
+  """
+
+  experiment: Experiment
+  workdir: pathlib.Path
+  dataset: data.Dataset
+  mesh: jax.sharding.Mesh
+  stop: StopSignal
+  writer: Writer | None = None
+  watch: Callable[[dict[str, Any]], bool] | None = None
+
+
 def run(
-  config: ml_collections.ConfigDict,
+  config: Any,
   workdir: pathlib.Path,
   stop: StopSignal | None = None,
 ) -> dict[str, Any]:
-  """Runs the config's phases in order, then tests and scores the last network.
+  """Runs a config's phases in order, then tests and scores the last network.
 
   Every phase resumes in its middle; a finished one is read from its files.
+
+  Args:
+    config: a `ConfigDict`, or nested values, as `config.parse` takes it.
+    workdir: where the run lives.
+    stop: says whether a signal has come.
 
   Returns:
     What result.json holds.
@@ -74,57 +113,54 @@ def run(
   if jax.process_count() > 1:
     stop.leave = None  # one that left alone would take the others down
   finished = (workdir / "result.json").exists()
-  # What is finished needs neither its teacher's workdir nor as many devices.
-  ended = lambda name: (workdir / name / "phase.json").is_file()
-  validate(
-    config,
-    1 if finished else jax.device_count(),
-    not finished,
-    ended=ended,
-    processes=1 if finished else jax.process_count(),
-  )
+  experiment = parse(config, place_of(workdir, finished))
   if finished:
-    check_config(config, workdir, finished=True)
+    check_config(experiment, workdir, finished=True)
     return read_result(workdir)
   first = jax.process_index() == 0
   with alone_in(workdir, first), contextlib.ExitStack() as stack:
-    prepare_workdir(config, workdir)
-    to = names(config.writers) if first else ()
-    writer = Writer(workdir, to, json.loads(config.to_json()))
+    prepare_workdir(experiment, workdir)
+    to = experiment.writers if first else ()
+    writer = Writer(workdir, to, experiment.saved())
     stack.callback(writer.close)
-    dataset, mesh = load_data(config), make_mesh()
-    phases = train_phases(config, workdir, dataset, mesh, stop, writer)
-    nets = sources.load_networks(workdir, config.phases[-1])
-    test, more = test_last(config, nets, phases, dataset, mesh)
-    result = make_result(config, nets[0], test, phases) | more
+    dataset, mesh = load_data(experiment.data), make_mesh()
+    phases = train_phases(Run(experiment, workdir, dataset, mesh, stop, writer))
+    nets = sources.load_networks(workdir, experiment.phases[-1].name)
+    test, more = test_last(experiment, nets, phases, dataset, mesh)
+    result = make_result(experiment, nets[0], test, phases) | more
     result["starts"] = starts.read(workdir)
     writer.result(result)
     write_together(workdir / "result.json", result)
   return result
 
 
-def train_phases(
-  config,
-  workdir: pathlib.Path,
-  dataset,
-  mesh,
-  stop: StopSignal,
-  writer: Writer | None = None,
-  watch: Callable[[dict[str, Any]], bool] | None = None,
-) -> dict[str, dict[str, Any]]:
-  """Trains what of the phases is not finished; looks at no test image.
+def place_of(workdir: pathlib.Path, finished: bool = False) -> Place:
+  """What an experiment has to fit here: devices, packages and other runs.
+
+  What is finished needs neither its sources nor as many devices.
 
   Args:
-    config: validated, and the workdir's.
-    writer, watch: of `loop.train`.
+    workdir: of the run.
+    finished: whether all of it is.
+  """
+  if finished:
+    return Place()
+  return Place(
+    devices=jax.device_count(),
+    processes=jax.process_count(),
+    ended=lambda name: (workdir / name / "phase.json").is_file(),
+    source=other_run.source,
+    installed=is_installed,
+  )
+
+
+def train_phases(run: Run) -> dict[str, dict[str, Any]]:
+  """Trains what of the phases is not finished; looks at no test image.
 
   Returns:
     What each phase's phase.json holds, by name.
   """
-  return {
-    name: run_phase(config, name, workdir, dataset, mesh, stop, writer, watch)
-    for name in config.phases
-  }
+  return {phase.name: run_phase(run, phase) for phase in run.experiment.phases}
 
 
 def write_together(
@@ -137,7 +173,7 @@ def write_together(
     multihost_utils.sync_global_devices(path.name)
 
 
-def prepare_workdir(config, workdir: pathlib.Path) -> None:
+def prepare_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
   """Makes the workdir and keeps the config in it, or checks the one there.
 
   Another config takes its place where no phase that it touches has begun. What
@@ -148,21 +184,23 @@ def prepare_workdir(config, workdir: pathlib.Path) -> None:
     checkpoint.CheckpointError: it cannot be written, or was begun with another
       config.
   """
-  path, new = workdir / "config.json", json.loads(config.to_json())
+  path, new = workdir / "config.json", experiment.saved()
   with writing(path):
     workdir.mkdir(parents=True, exist_ok=True)
     write_together(path, {"version": sealed.VERSION} | new, _write_new)
-  changed = check_config(config, workdir)
+  changed = check_config(experiment, workdir)
   if changed:
     version = {"version": sealed.VERSION} if sealed.demanded(workdir) else {}
     write_together(path, version | new, write_json)
   if jax.process_index() == 0:
-    _keep_start(config, workdir, changed)
+    _keep_start(experiment, workdir, changed)
 
 
-def _keep_start(config, workdir: pathlib.Path, changed: list[str]) -> None:
+def _keep_start(
+  experiment: Experiment, workdir: pathlib.Path, changed: list[str]
+) -> None:
   """Adds this start to the workdir's, and says what is not as it was."""
-  steps = {name: latest_step(workdir / name) for name in config.phases}
+  steps = {name: latest_step(workdir / name) for name in experiment.names}
   at = {name: step for name, step in steps.items() if step is not None}
   differs = starts.add(workdir, at, machine.arithmetic(), changed)
   if changed:
@@ -178,7 +216,7 @@ def _keep_start(config, workdir: pathlib.Path, changed: list[str]) -> None:
 
 
 def check_config(
-  config, workdir: pathlib.Path, finished: bool = False
+  experiment: Experiment, workdir: pathlib.Path, finished: bool = False
 ) -> list[str]:
   """What differs from the config in the workdir, a line for each field.
 
@@ -186,9 +224,9 @@ def check_config(
     checkpoint.CheckpointError: the run is finished, or the change touches a
       phase that has begun.
   """
-  path, new = workdir / "config.json", json.loads(config.to_json())
+  path, new = workdir / "config.json", experiment.saved()
   try:
-    old = json.loads(configfile.from_json(path).to_json())
+    old = as_json(configfile.from_json(path))
   except ValueError as e:
     raise _unusable(workdir, e) from e
   changed = changes(old, new)
@@ -256,8 +294,8 @@ def _unusable(workdir: pathlib.Path, e: Exception):
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
   """What differs between two configs of one run and is not FREE, by field.
 
-  Both are as `json.loads(config.to_json())` gives them; `before` may have been
-  saved when there were fewer fields.
+  Both are as `as_json` gives them; `before` may have been saved when there were
+  fewer fields.
   """
   before, after = flatten(completed(before)), flatten(after)
   older = {
@@ -270,12 +308,13 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
   }
 
 
-def training_type(phase, name: str, mesh) -> jnp.dtype:
+def training_type(phase: Phase, mesh) -> jnp.dtype:
   """The type of a phase's convolutions; says so if it is not the config's."""
-  dtype, why = conv.training_type(phase.dtype, mesh.devices.size)
+  given = phase.options.dtype
+  dtype, why = conv.training_type(given, mesh.devices.size)
   if why and jax.process_index() == 0:
     print(
-      f"config.{name}.dtype (={phase.dtype!r}): this phase trains in {dtype},"
+      f"config.{phase.name}.dtype (={given!r}): this phase trains in {dtype},"
       f" since {why}.",
       file=sys.stderr,
       flush=True,
@@ -283,8 +322,8 @@ def training_type(phase, name: str, mesh) -> jnp.dtype:
   return dtype
 
 
-def load_data(config) -> data.Dataset:
-  d = config.data
+def load_data(d: Data) -> data.Dataset:
+  """The images that a config's section `data` names."""
   return data.load(
     d.name,
     data_dir=d.dir,
@@ -297,60 +336,54 @@ def load_data(config) -> data.Dataset:
 
 
 def test_last(
-  config, nets: list[Network], phases: dict[str, Any], dataset, mesh
+  experiment: Experiment,
+  nets: list[Network],
+  phases: Mapping[str, Any],
+  dataset,
+  mesh,
 ) -> tuple[Evaluation, dict[str, Any]]:
   """Tests the last phase's networks, and what result.json says of several."""
-  name, size = config.phases[-1], config.eval_batch_size
-  if len(nets) == 1 and not config[name].ensemble.members:
+  phase, size = experiment.phases[-1], experiment.eval_batch_size
+  if len(nets) == 1 and not phase.options.ensemble.members:
     return evaluate(nets[0], dataset.test, dataset, size, mesh), {}
   return members.test_members(
-    config[name], config.seed, nets, phases[name], dataset, batch_size=size,
-    mesh=mesh,
+    phase.options, experiment.seed, nets, phases[phase.name], dataset,
+    batch_size=size, mesh=mesh,
   )  # fmt: skip
 
 
-def run_phase(
-  config,
-  name: str,
-  workdir: pathlib.Path,
-  dataset,
-  mesh,
-  stop,
-  writer=None,
-  watch=None,
-) -> dict[str, Any]:
+def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
   """Trains one phase, or reads what it left when it was finished.
 
   Returns:
     What phase.json holds: the chosen step, its validation accuracy, seconds.
   """
+  experiment, workdir, name = run.experiment, run.workdir, phase.name
+  dataset, mesh, stop = run.dataset, run.mesh, run.stop
   directory = workdir / name
   done = directory / "phase.json"
   if done.exists():
     return read_phase(directory)
-  c = config[name]
-  meta = {"config": json.loads(config.to_json()), "phase": name}
+  c = phase.options
+  meta = {"config": experiment.saved(), "phase": name}
   if c.ensemble.members:
     info = members.save_ensemble(
       c, workdir, directory, dataset, meta,
-      eval_batch_size=config.eval_batch_size, mesh=mesh,
+      eval_batch_size=experiment.eval_batch_size, mesh=mesh,
     )  # fmt: skip
     write_together(done, info)
     return info
   meta["sources"] = {
-    field: sources.identities(workdir, c[field])
+    field: sources.identities(workdir, getattr(c, field))
     for field in ("init", "rewind", "teacher", "others")
   }
   teachers = teaching.load_teachers(c, workdir)
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
   steps = c.epochs * steps_per_epoch
-  seeds = member_seeds(c, config.seed)
-  begun = [
-    begin(config, name, workdir, dataset, teachers, steps, i)
-    for i in range(len(seeds))
-  ]
+  seeds = member_seeds(c, experiment.seed)
+  begun = [begin(run, phase, teachers, steps, i) for i in range(len(seeds))]
   population, plan = len(seeds) > 1, begun[0].plan
-  mean, dtype = averaging(c, steps_per_epoch), training_type(c, name, mesh)
+  mean, dtype = averaging(c, steps_per_epoch), training_type(phase, mesh)
   optimizer = state_lib.make_optimizer(
     c.optimizer,
     learning_rate=c.learning_rate,
@@ -397,8 +430,9 @@ def run_phase(
     temperatures=factors(c, "temperatures") if population else None,
   )
   cached = teaching.open_cache(
-    c, teachers, dataset, workdir, batch_size=config.eval_batch_size,
-    progress=config.progress, stop=stop, where=f"config.{name}", dtype=dtype,
+    c, teachers, dataset, workdir, batch_size=experiment.eval_batch_size,
+    progress=experiment.progress, stop=stop, where=f"config.{name}",
+    dtype=dtype,
   )  # fmt: skip
   if cached is not None:
     teachers = teachers._replace(nets=())
@@ -418,12 +452,12 @@ def run_phase(
     meta=meta,
     teacher=teachers if any(teachers) else None,
     key=key,
-    seed=seeds if population else config.seed,
+    seed=seeds if population else experiment.seed,
     epochs=c.epochs,
     batch_size=c.batch_size,
-    eval_batch_size=config.eval_batch_size,
-    every_seconds=config.checkpoint.every_seconds,
-    progress=config.progress,
+    eval_batch_size=experiment.eval_batch_size,
+    every_seconds=experiment.checkpoint.every_seconds,
+    progress=experiment.progress,
     mesh=mesh,
     stop=stop,
     update=_update_each(begun) if plan else None,
@@ -432,8 +466,8 @@ def run_phase(
     estimate=estimate,
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
-    writer=writer,
-    watch=watch,
+    writer=run.writer,
+    watch=run.watch,
   )
   write_together(done, info)
   return info
@@ -453,7 +487,7 @@ class Averaging(NamedTuple):
   hold_from: int | None = None
 
 
-def averaging(c, steps_per_epoch: int) -> Averaging:
+def averaging(c: PhaseOptions, steps_per_epoch: int) -> Averaging:
   """What `swa_from` and `swa_rate` mean.
 
   SWA takes the weights at the end of each epoch, from the one at which the rate
@@ -467,7 +501,7 @@ def averaging(c, steps_per_epoch: int) -> Averaging:
   return Averaging(start - 1, steps_per_epoch, start)
 
 
-def _shifts(c, spec: NetSpec) -> bool:
+def _shifts(c: PhaseOptions, spec: NetSpec) -> bool:
   """Whether the running statistics are those of other weights or inputs.
 
   They are where values are rounded, since a small step of a weight moves them
@@ -478,7 +512,7 @@ def _shifts(c, spec: NetSpec) -> bool:
 
 
 def estimator(
-  c, spec: NetSpec, key: jax.Array, dataset, mesh
+  c: PhaseOptions, spec: NetSpec, key: jax.Array, dataset, mesh
 ) -> Callable[[Network], Network]:
   """A function that estimates batch norm's statistics for a network.
 
@@ -524,21 +558,21 @@ class Beginning(NamedTuple):
 
 
 def begin(
-  config, name: str, workdir, dataset, teachers, steps: int, member: int
+  run: Run, phase: Phase, teachers, steps: int, member: int
 ) -> Beginning:
   """The network, its key and its pruning before the first of so many steps.
 
   A member is what a run alone of its seed would be.
   """
-  c = config[name]
-  seed = member_seeds(c, config.seed)[member]
-  key = jax.random.fold_in(jax.random.key(seed), config.phases.index(name))
+  c, dataset, where = phase.options, run.dataset, f"config.{phase.name}"
+  seed = member_seeds(c, run.experiment.seed)[member]
+  key = jax.random.fold_in(jax.random.key(seed), phase.index)
   init_key, train_key = jax.random.split(key)
-  net = start(config, name, workdir, dataset, init_key, member)
+  net = start(run, phase, init_key, member)
   projections = teaching.make_projections(
-    c, jax.random.fold_in(init_key, 2), net, teachers, f"config.{name}"
+    c, jax.random.fold_in(init_key, 2), net, teachers, where
   )
-  plan = make_plan(c, steps)
+  plan = build.plan(c.prune, steps)
   if plan is None:
     return Beginning(net, projections, train_key, None, None)
   plan = dataclasses.replace(
@@ -547,7 +581,7 @@ def begin(
   try:
     gradual.check(net, plan)
   except ValueError as e:
-    raise ConfigError(f"config.{name}.prune: {e}") from e
+    raise ConfigError(f"{where}.prune: {e}") from e
   net = gradual.prepare(net, plan)
   seen = dataset.train.take(np.arange(min(c.prune.images, len(dataset.train))))
   update = functools.partial(
@@ -556,7 +590,7 @@ def begin(
     key=jax.random.fold_in(init_key, 1),
     images=_normalized(seen.images, dataset, net.spec),
     labels=jnp.asarray(seen.labels),
-    where=f"config.{name}.prune",
+    where=f"{where}.prune",
   )
   return Beginning(net, projections, train_key, plan, update)
 
@@ -598,37 +632,35 @@ def _update_each(begun: list[Beginning]):
   return update
 
 
-def start(
-  config, name: str, workdir, dataset, key: jax.Array, member: int = 0
-) -> Network:
+def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
   """The network that a phase begins with, its source's or a new one."""
-  c = config[name]
+  c, dataset, here = phase.options, run.dataset, f"config.{phase.name}"
   of = functools.partial(
-    sources.load_for, workdir, members=c.population.members, member=member
+    sources.load_for, run.workdir, members=c.population.members, member=member
   )
-  where = f"config.{name}.init (={c.init!r})"
+  where = f"{here}.init (={c.init!r})"
   source = of(c.init, where) if c.init else None
   if source is not None and c.rewind:
-    where = f"config.{name}.rewind (={c.rewind!r})"
+    where = f"{here}.rewind (={c.rewind!r})"
     try:
       source = prune.rewind(source, of(c.rewind, where))
     except ValueError as e:
       raise ConfigError(f"{where}: {e}") from e
   if c.shrink:
-    source = sources.shrunk(source, c.drop_blocks, f"config.{name}")
+    source = sources.shrunk(source, c.drop_blocks, here)
     spec = quantized(source.spec, c.network)
   else:
-    spec = network_spec(c.network, dataset.classes)
+    spec = phase.spec
   images = dataset.train.images[: c.calibrate.images]
   images = _normalized(images, dataset, spec)
   method = c.calibrate.method
   net = sources.initial_network(key, spec, images, source, where, method)
   if source is not None and jax.process_index() == member == 0:
     converted = factorize.report(source, net)
-    if converted and config.progress != "none":
+    if converted and run.experiment.progress != "none":
       print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
   if c.recalibrate:
-    seed = member_seeds(c, config.seed)[member]
+    seed = member_seeds(c, run.experiment.seed)[member]
     order = data.batches(len(dataset.train), c.batch_size, seed, 0)
     net = network.recalibrate(
       net,
@@ -653,7 +685,10 @@ def _normalized(images, dataset, spec: NetSpec) -> jax.Array:
 
 
 def make_result(
-  config, net: Network, test: Evaluation, phases: dict[str, Any]
+  experiment: Experiment,
+  net: Network,
+  test: Evaluation,
+  phases: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Everything that a table or a reader needs of a run."""
   score = score_lib.score(net.spec, masks=net.masks)
@@ -665,12 +700,14 @@ def make_result(
     "test_correct": test.correct,
     "test_count": test.count,
     "test_loss": test.loss,
-    "validation_accuracy": phases[config.phases[-1]]["validation_accuracy"],
+    "validation_accuracy": phases[experiment.phases[-1].name][
+      "validation_accuracy"
+    ],
     "score": json.loads(score.to_json()),
     "phases": phases,
     "seconds": sum(p["seconds"] for p in phases.values()),
-    "seed": config.seed,
-    "config": json.loads(config.to_json()),
+    "seed": experiment.seed,
+    "config": experiment.saved(),
     "spec": json.loads(net.spec.to_json()),
     "command": shlex.join(["python", "-m", "jaxr18.main", *sys.argv[1:]]),
     "device": f"{jax.device_count()} x {device.device_kind}",

@@ -63,7 +63,7 @@ def export_run(
     ExportError: what is read back is another network; nothing is written.
     ImportError: a package that the format needs.
   """
-  folder, config, result, dataset = reopen(workdir, data_dir)
+  folder, opened, result, dataset = reopen(workdir, data_dir)
   net = sources.load_network(folder)
   path = paths.folder(out)
   if not out:
@@ -72,7 +72,7 @@ def export_run(
   try_writing(folder / "result.json")
   data, about = _export(name, net, dataset, _provenance(result))
   images, labels = dataset.test.images, dataset.test.labels
-  size = min(config.eval_batch_size, len(images))
+  size = min(opened.eval_batch_size, len(images))
   reference = predict(net, images, dataset, size, make_mesh())
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
     file = pathlib.Path(trial, path.name)

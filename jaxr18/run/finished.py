@@ -1,13 +1,11 @@
 """A finished run, opened again by the commands that look at one."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import validate
+from jaxr18.config.experiment import Experiment, Place
+from jaxr18.config.reading import parse
 from jaxr18.config.schema import flatten
 from jaxr18.data import dataset as data
 from jaxr18.host import paths
@@ -17,31 +15,28 @@ from jaxr18.train.files import removing
 
 
 class Finished(NamedTuple):
-  """A run's folder, its config, what its result.json holds, and its data."""
+  """A run's folder, its experiment, its result.json's content, and its data."""
 
   workdir: pathlib.Path
-  config: ml_collections.ConfigDict
+  experiment: Experiment
   result: dict[str, Any]
   dataset: data.Dataset
 
 
-def settings(
-  workdir: pathlib.Path, data_dir: str | None = None
-) -> ml_collections.ConfigDict:
-  """A run's config, checked.
+def settings(workdir: pathlib.Path, data_dir: str | None = None) -> Experiment:
+  """A run's experiment, from the config that it has saved.
 
   Args:
     workdir: of the run.
     data_dir: TFDS's folder, in place of the config's.
 
   Raises:
-    configfile.ConfigError: there is none, or it cannot be used.
+    ConfigError: there is none, or it cannot be used.
   """
-  config = configfile.from_json(workdir / "config.json")
-  validate(config, sources=False, ended=lambda phase: True)
+  values = configfile.from_json(workdir / "config.json")
   if data_dir is not None:
-    config.data.dir = data_dir
-  return config
+    configfile.set_field(values, "data.dir", data_dir)
+  return parse(values, Place(ended=lambda phase: True))
 
 
 def reopen(workdir: str, data_dir: str | None = None) -> Finished:
@@ -56,16 +51,17 @@ def reopen(workdir: str, data_dir: str | None = None) -> Finished:
   """
   folder = paths.folder(workdir)
   result = read_result(folder)
-  config = settings(folder, data_dir)
-  _check_config(folder, config, result)
-  return Finished(folder, config, result, experiment.load_data(config))
+  opened = settings(folder, data_dir)
+  _check_config(folder, opened, result)
+  return Finished(folder, opened, result, experiment.load_data(opened.data))
 
 
-def _check_config(folder: pathlib.Path, config, result: dict[str, Any]) -> None:
+def _check_config(
+  folder: pathlib.Path, opened: Experiment, result: dict[str, Any]
+) -> None:
   """Raises WorkdirError where config.json is another than the result has."""
   made_with = flatten(result["config"])
-  kept = json.loads(config.to_json())
-  changed = experiment.changes(result["config"], kept)
+  changed = experiment.changes(result["config"], opened.saved())
   said = [text for field, text in changed.items() if field in made_with]
   if said:
     gone = removing([folder / "config.json", folder / "result.json"])

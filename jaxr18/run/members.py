@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from jaxr18.compress import ensemble
-from jaxr18.config.distill import factors, member_seeds
+from jaxr18.config.build import factors, member_seeds
+from jaxr18.config.schema import PhaseOptions
 from jaxr18.cost.figures import FIGURES
 from jaxr18.cost.several import ensemble_score
 from jaxr18.host.paths import names
@@ -38,7 +38,7 @@ def predict_members(
 
 
 def save_ensemble(
-  c: ml_collections.ConfigDict,
+  c: PhaseOptions,
   workdir: pathlib.Path,
   directory: pathlib.Path,
   dataset,
@@ -113,7 +113,7 @@ def answer(
 
 
 def test_members(
-  c: ml_collections.ConfigDict,
+  c: PhaseOptions,
   seed: int,
   nets: Sequence[Network],
   phase: dict[str, Any],
@@ -172,10 +172,12 @@ def test_members(
       "score": json.loads(charged.to_json()),
     }
     return votes[phase["vote"]], more
+  rates = factors(c, "learning_rates")
+  temperatures = factors(c, "temperatures")
   for i, row in enumerate(rows):
     row["seed"] = member_seeds(c, seed)[i]
-    row["learning_rate"] = c.learning_rate * factors(c, "learning_rates")[i]
-    row["temperature"] = c.temperature * factors(c, "temperatures")[i]
+    row["learning_rate"] = c.learning_rate * rates[i]
+    row["temperature"] = c.temperature * temperatures[i]
   total = Evaluation(
     sum(one.correct for one in each),
     sum(one.count for one in each),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, matching_blocks, shrink
-from jaxr18.config.file import ConfigError
+from jaxr18.config.faults import ConfigError
 from jaxr18.deploy import torch_weights
 from jaxr18.host import paths, sealed
 from jaxr18.host.inputs import read_bytes

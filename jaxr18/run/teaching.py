@@ -5,10 +5,10 @@ import sys
 import time
 
 import jax
-import ml_collections
 
 from jaxr18.compress import distill
-from jaxr18.config.file import ConfigError
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.schema import PhaseOptions
 from jaxr18.host.paths import names
 from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.nn.network import Network, stage_features, stage_sides
@@ -19,9 +19,7 @@ from jaxr18.train.teacher_table import CachedTeacher
 FOLDER = "teacher_logits"  # of a workdir: one table for each teacher and data
 
 
-def load_teachers(
-  c: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> Teachers:
+def load_teachers(c: PhaseOptions, workdir: pathlib.Path) -> Teachers:
   """The networks that teach a phase and those it is to differ from.
 
   A population's or an ensemble's members count one by one.
@@ -34,7 +32,7 @@ def load_teachers(
 
 
 def make_projections(
-  c: ml_collections.ConfigDict,
+  c: PhaseOptions,
   key: jax.Array,
   net: Network,
   teachers: Teachers,
@@ -65,7 +63,7 @@ def make_projections(
 
 
 def open_cache(
-  c: ml_collections.ConfigDict,
+  c: PhaseOptions,
   teachers: Teachers,
   dataset,
   workdir: pathlib.Path,

@@ -17,7 +17,6 @@ Exit status: 0 when the study is finished, or stopped and saved; 1 when it
 cannot go on; 2 when the command or the config cannot be run.
 """
 
-import json
 import pathlib
 import time
 
@@ -50,7 +49,7 @@ _CLEAR_EVERY = 10
 
 def main(argv: list[str]) -> None:
   del argv
-  config = _config()
+  values = _config()
   workdir = paths.folder(
     _WORKDIR.value or str(cli.default_workdir(_CONFIG.file))
   )
@@ -65,9 +64,8 @@ def main(argv: list[str]) -> None:
 
   memory.keep_freed_memory()
   stop = stop_lib.on_stop_signals()
-  import jax
 
-  from jaxr18.config.checks import validate
+  from jaxr18.config.reading import parse
   from jaxr18.config.search import chosen_fields
   from jaxr18.host import compiled
   from jaxr18.run import experiment
@@ -75,11 +73,11 @@ def main(argv: list[str]) -> None:
   from jaxr18.train.files import in_turn, try_writing
   from jaxr18.train.step import make_mesh
 
-  validate(config, jax.device_count())
+  searched = parse(values, experiment.place_of(workdir))
   compiled.keep_compiled()
   stop.leave = None  # from here on trials are told to the study first
   try_writing(workdir / "search.json")
-  new = json.loads(config.to_json())
+  new = searched.saved()
   with in_turn(workdir):
     study = storage.open_study(path)
     before = storage.kept_config(study)
@@ -87,7 +85,9 @@ def main(argv: list[str]) -> None:
       storage.keep_config(study, new)
   changed = experiment.changes(before, new) if before else {}
   told = [
-    text for name, text in changed.items() if name not in chosen_fields(config)
+    text
+    for name, text in changed.items()
+    if name not in chosen_fields(searched.phases[0].name)
   ]
   if told:
     raise storage.StudyError(
@@ -96,12 +96,12 @@ def main(argv: list[str]) -> None:
       " or --storage"
     )
   with trial.may_leave(stop):
-    dataset, mesh = experiment.load_data(config), make_mesh()
-  _work(study, config, workdir, dataset, mesh, stop)
+    dataset, mesh = experiment.load_data(searched.data), make_mesh()
+  _work(study, searched, workdir, dataset, mesh, stop)
 
 
 def _config():
-  """The config of a search, not validated; None where only a report is due."""
+  """A search's values, not checked; None where only a report is due."""
   if _REPORT.value:
     if _CONFIG.file is None and not _WORKDIR.value:
       raise app.UsageError("give --workdir=DIR of a study")
@@ -122,7 +122,7 @@ def _config():
   return config
 
 
-def _work(study, config, workdir, dataset, mesh, stop) -> None:
+def _work(study, searched, workdir, dataset, mesh, stop) -> None:
   """Trains candidates until there are enough, or until it is stopped."""
   import jax
 
@@ -134,7 +134,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
   count = lambda rows: len(trial.finished(rows))
   began, first, wanted = time.monotonic(), None, _TRIALS.value
   while not stop.received:
-    work = trial.find_work(study, config, workdir, wanted)
+    work = trial.find_work(study, searched, workdir, wanted)
     if work is None:
       break
     if first is None:
@@ -143,7 +143,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
     if work.untrained:
       print(
         f"{work.untrained} candidates were over the budget of"
-        f" {config.search.score_budget:g} or seen before, and not trained"
+        f" {searched.search.score_budget:g} or seen before, and not trained"
       )
     print(
       f"trial {work.number}{' goes on' if work.begun else ''}:"
@@ -151,7 +151,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
       flush=True,
     )
     with work.lock:
-      row = trial.train(study, config, work, dataset, mesh, stop)
+      row = trial.train(study, searched, work, dataset, mesh, stop)
     with in_turn(workdir):
       rows = table.write(study, workdir)
     if work.number % _CLEAR_EVERY == 0:
@@ -168,7 +168,7 @@ def _work(study, config, workdir, dataset, mesh, stop) -> None:
   with in_turn(workdir):
     rows = table.write(study, workdir)
   running = [r["number"] for r in rows if r["state"] == "running"]
-  choices = dimensions(config.search)
+  choices = dimensions(searched.search)
   if count(rows) < wanted and trial.exhausted(rows, choices):
     print("The study has had every candidate that config.search describes.")
   print(f"{count(rows)} of {wanted} trials are finished, the best of them:")

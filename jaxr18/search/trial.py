@@ -1,7 +1,6 @@
 """What a worker does: finds a candidate, trains it, tells how it ended."""
 
 import contextlib
-import json
 import math
 import pathlib
 import time
@@ -9,11 +8,12 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
+from jaxr18.config.experiment import Experiment, Place, Source
 from jaxr18.config.forecast.outlook import Outlook, outlooks_of_networks
-from jaxr18.config.search import candidate_config, dimensions, per_layer_score
+from jaxr18.config.reading import parse
+from jaxr18.config.search import candidate_values, dimensions, per_layer_score
 from jaxr18.cost.score import score
 from jaxr18.host.paths import names
 from jaxr18.host.stop import Stopped, StopSignal
@@ -61,15 +61,15 @@ def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def find_work(
   study: Study,
-  config: ml_collections.ConfigDict,
+  searched: Experiment,
   workdir: pathlib.Path,
   trials: int,
 ) -> Work | None:
   """A trial whose worker is gone, or a new one; None if none is wanted or left.
 
   Args:
-    study: of the config.
-    config: validated.
+    study: of the experiment.
+    searched: what is searched.
     workdir: of the study, or of this machine's part in it.
     trials: wanted of the study altogether.
 
@@ -84,17 +84,17 @@ def find_work(
     running = [row for row in rows if row["state"] == "running"]
     for row in running:
       if row["home"] in (home, *older):
-        if work := _take_up(study, row, config, workdir):
+        if work := _take_up(study, row, searched, workdir):
           return work
     rows = storage.rows(study)
     _check_failures(rows)
     running = [row for row in rows if row["state"] == "running"]
     if len(finished(rows)) + len(running) >= trials:
       return None
-    return _ask(study, config, workdir, home)
+    return _ask(study, searched, workdir, home)
 
 
-def _take_up(study: Study, row, config, workdir) -> Work | None:
+def _take_up(study: Study, row, searched, workdir) -> Work | None:
   """The trial of that row, if no worker is at it and it is to be trained."""
   number = row["number"]
   if row["score"] is None:  # and nobody else is in their turn
@@ -102,7 +102,7 @@ def _take_up(study: Study, row, config, workdir) -> Work | None:
       study, number, storage.FAILED, reason="killed before it was scored"
     )
     return None
-  if row["score"] > config.search.score_budget:
+  if row["score"] > searched.search.score_budget:
     storage.finish(study, number, storage.OVER)
     return None
   folder, lock = _folder(workdir, number), contextlib.ExitStack()
@@ -117,27 +117,31 @@ def _take_up(study: Study, row, config, workdir) -> Work | None:
   return Work(number, row["params"], row["score"], folder, lock, True, 0)
 
 
-def _ask(study: Study, config, workdir: pathlib.Path, home: str) -> Work | None:
+def _ask(
+  study: Study, searched: Experiment, workdir: pathlib.Path, home: str
+) -> Work | None:
   """A new candidate that is not over the budget; None where there is none left.
 
   The sampler may choose the same one twice, which would train to the same bits:
   then one is drawn that the study has not had.
   """
-  choices, budget = dimensions(config.search), config.search.score_budget
-  lowest, init = float("inf"), _init_of(config)
+  choices, budget = dimensions(searched.search), searched.search.score_budget
+  lowest, init = float("inf"), _init_of(searched)
+  place = Place(source=lambda data, name: Source(init))
   seen = {_key(row["params"]) for row in storage.rows(study)}
   for untrained in range(MOST_UNTRAINED):
     if len(seen) >= math.prod(map(len, choices.values())):
       break
-    number, params = storage.ask(study, choices, config.seed, home=home)
+    number, params = storage.ask(study, choices, searched.seed, home=home)
     if _key(params) in seen:
       storage.finish(study, number, storage.SEEN)
-      rng = np.random.default_rng([config.seed, number])
+      rng = np.random.default_rng([searched.seed, number])
       if (other := _unseen(choices, seen, rng)) is not None:
         storage.suggest(study, other)
       continue
     seen.add(_key(params))
-    planned = per_layer_score(candidate_config(config, params), init)
+    candidate = parse(candidate_values(searched.values, params), place)
+    planned = per_layer_score(candidate.phases[0])
     if storage.charge(study, number, planned, budget):
       folder, lock = _folder(workdir, number), contextlib.ExitStack()
       lock.enter_context(alone_in(folder))
@@ -192,18 +196,18 @@ def _unseen(choices: Mapping[str, tuple], seen, rng) -> dict[str, Any] | None:
   return at(int(rng.choice(left))) if left else None
 
 
-def _init_of(config) -> list[Outlook] | None:
+def _init_of(searched: Experiment) -> list[Outlook]:
   """What candidates start from; nothing where they do not."""
   return [
     outlook
-    for name in names(config[config.phases[0]].init)
+    for name in names(searched.phases[0].options.init)
     for outlook in outlooks_of_networks(sources.load_other(name), name)
   ]
 
 
 def train(
   study: Study,
-  config: ml_collections.ConfigDict,
+  searched: Experiment,
   work: Work,
   dataset,
   mesh,
@@ -223,13 +227,13 @@ def train(
 
   def watch(line: dict[str, Any]) -> bool:
     nonlocal goes_on
-    if line["epoch"] in config.search.rungs:
+    if line["epoch"] in searched.search.rungs:
       goes_on = reach(
         study,
         number,
         line["epoch"],
         line["validation_accuracy"],
-        config.search.eta,
+        searched.search.eta,
       )
     return goes_on
 
@@ -237,14 +241,15 @@ def train(
     seconds = before + time.monotonic() - began
     storage.finish(study, number, outcome, accuracy, seconds=seconds, **known)
 
-  candidate = candidate_config(config, work.params)
+  candidate = parse(candidate_values(searched.values, work.params))
   experiment.prepare_workdir(candidate, work.folder)
   try:
-    to = names(candidate.writers)
-    writer = Writer(work.folder, to, json.loads(candidate.to_json()))
+    writer = Writer(work.folder, candidate.writers, candidate.saved())
     with contextlib.closing(writer), may_leave(stop):
       phases = experiment.train_phases(
-        candidate, work.folder, dataset, mesh, stop, writer, watch
+        experiment.Run(
+          candidate, work.folder, dataset, mesh, stop, writer, watch
+        )
       )
   except Stopped:
     if goes_on:
@@ -257,7 +262,7 @@ def train(
   else:
     net = sources.load_network(work.folder)
     total = score(net.spec, masks=net.masks).per_layer.total
-    accuracy = phases[candidate.phases[-1]]["validation_accuracy"]
+    accuracy = phases[candidate.phases[-1].name]["validation_accuracy"]
     end(storage.COMPLETE, accuracy, score=total)
   return storage.row(study, number)
 

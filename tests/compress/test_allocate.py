@@ -13,7 +13,7 @@ import pytest
 import tiny_config
 
 from jaxr18.compress import allocate
-from jaxr18.config.checks import network_spec
+from jaxr18.config.network import network_spec
 from jaxr18.cost.score import score
 from jaxr18.nn import network
 from jaxr18.nn.spec import resnet, with_bits

@@ -10,6 +10,7 @@ import tiny_run
 
 from jaxr18.compress import ensemble
 from jaxr18.config import file as configfile
+from jaxr18.config import parse
 from jaxr18.cost.score import score
 from jaxr18.cost.several import ensemble_score
 from jaxr18.host.workdir import read_result
@@ -269,7 +270,7 @@ class TestExperiment:
   def test_against_its_members(self, voted, tmp_path):
     config, workdir, result = voted
     nets = sources.load_networks(workdir)
-    dataset = experiment.load_data(config)
+    dataset = experiment.load_data(parse(config).data)
     x = [
       evaluate.predict(n, dataset.test.images, dataset, 32, make_mesh())
       for n in nets
@@ -324,5 +325,5 @@ class TestExperiment:
   def test_workdirs_after_the_colon(self, voted):
     _, workdir, _ = voted
     config = configfile.load(f"configs/ensemble.py:{workdir},runs/b")
-    assert config.ensemble.ensemble.members == f"{workdir},runs/b"
-    assert config.phases == ("ensemble",)
+    assert config["ensemble"]["ensemble"]["members"] == f"{workdir},runs/b"
+    assert config["phases"] == ("ensemble",)

@@ -14,8 +14,8 @@ import pytest
 
 from jaxr18.compress import factorize
 from jaxr18.compress.kernels import dense_kernel, project
-from jaxr18.config.checks import ConfigError
-from jaxr18.config.schema import base
+from jaxr18.config import base
+from jaxr18.config.faults import ConfigError
 from jaxr18.cost.macs import count_macs
 from jaxr18.cost.score import score
 from jaxr18.nn import network

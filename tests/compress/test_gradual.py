@@ -11,7 +11,7 @@ import tiny_config
 from tiny_run import StopAfter
 
 from jaxr18.compress import criteria, gradual, prune
-from jaxr18.config.file import ConfigError
+from jaxr18.config.faults import ConfigError
 from jaxr18.host.stop import Stopped
 from jaxr18.nn import network
 from jaxr18.nn.quantize import quantize_kernel

@@ -3,17 +3,20 @@
 import json
 import pathlib
 
+import fields
 import pytest
 import tiny_run
 
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import ConfigError, validate
+from jaxr18.config.experiment import Place, Source
+from jaxr18.config.faults import ConfigError
 from jaxr18.config.forecast.outlook import outlooks_of_result
 from jaxr18.config.forecast.score import score_of
+from jaxr18.config.reading import parse
 from jaxr18.cost.figures import FIGURES, Score
 from jaxr18.host import workdir
 from jaxr18.host.paths import names
-from jaxr18.run import experiment
+from jaxr18.run import experiment, other_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = sorted(
@@ -24,9 +27,9 @@ RESULTS = sorted(
 
 
 def forecast(config, read=lambda value: None):
-  outlooks = validate(config, sources=False, read=read)[config.phases[-1]]
-  ensemble = bool(names(config[config.phases[-1]].ensemble.members))
-  return score_of(outlooks, ensemble)
+  place = Place(source=lambda data, name: Source(read(name)))
+  last = parse(config, place).phases[-1]
+  return score_of(last.outlooks, bool(names(last.options.ensemble.members)))
 
 
 def holds(found, result) -> None:
@@ -106,15 +109,15 @@ ELSEWHERE = {("ensemble", "runs/a,runs/b")} | {
   [(name, argument) for name in ARGUMENTS for argument in ARGUMENTS[name]],
 )
 def test_each_config(name, argument):
-  config = configfile.load(
+  values = configfile.load(
     f"configs/{name}.py" + ":" * bool(argument) + argument
   )
-  last = config.phases[-1]
-  outlooks = validate(config, sources=False)[last]
+  last = parse(values).phases[-1]
+  outlooks = last.outlooks
   known = outlooks is not None and not any(one.unknown for one in outlooks)
   assert known != ((name, argument) in ELSEWHERE)
   if known:
-    found = score_of(outlooks, bool(names(config[last].ensemble.members)))
+    found = score_of(outlooks, bool(names(last.options.ensemble.members)))
     if not isinstance(found, Score):
       for figure in FIGURES:
         assert 0 < found.low[figure].total <= found.high[figure].total
@@ -131,7 +134,7 @@ def one(*phases, **changes):
   for name in phases:
     config[name].epochs = 0
   for name, value in changes.items():
-    configfile.set_field(config, name.replace("__", "."), value)
+    fields.put(config, name.replace("__", "."), value)
   return config
 
 
@@ -213,10 +216,13 @@ def test_of_a_run_that_starts_from_another(tmp_path):
     (dict(c__network__bits=BITS), dict(c__shrink=True))
   ):
     config = one("c", c__init=str(tmp_path / "first"), **changes)
-    found = validate(config)["c"]
+    there = Place(source=other_run.source)
+    found = parse(config, there).phases[-1].outlooks
     holds(score_of(found, False), run(config, tmp_path / str(i)))
-    read = lambda value: outlooks_of_result(result, value)
-    assert found == validate(config, sources=False, read=read)["c"]
+    there = Place(
+      source=lambda _, name: Source(outlooks_of_result(result, name))
+    )
+    assert found == parse(config, there).phases[-1].outlooks
 
 
 @pytest.mark.parametrize(
@@ -237,9 +243,9 @@ def test_per_layer_is_known(plan):
   )
 
 
-def errors(config, **how) -> str:
+def errors(config, **place) -> str:
   with pytest.raises(ConfigError) as e:
-    validate(config, **how)
+    parse(config, Place(**place))
   return str(e.value)
 
 
@@ -319,7 +325,7 @@ FOUR = (("stem|head", 8, 8), (".*", 2, 2))
 )  # fmt: skip
 def test_a_plan_that_cannot_work(config, fields, told):
   if not fields:
-    validate(config)
+    parse(config)
     return
   text = errors(config)
   lines = text.splitlines()
@@ -330,19 +336,19 @@ def test_a_plan_that_cannot_work(config, fields, told):
 
 def test_the_floor_of_a_published_config():
   """Was refused by the run after ten epochs."""
-  validate(configfile.load("configs/prune_structured.py:0.2"))
-  validate(configfile.load("configs/prune_unstructured.py:0.01"))
+  parse(configfile.load("configs/prune_structured.py:0.2"))
+  parse(configfile.load("configs/prune_unstructured.py:0.01"))
 
 
 def test_bits_of_a_shrunk_network_are_of_its_own_layers():
   bits = (("stage1_block3.*", 4, 4), (".*", 8, 8))
   config = one("a", "b", a__network__blocks=(3, 1), b__init="a",
                b__shrink=True, b__network__bits=bits, **CHANNELS)  # fmt: skip
-  validate(config)
+  parse(config)
 
 
 def test_a_table_of_logits_is_of_one_process():
   config = one("a", "b", b__teacher="a", b__teacher_cache="lazy")
-  validate(config)
+  parse(config)
   text = errors(config, processes=2)
   assert text.startswith("config.b.teacher_cache ") and "2 processes" in text

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from golden import random_weights
 
-from jaxr18.config.checks import ConfigError, validate
-from jaxr18.config.schema import base
+from jaxr18.config import base
+from jaxr18.config.experiment import Place
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.reading import parse
 from jaxr18.data.augment import normalize
 from jaxr18.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from jaxr18.deploy import torch_weights
@@ -27,7 +29,7 @@ from jaxr18.deploy.torch_weights import (
 )
 from jaxr18.nn import network
 from jaxr18.nn.spec import resnet, resnet18, with_bits
-from jaxr18.run import sources
+from jaxr18.run import other_run, sources
 
 GOLDEN = np.load(
   pathlib.Path(random_weights.__file__).with_name("resnet18_logits.npz")
@@ -486,7 +488,7 @@ def test_a_phase_takes_a_file(tmp_path, field):
   for name, value in arguments.items():
     config.student.network[name] = tuple(value)
   config.student[field] = str(path)
-  validate(config)
+  parse(config, Place(source=other_run.source))
   loaded = sources.load_network(tmp_path, str(path))
   assert same(loaded, from_state_dict(state_dict, golden_spec("grouped")))
   other = dict(state_dict)
@@ -494,14 +496,14 @@ def test_a_phase_takes_a_file(tmp_path, field):
     other[name] = other[name][:7]
   torch.save({k: torch.from_numpy(v) for k, v in other.items()}, path)
   with pytest.raises(ConfigError, match="10 classes apart, it has 7"):
-    validate(config)
+    parse(config, Place(source=other_run.source))
   torch.save({k: torch.from_numpy(v) for k, v in state_dict.items()}, path)
   if field == "init":
     config.student.network.widths = tuple(
       2 * w for w in config.student.network.widths
     )
     with pytest.raises(ConfigError, match="same widths"):
-      validate(config)
+      parse(config, Place(source=other_run.source))
 
 
 class TestCheck:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from jaxr18 import cli
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import validate
-from jaxr18.config.file import ConfigError
+from jaxr18.config.experiment import Place
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.reading import parse
 from jaxr18.host import paths
-from jaxr18.run import experiment, sources
+from jaxr18.run import experiment, other_run, sources
 from jaxr18.train.files import CheckpointError
 
 NASTY = ("a,b", "c:d", "e [f]", "g\\h,", " i ", "~j", "k%20#?|*{}", "'\"$(l)",
@@ -75,8 +76,8 @@ class TestConfigFiles:
         configfile.load(name)
       told = str(e.value).rpartition("--config=")[2].rstrip("'")
       assert told == paths.escaped(name)  # the remedy, which works:
-      assert configfile.load(told).train.init == ""
-      assert configfile.load(f"{told}:x\\,y:z").train.init == "x\\,y:z"
+      assert configfile.load(told)["train"]["init"] == ""
+      assert configfile.load(f"{told}:x\\,y:z")["train"]["init"] == "x\\,y:z"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_workdirs_are_sources_whatever_their_names_are(runs, monkeypatch):
   config = tiny_run.phases("vote")
   config.vote.epochs = 0
   config.vote.ensemble.members = text
-  validate(config)
+  parse(config, Place(source=other_run.source))
   result = experiment.run(config, runs / "vote")
   assert result["phases"]["vote"]["sources"] == names
   assert len(result["members"]) == len(NASTY)
@@ -115,7 +116,7 @@ def test_the_config_that_an_error_names_can_be_read(runs):
       experiment.run(config, runs / name)
     told = str(e.value).partition("it is in ")[2].rpartition("), or give")[0]
     (flag,) = shlex.split(told)
-    assert configfile.load(flag.removeprefix("--config=")).seed == 0
+    assert configfile.load(flag.removeprefix("--config="))["seed"] == 0
 
 
 def test_a_name_that_is_read_as_two_is_told(runs, monkeypatch):
@@ -124,11 +125,11 @@ def test_a_name_that_is_read_as_two_is_told(runs, monkeypatch):
   for name in ("a,b", "-m=1,seed=2", "g\\h,"):
     config.train.init = name
     with pytest.raises(ConfigError) as e:
-      validate(config)
+      parse(config, Place(source=other_run.source))
     told = str(e.value).partition("write ")[2].partition(", in Python")[0]
     assert e.value.args[0].startswith("config.train.init")
     config.train.init = told
-    validate(config)
+    parse(config, Place(source=other_run.source))
 
 
 def test_commands_take_such_workdirs(runs):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxr18.config.schema import base
+from jaxr18.config import base
 from jaxr18.cost import several
 from jaxr18.cost.score import score
 from jaxr18.host.workdir import WorkdirError

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 
+import fields
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +17,12 @@ from jax.extend import core as jax_core
 
 from jaxr18.compress import shrink as shrink_lib
 from jaxr18.compress.channels import channel_groups
+from jaxr18.config import base
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import ConfigError, network_spec
-from jaxr18.config.schema import base
+from jaxr18.config.configdict import plain
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.network import network_spec
+from jaxr18.config.reading import parse
 from jaxr18.cost.score import score
 from jaxr18.host import sealed
 from jaxr18.host.workdir import WorkdirError, read_result
@@ -94,7 +98,7 @@ def expected_spec(config, workdir):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_config_runs_to_its_result(path, tmp_path):
-  config = shrink(configfile.load(str(path)))
+  config = shrink(fields.written(configfile.load(str(path))))
   result = experiment.run(config, tmp_path)
   spec = expected_spec(config, tmp_path)
   assert NetSpec.from_json(json.dumps(result["spec"])) == spec
@@ -196,7 +200,7 @@ class TestWorkdir:
     path.write_text(json.dumps(saved))
     (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
     with pytest.raises(checkpoint.CheckpointError) as error:
-      experiment.prepare_workdir(config, tmp_path)
+      experiment.prepare_workdir(parse(config), tmp_path)
     text = str(error.value)
     told = "data.order was 'folder' and is 'content' (which is 'folder' where a"
     assert (told in text) == (name == "cifar10")  # the digits have one order
@@ -205,10 +209,12 @@ class TestWorkdir:
 
     # Both remedies: that config, or its values.
     assert f"--config={path}" in text
-    assert not experiment.prepare_workdir(configfile.load(str(path)), tmp_path)
-    fields = ["data.order=folder", "train.estimate=0"]
-    configfile.override(config, fields[name == "digits" :])
-    assert not experiment.prepare_workdir(config, tmp_path)
+    kept = configfile.load(str(path))
+    assert not experiment.prepare_workdir(parse(kept), tmp_path)
+    values = plain(config)
+    mends = ["data.order=folder", "train.estimate=0"]
+    configfile.override(values, mends[name == "digits" :])
+    assert not experiment.prepare_workdir(parse(values), tmp_path)
 
   def test_of_another_config(self, trained):
     config, workdir, _ = trained
@@ -284,7 +290,7 @@ class TestGoingOn:
     assert result["starts"][-1]["changed"] == [told]
     assert result["config"]["two"]["learning_rate"] == 0.05
     kept = configfile.from_json(workdir / "config.json")
-    assert kept.two.learning_rate == 0.05 and sealed.demanded(workdir)
+    assert kept["two"]["learning_rate"] == 0.05 and sealed.demanded(workdir)
     for path, stamp in stamps.items():
       assert path.stat().st_mtime_ns == stamp
     fresh = experiment.run(other, workdir / "fresh")
@@ -300,7 +306,7 @@ class TestGoingOn:
   def test_what_has_begun_may_not(self, begun, field, value):
     config, workdir, _ = begun
     other = config.copy_and_resolve_references()
-    configfile.set_field(other, field, value)
+    fields.put(other, field, value)
     with pytest.raises(
       checkpoint.CheckpointError, match=f"has begun one: {field} was"
     ) as e:
@@ -380,7 +386,7 @@ class TestGoingOn:
       with pytest.raises(
         checkpoint.CheckpointError, match="as a workdir.*not a config"
       ) as e:
-        experiment.check_config(config, workdir, finished=True)
+        experiment.check_config(parse(config), workdir, finished=True)
       remedy.follow(e.value)
       assert not path.exists() and not (workdir / "result.json").exists()
     other = config.copy_and_resolve_references()
@@ -633,7 +639,7 @@ class TestStatistics:
       setattr(config.train, name, value)
     experiment.run(config, tmp_path)
     net = sources.load_network(tmp_path)
-    dataset = experiment.load_data(config)
+    dataset = experiment.load_data(parse(config).data)
     assert len(dataset.train) == 32
     images = experiment._normalized(dataset.train.images, dataset, net.spec)
     again = network.recalibrate(net, [images])
@@ -658,7 +664,7 @@ class TestStatistics:
     config.train.population.members = 2
     experiment.run(config, tmp_path / "both")
     pair = sources.load_networks(tmp_path / "both")
-    dataset = experiment.load_data(config)
+    dataset = experiment.load_data(parse(config).data)
     for net in pair:
       images = experiment._normalized(dataset.train.images, dataset, net.spec)
       again = network.recalibrate(net, [images])
@@ -672,7 +678,7 @@ class TestStatistics:
     config.data.limit = config.soup.batch_size
     experiment.run(config, tmp_path)
     net = sources.load_network(tmp_path)
-    dataset = experiment.load_data(config)
+    dataset = experiment.load_data(parse(config).data)
     images = experiment._normalized(dataset.train.images, dataset, net.spec)
     again = network.recalibrate(net, [images])
     kept = checkpoint.flatten(net.batch_stats)

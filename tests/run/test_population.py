@@ -1,5 +1,6 @@
 """A member of a population is what a run alone of its seed is."""
 
+import fields
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,7 @@ import pytest
 import tiny_run
 
 from jaxr18.compress import ensemble
-from jaxr18.config import file as configfile
-from jaxr18.config.schema import base
+from jaxr18.config import base
 from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.host.workdir import read_result
 from jaxr18.run import experiment, sources
@@ -155,7 +155,7 @@ def tiny_config(**train):
   config.teacher.epochs = 0
   config.train.teacher, config.train.epochs = "teacher", 2
   for name, value in train.items():
-    configfile.set_field(config, f"train.{name.replace('__', '.')}", value)
+    fields.put(config, f"train.{name.replace('__', '.')}", value)
   return config
 
 

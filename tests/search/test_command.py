@@ -15,8 +15,9 @@ import pytest
 import tiny_run
 
 from jaxr18.config import file as configfile
-from jaxr18.config.checks import ConfigError, validate
-from jaxr18.config.search import candidate_config, dimensions, per_layer_score
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.reading import parse
+from jaxr18.config.search import candidate_values, dimensions, per_layer_score
 from jaxr18.cost.score import score
 from jaxr18.host.stop import StopSignal
 from jaxr18.run import experiment, sources
@@ -29,24 +30,23 @@ CONFIG = ROOT / "tests" / "support" / "search_config.py"
 
 
 def load(**changes):
-  config = configfile.load(str(CONFIG))
+  values = configfile.load(str(CONFIG))
   for name, value in changes.items():
-    configfile.set_field(config, name.replace("__", "."), value)
-  validate(config)
-  return config
+    configfile.set_field(values, name.replace("__", "."), value)
+  return parse(values)
 
 
 def begin(config, workdir, where=None):
   workdir.mkdir(exist_ok=True)
   study = storage.open_study(where or workdir / "journal.log")
-  storage.keep_config(study, json.loads(config.to_json()))
+  storage.keep_config(study, config.saved())
   return study
 
 
 def search(config, workdir, trials, stop=None):
   """One worker, to its end."""
   study = begin(config, workdir)
-  dataset, mesh = experiment.load_data(config), make_mesh()
+  dataset, mesh = experiment.load_data(config.data), make_mesh()
   while work := trial.find_work(study, config, workdir, trials):
     with work.lock:
       trial.train(study, config, work, dataset, mesh, stop or StopSignal())
@@ -119,24 +119,22 @@ class TestCandidates:
               "groups1": 2, "groups2": 1, "bits:stem|head": 8, "bits:.*": 4,
               "density": 0.5, "resolution": 8}  # fmt: skip
     assert dimensions(config.search).keys() == params.keys()
-    candidate = candidate_config(config, params)
-    validate(candidate)
-    assert "search" not in candidate and "search" in config
-    c = candidate.train
+    candidate = candidate_values(config.values, params)
+    assert "search" not in candidate and "search" in config.values
+    c = parse(candidate).phases[0].options
     assert c.network.widths == (4, 8) and c.network.groups == (2, 1)
     assert c.network.bits == (("stem|head", 8, 8), (".*", 4, 4))
     assert c.prune.density == 0.5 and c.network.resolution == 8
 
   def test_the_config_stays_as_it_is(self):
     """What was checked wrote the largest candidate into it."""
-    config = load()
-    assert config.to_json() == configfile.load(str(CONFIG)).to_json()
+    assert load().values == configfile.load(str(CONFIG))
 
   def test_one_bit_is_of_weights_alone(self):
     config = load(search__bits=((".*", (1,)),))
     params = {k: v[0] for k, v in dimensions(config.search).items()}
-    got = candidate_config(config, params)
-    assert got.train.network.bits == ((".*", 1, 2),)
+    got = candidate_values(config.values, params)
+    assert got["train"]["network"]["bits"] == ((".*", 1, 2),)
 
   @pytest.mark.parametrize(
     "changes, expected",
@@ -167,10 +165,10 @@ class TestCandidates:
       load(**changes)
 
   def test_a_search_is_of_one_phase(self):
-    from jaxr18.config.schema import base
+    from jaxr18.config import base
 
     with pytest.raises(ConfigError, match="must be one"):
-      validate(base(("a", "b"), search=True))
+      parse(base(("a", "b"), search=True))
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +214,8 @@ class TestStudy:
       if row["state"] != storage.COMPLETE:
         continue
       net = sources.load_network(workdir / "trials" / f"{row['number']:04d}")
-      planned = per_layer_score(candidate_config(config, row["params"]))
+      candidate = parse(candidate_values(config.values, row["params"]))
+      planned = per_layer_score(candidate.phases[0])
       assert score(net.spec, masks=net.masks).per_layer.total == planned
       assert row["score"] == planned
       pruned.add(row["params"]["density"])
@@ -415,7 +414,7 @@ class TestWork:
       storage.finish(one, work.number, storage.COMPLETE, 0.5)
     again = storage.open_study(url, new=False)
     assert len(trial.finished(storage.rows(again))) == 2
-    assert storage.kept_config(again) == json.loads(config.to_json())
+    assert storage.kept_config(again) == config.saved()
     table.write(again, here)
     assert not list(tmp_path.glob(f"{kind}*"))  # no folder of that name
 
@@ -477,7 +476,7 @@ def test_training_that_is_not_finite_fails_its_trial_alone(tmp_path):
   work = trial.find_work(study, config, tmp_path, 1)
   with work.lock:
     row = trial.train(
-      study, config, work, experiment.load_data(config), make_mesh(),
+      study, config, work, experiment.load_data(config.data), make_mesh(),
       StopSignal(),
     )  # fmt: skip
   assert row["state"] == storage.FAILED
@@ -579,7 +578,12 @@ class TestCommand:
     stop = tiny_run.StopAfter(2)  # not before the first step, but after it
     with work.lock:
       row = trial.train(
-        study, config, work, experiment.load_data(config), make_mesh(), stop
+        study,
+        config,
+        work,
+        experiment.load_data(config.data),
+        make_mesh(),
+        stop,
       )
     assert row["state"] == "running"
     steps = work.folder / "train" / "checkpoints"

@@ -3,7 +3,7 @@
 Those that the budget allows differ in nothing that is compiled for.
 """
 
-from jaxr18.config.schema import base
+from jaxr18.config import base
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """One phase of 6 steps an epoch on 96 digits of 8x8, for the real command."""
 
-from jaxr18.config.schema import base
+from jaxr18.config import base
 
 
 def get_config(arg=""):

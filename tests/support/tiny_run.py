@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from jaxr18.config.schema import base
+from jaxr18.config import base
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
 from jaxr18.host.stop import StopSignal

@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from jaxr18.config.file import ConfigError, from_json
+from jaxr18.config.faults import ConfigError
+from jaxr18.config.file import from_json
 from jaxr18.host.inputs import read_bytes
 from jaxr18.host.workdir import WorkdirError, read_result
 from jaxr18.train import starts

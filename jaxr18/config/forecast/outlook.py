@@ -20,7 +20,7 @@ from jaxr18.nn.network import Network
 from jaxr18.nn.spec import Layer, NetSpec
 
 # How a fault is told: the field within the phase, what it must be, the mend.
-Fault = Callable[[str, str, str], None]
+Tell = Callable[[str, str, str], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,24 +6,23 @@ from, as its networks will follow from theirs; so does whether it can be run.
 
 from collections.abc import Sequence
 
-import ml_collections
-
 from jaxr18.compress.distill import check_stages
-from jaxr18.config.forecast.outlook import Fault, Outlook
+from jaxr18.config import build
+from jaxr18.config.forecast.outlook import Outlook, Tell
 from jaxr18.config.forecast.pruning import pruned
 from jaxr18.config.forecast.start import Sources, start_of
-from jaxr18.config.prune import make_plan
+from jaxr18.config.schema import PhaseOptions
 from jaxr18.host.paths import names
 from jaxr18.nn.network import stage_sides
 from jaxr18.nn.spec import has_four_levels
 
 
 def foresee(
-  c: ml_collections.ConfigDict,
+  c: PhaseOptions,
   name: str,
   sources: Sources,
   steps: int,
-  fault: Fault,
+  fault: Tell,
 ) -> list[Outlook] | None:
   """The outlooks of a phase's networks: one, or its members'.
 
@@ -47,7 +46,7 @@ def foresee(
     told = True
     fault(field, must, mend)
 
-  out, plan = [], make_plan(c, steps)
+  out, plan = [], build.plan(c.prune, steps)
   for member in range(c.population.members):
     one = start_of(c, sources, member, tell)
     if one is not None and not told and plan is not None:
@@ -61,7 +60,7 @@ def foresee(
   return out
 
 
-def _check_four_levels(o: Outlook, tell: Fault) -> None:
+def _check_four_levels(o: Outlook, tell: Tell) -> None:
   """Tells of masks on kernels whose levels have no zero."""
   masked = [
     x.path
@@ -78,10 +77,10 @@ def _check_four_levels(o: Outlook, tell: Fault) -> None:
 
 
 def check_features(
-  c: ml_collections.ConfigDict,
+  c: PhaseOptions,
   found: Sequence[Outlook],
   teachers: Sequence[Outlook] | None,
-  fault: Fault,
+  fault: Tell,
 ) -> None:
   """Notes stage outputs of student and teacher that cannot be compared."""
   if c.features == "none" or teachers is None:

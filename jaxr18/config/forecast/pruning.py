@@ -10,7 +10,7 @@ import numpy as np
 from jaxr18.compress import channels, density
 from jaxr18.compress.gradual import Plan
 from jaxr18.config.forecast import kernels
-from jaxr18.config.forecast.outlook import Fault, Kept, Outlook
+from jaxr18.config.forecast.outlook import Kept, Outlook, Tell
 from jaxr18.cost.bounds import Range
 from jaxr18.nn.spec import Layer
 
@@ -25,7 +25,7 @@ Totals = tuple[tuple[tuple[str, ...], int], ...]  # as an outlook's
 
 
 def pruned(
-  o: Outlook, plan: Plan, steps: int, origin: tuple, tell: Fault
+  o: Outlook, plan: Plan, steps: int, origin: tuple, tell: Tell
 ) -> Outlook | None:
   """The outlook after a plan; None where it cannot be met.
 
@@ -100,7 +100,7 @@ def _cut(o: Outlook, layer: Layer, alive: Mapping[str, Range]) -> Kept:
   )
 
 
-def _weights(o: Outlook, plan: Plan, tell: Fault) -> Outlook | None:
+def _weights(o: Outlook, plan: Plan, tell: Tell) -> Outlook | None:
   layers = _matching(o, plan, tell)
   if not layers:
     return None
@@ -140,7 +140,7 @@ def _weights(o: Outlook, plan: Plan, tell: Fault) -> Outlook | None:
   )
 
 
-def _matching(o: Outlook, plan: Plan, tell: Fault) -> list[Layer]:
+def _matching(o: Outlook, plan: Plan, tell: Tell) -> list[Layer]:
   """The layers that a plan prunes; none where it cannot."""
   layers = [x for x in o.spec.layers() if re.fullmatch(plan.layers, x.path)]
   if not layers:

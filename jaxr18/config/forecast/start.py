@@ -7,8 +7,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import ml_collections
-
 from jaxr18.compress.channels import channel_groups
 from jaxr18.compress.ensemble import of_member
 from jaxr18.compress.shrink import (
@@ -17,8 +15,9 @@ from jaxr18.compress.shrink import (
   narrower,
   without_blocks,
 )
-from jaxr18.config.forecast.outlook import Fault, Outlook, outlook_of
+from jaxr18.config.forecast.outlook import Outlook, Tell, outlook_of
 from jaxr18.config.network import misfit, network_spec, quantized
+from jaxr18.config.schema import PhaseOptions
 from jaxr18.nn.forms import convolutions, form_of
 from jaxr18.nn.spec import NetSpec
 
@@ -26,7 +25,7 @@ Sources = Mapping[str, list[Outlook] | None]
 
 
 def start_of(
-  c: ml_collections.ConfigDict, sources: Sources, member: int, tell: Fault
+  c: PhaseOptions, sources: Sources, member: int, tell: Tell
 ) -> Outlook | None:
   """What one member begins with; None where it cannot be, or is not known."""
   if not c.init:
@@ -65,7 +64,7 @@ def start_of(
   return _in_form(spec, base, tell)
 
 
-def _taken(c, field, found, member: int, tell: Fault) -> Outlook | None:
+def _taken(c, field, found, member: int, tell: Tell) -> Outlook | None:
   """What a member takes of all that a field names; None if it cannot."""
   if found is None:
     return None
@@ -107,7 +106,7 @@ def _difference(a: NetSpec, b: NetSpec) -> str:
   return ""
 
 
-def _shrunk(c, base: Outlook, tell: Fault) -> Outlook | None:
+def _shrunk(c, base: Outlook, tell: Tell) -> Outlook | None:
   """As `sources.shrunk`, then in the phase's bits."""
   try:
     drop = matching_blocks(base.spec, c.drop_blocks)
@@ -150,7 +149,7 @@ def _shrunk(c, base: Outlook, tell: Fault) -> Outlook | None:
   )
 
 
-def _in_form(spec: NetSpec, base: Outlook, tell: Fault) -> Outlook | None:
+def _in_form(spec: NetSpec, base: Outlook, tell: Tell) -> Outlook | None:
   """A source's masks in a spec of the same widths; other forms, unpruned."""
   old, new = dict(convolutions(base.spec)), dict(convolutions(spec))
   changed = {p for p in new if form_of(new[p]) != form_of(old[p])}

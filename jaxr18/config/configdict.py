@@ -1,0 +1,78 @@
+"""The `ml_collections` config that a person's file fills in, as plain values.
+
+Nothing below jaxr18/config/ knows of it: `plain` gives nested dicts of tuples
+and Python's own scalars.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from jaxr18.config.schema import defaults
+
+
+class Config(ml_collections.ConfigDict):
+  """A ConfigDict that takes a scalar of NumPy or JAX for its plain number.
+
+  Those come from np.linspace and the like; ml_collections refuses some of them,
+  and none goes through JSON.
+  """
+
+  def __setitem__(self, key, value):
+    super().__setitem__(key, scalar(value))
+
+
+def base(phases: Sequence[str] = ("train",), search: bool = False) -> Config:
+  """The default config with a section for each phase, in their order.
+
+  The last phase's network is the one that is tested and scored.
+
+  Args:
+    phases: their names.
+    search: adds the section of a search.
+  """
+  return _section(defaults(phases, search)).lock()
+
+
+def _section(values: dict[str, Any]) -> Config:
+  out = Config()
+  for name, value in values.items():
+    out[name] = _section(value) if isinstance(value, dict) else value
+  return out
+
+
+def plain(config: Any) -> Any:
+  """Nested dicts, tuples and Python's scalars of what a config holds.
+
+  A required placeholder that nobody has filled is None.
+  """
+  if isinstance(config, ml_collections.ConfigDict):
+    out = {}
+    for key in config.keys():
+      try:
+        out[key] = plain(config[key])
+      except ml_collections.config_dict.RequiredValueError:
+        out[key] = None
+    return out
+  if isinstance(config, dict):
+    return {key: plain(value) for key, value in config.items()}
+  return tuples(scalar(config))
+
+
+def tuples(value: Any) -> Any:
+  """A value with tuples in the place of lists."""
+  if type(value) in (tuple, list):
+    return tuple(map(tuples, value))
+  return value
+
+
+def scalar(value: Any) -> Any:
+  """A value without scalars of NumPy or JAX, in tuples and lists neither."""
+  if isinstance(value, (tuple, list)):
+    # Not of named tuples, which are made of their fields one by one.
+    same = type(value) in (tuple, list)
+    return type(value)(map(scalar, value)) if same else value
+  if getattr(value, "shape", None) == () and hasattr(value, "item"):
+    return value.item()
+  return value
