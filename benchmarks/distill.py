@@ -25,10 +25,19 @@ import numpy as np
 from benchmarks.bench_tables import distill_table
 from benchmarks.results import write
 from jaxr18.data import dataset as data
+from jaxr18.data.augment import Augment
 from jaxr18.nn import network
 from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
-from jaxr18.train.step import Batch, make_mesh, make_train_step, replicate
+from jaxr18.train import terms
+from jaxr18.train.average import Average
+from jaxr18.train.step import (
+  Batch,
+  Teachers,
+  make_mesh,
+  make_train_step,
+  replicate,
+)
 from jaxr18.train.step import shard as shard_over
 from jaxr18.train.teacher_table import CachedTeacher
 
@@ -55,17 +64,19 @@ def random_images(n: int) -> data.Dataset:
   )  # fmt: skip
 
 
-def make_step(dataset, **changes):
+def make_step(dataset, taught: bool, members=()):
   """The optimizer and the step of configs/kd_population.py."""
   optimizer = state_lib.make_optimizer(
     "sgd", learning_rate=0.1, steps=3510, warmup_steps=702, momentum=0.9,
     weight_decay=5e-4, clip_norm=0.0,
   )  # fmt: skip
+  augment = Augment(PAD, FLIP, mean=dataset.mean, std=dataset.std)
+  answers = (terms.cross_entropy(),)
+  if taught:
+    answers = terms.cross_entropy(0.0, 1 - 0.9), terms.soft(4.0, 0.9)
   step = make_train_step(
-    optimizer, make_mesh(), mean=dataset.mean, std=dataset.std, pad=PAD,
-    flip=FLIP, cutout=0, temperature=4.0, kd_weight=0.9, label_smoothing=0.0,
-    ema_decay=0.998, dtype=jnp.float32, **changes,
-  )  # fmt: skip
+    answers, optimizer, augment, Average(0.998), make_mesh(), members=members
+  )
   return optimizer, step
 
 
@@ -74,16 +85,18 @@ class Variant:
 
   def __init__(self, spec: NetSpec, dataset, batch_size: int, teacher, cached):
     self.dataset, self.cached, self.mesh = dataset, cached, make_mesh()
-    optimizer, step = make_step(dataset)
+    taught = teacher is not None or cached is not None
+    optimizer, step = make_step(dataset, taught)
     net = network.init(jax.random.key(0), spec)
     self.key = replicate(jax.random.key(1), self.mesh)
-    self.teacher = replicate(teacher, self.mesh)
+    nets = () if teacher is None else (teacher,)
+    self.teachers = replicate(Teachers(nets), self.mesh)
     self.state = replicate(
       state_lib.create(net, optimizer, average=True), self.mesh
     )
     self.order = data.batches(len(dataset.train), batch_size, 0, 0)
     self.run = step.lower(
-      self.state, self.teacher, self.batch(0), self.key, np.int32(0)
+      self.state, self.teachers, self.batch(0), self.key, np.int32(0)
     ).compile()
 
   def batch(self, i: int) -> Batch:
@@ -102,7 +115,7 @@ class Variant:
     began, before = time.perf_counter(), None
     for i in range(first, first + n):
       self.state, loss = self.run(
-        self.state, self.teacher, self.batch(i), self.key, np.int32(0)
+        self.state, self.teachers, self.batch(i), self.key, np.int32(0)
       )
       if before is not None:
         np.asarray(before)

@@ -29,7 +29,14 @@ from jaxr18.compress.distill import cross_entropy
 from jaxr18.nn import network
 from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
-from jaxr18.train.step import Batch, make_mesh, replicate, shard
+from jaxr18.train.step import (
+  Batch,
+  Member,
+  Teachers,
+  make_mesh,
+  replicate,
+  shard,
+)
 
 # Widths by stage, and whether its convolutions are depthwise-separable.
 ROWS = {
@@ -79,8 +86,8 @@ class Population:
 
   def __init__(self, spec: NetSpec, members: int, batch: int, together: bool):
     dataset, mesh = random_images(members * batch), make_mesh()
-    many = dict(rates=(1.0,) * members, temperatures=(1.0,) * members)
-    optimizer, step = make_step(dataset, **(many if together else {}))
+    each = (Member(1.0, 1.0),) * members if together else ()
+    optimizer, step = make_step(dataset, taught=False, members=each)
     nets = [network.init(jax.random.key(i), spec) for i in range(members)]
     keys = [jax.random.key(i) for i in range(members)]
     rows = np.arange(members * batch).reshape(members, batch)
@@ -103,7 +110,7 @@ class Population:
     losses = []
     for i, state in enumerate(self.states):
       self.states[i], loss = self.step(
-        state, None, self.batches[i], self.keys[i], np.int32(0)
+        state, Teachers(), self.batches[i], self.keys[i], np.int32(0)
       )
       losses.append(loss)
     return losses

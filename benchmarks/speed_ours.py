@@ -8,7 +8,7 @@ import sys
 import time
 
 from benchmarks.speed_serve import serve
-from jaxr18.data.augment import normalize
+from jaxr18.data.augment import Augment, normalize
 from jaxr18.host.memory import keep_freed_memory
 
 _START = time.perf_counter()
@@ -21,26 +21,17 @@ import numpy as np  # noqa: E402
 from benchmarks.speed_rows import make_spec  # noqa: E402
 from jaxr18.nn import network, onednn  # noqa: E402
 from jaxr18.train import state as state_lib  # noqa: E402
+from jaxr18.train import terms  # noqa: E402
 from jaxr18.train.step import (  # noqa: E402
   Batch,
+  Teachers,
   make_mesh,
   make_train_step,
   replicate,
   shard,
 )
 
-_STEPS = dict(
-  mean=(0.5, 0.5, 0.5),
-  std=(0.25, 0.25, 0.25),
-  pad=0,
-  flip="none",
-  cutout=0,
-  temperature=1.0,
-  kd_weight=0.0,
-  label_smoothing=0.0,
-  ema_decay=0.0,
-  dtype=jnp.float32,
-)
+_AUGMENT = Augment(0, "none", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 def random_batch(n: int) -> Batch:
@@ -71,7 +62,7 @@ class Ours:
   def __init__(self, net: network.Network, batch: Batch):
     mesh = make_mesh()
     self.batch = shard(batch, mesh)
-    images = normalize(batch.images, _STEPS["mean"], _STEPS["std"],
+    images = normalize(batch.images, _AUGMENT.mean, _AUGMENT.std,
                             net.spec.resolution)  # fmt: skip
     self.images = jnp.asarray(images)
     self.size = len(batch.labels)
@@ -86,12 +77,14 @@ class Ours:
     )
     self.net = net
     self.state = replicate(state_lib.create(net, optimizer, False), mesh)
-    self.step = make_train_step(optimizer, mesh, **_STEPS)
+    answers = (terms.cross_entropy(),)
+    self.step = make_train_step(answers, optimizer, _AUGMENT, None, mesh)
     self.evaluate = jax.jit(network.forward)
     self.key = jax.random.key(0)
 
   def train(self):
-    self.state, loss = self.step(self.state, None, self.batch, self.key, 0)
+    args = Teachers(), self.batch, self.key, 0
+    self.state, loss = self.step(self.state, *args)
     return loss.block_until_ready()
 
   def forward(self):

@@ -141,6 +141,9 @@ def run(
           f"unexpected {' '.join(rest[1:])}: flags are written --name=value"
         )
       return main(rest)
+    except stop.Stopped as e:
+      stop.say(f"{e}; all is saved, and the same command resumes it")
+      sys.exit(stop.exit_status())
     except KeyboardInterrupt:
       _fail(130, "Interrupted.")
     except BrokenPipeError:  # the reader of the output is gone, as in `| head`

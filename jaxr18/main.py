@@ -49,12 +49,13 @@ def main(argv: list[str]) -> None:
 
   memory.keep_freed_memory()
   signals = stop.on_stop_signals()
-  import jax
+  with signals.may_leave(str(workdir)):
+    import jax
 
-  from jaxr18.host import cluster, compiled
-  from jaxr18.run import experiment
+    from jaxr18.host import cluster, compiled
+    from jaxr18.run import experiment
 
-  joined = cluster.initialize_cluster()
+    joined = cluster.initialize_cluster()
   try:
     if joined:
       print(joined, file=sys.stderr, flush=True)
@@ -65,9 +66,8 @@ def main(argv: list[str]) -> None:
       if finished:
         print(f"{workdir} was finished already:")
       cli.print_result(result, workdir)
-  except stop.Stopped as e:
-    stop.say(f"{e}; saved in {workdir}; the same command resumes it")
-    sys.exit(signals.status)
+  except stop.Stopped:
+    raise
   except Exception as e:
     cluster.leave_others(e, cli.report)
     raise

@@ -2,9 +2,19 @@
 
 from typing import Literal
 
+import optax
+
 from jaxr18.compress.gradual import Plan
 from jaxr18.config.checks import PATTERN
 from jaxr18.config.schema import PhaseOptions, Prune
+from jaxr18.data.augment import Augment
+from jaxr18.data.dataset import Dataset
+from jaxr18.host.paths import names
+from jaxr18.train import state
+from jaxr18.train import terms as terms_lib
+from jaxr18.train.average import Average
+from jaxr18.train.step import Member
+from jaxr18.train.terms import Term
 
 
 def plan(p: Prune, steps: int) -> Plan | None:
@@ -42,3 +52,106 @@ def factors(
   """A population's factors by member, of one for all or one for each."""
   values = tuple(map(float, getattr(c.population, field)))
   return values * c.population.members if len(values) == 1 else values
+
+
+def terms(c: PhaseOptions) -> tuple[Term, ...]:
+  """Lists the terms of a phase's loss; their order decides bits."""
+  out = _answers(c)
+  if c.group_lasso:
+    out.append(terms_lib.group_lasso(c.group_lasso))
+  if c.dampening:
+    out.append(terms_lib.dampening(c.dampening, c.epochs))
+  if c.features != "none":
+    features = {"fitnets": terms_lib.fitnets, "attention": terms_lib.attention}
+    out.append(features[c.features](c.feature_weight))
+  if names(c.others):
+    out.append(terms_lib.diversity(c.diversity, c.diversity_weight))
+  return tuple(out)
+
+
+def _answers(c: PhaseOptions) -> list[Term]:
+  """Lists the terms of the labels and of what a teacher answers."""
+  hard = terms_lib.cross_entropy(c.label_smoothing)
+  if not (names(c.teacher) or c.self_teach):
+    return [hard]
+  if c.kd_loss == "dkd":
+    soft = terms_lib.decoupled(c.temperature, c.dkd_beta, c.dkd_warmup)
+    return [hard, soft]
+  weight = None if c.kd_weight == 1 else c.kd_weight
+  soft = {
+    "kd": lambda: terms_lib.soft(c.temperature, weight),
+    "mse": lambda: terms_lib.squared(weight),
+    "dkd_mixed": lambda: terms_lib.decoupled(
+      c.temperature, c.dkd_beta, weight=weight
+    ),
+  }[c.kd_loss]()
+  if weight is None:
+    return [soft]
+  return [terms_lib.cross_entropy(c.label_smoothing, 1 - weight), soft]
+
+
+def augment(c: PhaseOptions, dataset: Dataset) -> Augment:
+  """Says what is done to a phase's images."""
+  a = c.augment
+  return Augment(
+    a.pad, a.flip, a.cutout, c.mixup, tuple(dataset.mean), tuple(dataset.std)
+  )
+
+
+def average(c: PhaseOptions, steps_per_epoch: int) -> Average | None:
+  """Says what `ema_decay`, `swa_from` and `self_teach` mean; None for none.
+
+  SWA takes the weights at the end of each epoch, from the one at which the rate
+  begins to stay. With a rate that falls to zero, each step's are taken.
+  """
+  if c.ema_decay == 0 and c.swa_from == 1:
+    return None
+  if c.swa_from == 1:
+    return Average(c.ema_decay, teaches=c.self_teach)
+  start = hold_from(c, steps_per_epoch)
+  if start is None:
+    first = round(c.swa_from * c.epochs * steps_per_epoch)
+    return Average(c.ema_decay, first, 1, c.self_teach)
+  return Average(c.ema_decay, start - 1, steps_per_epoch, c.self_teach)
+
+
+def hold_from(c: PhaseOptions, steps_per_epoch: int) -> int | None:
+  """Returns the step from which SWA's learning rate stays; None for never."""
+  if c.swa_from == 1 or not c.swa_rate:
+    return None
+  return max(1, int(c.swa_from * c.epochs)) * steps_per_epoch
+
+
+def optimizer(
+  c: PhaseOptions, steps_per_epoch: int, movement: bool
+) -> optax.GradientTransformation:
+  """Makes a phase's optimizer.
+
+  Args:
+    c: the phase's section.
+    steps_per_epoch: of the phase.
+    movement: whether its state sums what movement pruning asks for.
+  """
+  start = hold_from(c, steps_per_epoch)
+  return state.make_optimizer(
+    c.optimizer,
+    learning_rate=c.learning_rate,
+    steps=c.epochs * steps_per_epoch,
+    warmup_steps=round(c.warmup_epochs * steps_per_epoch),
+    momentum=c.momentum,
+    weight_decay=c.weight_decay,
+    clip_norm=c.clip_norm,
+    bounds_rate=c.bounds.learning_rate,
+    bounds_decay=c.bounds.weight_decay,
+    movement=movement,
+    hold_from=start,
+    hold_rate=c.swa_rate if start else 0.0,
+  )
+
+
+def members(c: PhaseOptions) -> tuple[Member, ...]:
+  """Lists what a population's members have of their own; () of one network."""
+  if c.population.members == 1:
+    return ()
+  pairs = factors(c, "learning_rates"), factors(c, "temperatures")
+  return tuple(Member(*pair) for pair in zip(*pairs, strict=True))

@@ -5,12 +5,34 @@ gives the same images as one that is not. uint8 goes in and comes out, except
 for `normalize`, which is the last.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 FLIPS = ("none", "random", "alternating")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """What is done to the images of a batch before a network sees them.
+
+  Attributes:
+    pad: pixels on each side before the crop; 0 is no crop.
+    flip: one of `FLIPS`.
+    cutout: side of the blanked square in pixels; 0 is none.
+    mixup: alpha of Beta(alpha, alpha); 0 is off.
+    mean, std: of each channel in units of 0..1, for `normalize`; cutout fills
+      with the mean.
+  """
+
+  pad: int = 4
+  flip: str = "random"
+  cutout: int = 0
+  mixup: float = 0.0
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
 
 
 def normalize(images, mean, std, resolution: int) -> jax.Array:
@@ -173,16 +195,7 @@ def _step_keys(key, step):
 
 
 def augment(
-  key,
-  images,
-  step,
-  *,
-  index=None,
-  epoch=None,
-  pad: int = 4,
-  flip: str = "random",
-  cutout: int = 0,
-  mean=None,
+  key, images, step, how: Augment, *, index=None, epoch=None
 ) -> jax.Array:
   """Pad and crop, flip, cutout: a pure function of (key, step, images).
 
@@ -192,25 +205,47 @@ def augment(
       else what differs from step to step.
     images: uint8 [n, height, width, channels].
     step: int, may be traced.
+    how: what is done; mixup is not done here.
     index: int [n], which images they are, the same number in every epoch;
       only for flip='alternating'.
     epoch: int, may be traced; only for flip='alternating'.
-    pad: pixels on each side; 0 is no crop.
-    flip: one of `FLIPS`.
-    cutout: side of the square in pixels; 0 is none.
-    mean: of each channel in units of 0..1, what cutout fills with.
 
   Returns:
     Images of the same shape and type.
   """
-  if pad or flip != "none":
+  if how.pad or how.flip != "none":
     views = views_at(
-      key, step, images.shape[0], index=index, epoch=epoch, pad=pad, flip=flip
+      key,
+      step,
+      images.shape[0],
+      index=index,
+      epoch=epoch,
+      pad=how.pad,
+      flip=how.flip,
     )
-    images = apply_views(images, views, pad)
-  if cutout:
+    images = apply_views(images, views, how.pad)
+  if how.cutout:
     _, cut_key = _step_keys(key, step)
-    if mean is None:
-      raise ValueError(f"cutout (={cutout}) needs mean, to fill with it.")
-    images = cut_out(cut_key, images, cutout, mean)
+    if not how.mean:
+      raise ValueError(f"cutout (={how.cutout}) needs mean, to fill with it.")
+    images = cut_out(cut_key, images, how.cutout, how.mean)
   return images
+
+
+def draw_mixup(key, step, alpha: float, n: int) -> tuple[jax.Array, jax.Array]:
+  """Draws a step's mixture of images (Zhang et al., 2018).
+
+  Args:
+    key: of the run, as `augment` takes it.
+    step: int, may be traced.
+    alpha: of Beta(alpha, alpha), which the share follows.
+    n: images of the batch.
+
+  Returns:
+    The share of each image in its mixture, a scalar, and the index [n] of the
+    image that has the rest.
+  """
+  key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+  share_key, order_key = jax.random.split(key)
+  share = jax.random.beta(share_key, alpha, alpha)
+  return share, jax.random.permutation(order_key, n)

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jaxr18.compress import ensemble, factorize, gradual, prune
 from jaxr18.config import build
 from jaxr18.config import file as configfile
-from jaxr18.config.build import factors, member_seeds
+from jaxr18.config.build import member_seeds
 from jaxr18.config.experiment import (
   Experiment,
   Phase,
@@ -66,7 +66,12 @@ from jaxr18.train.files import (
   writing,
 )
 from jaxr18.train.loop import StopSignal, train
-from jaxr18.train.step import make_mesh, make_train_step, shard
+from jaxr18.train.step import (
+  make_gradients,
+  make_mesh,
+  make_train_step,
+  shard,
+)
 from jaxr18.train.writers import Writer
 
 
@@ -110,8 +115,7 @@ def run(
     What result.json holds.
   """
   stop = stop or StopSignal()
-  if jax.process_count() > 1:
-    stop.leave = None  # one that left alone would take the others down
+  stop.alone = jax.process_count() == 1
   finished = (workdir / "result.json").exists()
   experiment = parse(config, place_of(workdir, finished))
   if finished:
@@ -123,10 +127,12 @@ def run(
     to = experiment.writers if first else ()
     writer = Writer(workdir, to, experiment.saved())
     stack.callback(writer.close)
-    dataset, mesh = load_data(experiment.data), make_mesh()
+    with stop.may_leave(str(workdir)):
+      dataset, mesh = load_data(experiment.data), make_mesh()
     phases = train_phases(Run(experiment, workdir, dataset, mesh, stop, writer))
-    nets = sources.load_networks(workdir, experiment.phases[-1].name)
-    test, more = test_last(experiment, nets, phases, dataset, mesh)
+    with stop.may_leave(str(workdir)):
+      nets = sources.load_networks(workdir, experiment.phases[-1].name)
+      test, more = test_last(experiment, nets, phases, dataset, mesh)
     result = make_result(experiment, nets[0], test, phases) | more
     result["starts"] = starts.read(workdir)
     writer.result(result)
@@ -367,68 +373,30 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
   c = phase.options
   meta = {"config": experiment.saved(), "phase": name}
   if c.ensemble.members:
-    info = members.save_ensemble(
-      c, workdir, directory, dataset, meta,
-      eval_batch_size=experiment.eval_batch_size, mesh=mesh,
-    )  # fmt: skip
+    with stop.may_leave(f"config.{name}"):
+      info = members.save_ensemble(
+        c, workdir, directory, dataset, meta,
+        eval_batch_size=experiment.eval_batch_size, mesh=mesh,
+      )  # fmt: skip
     write_together(done, info)
     return info
-  meta["sources"] = {
-    field: sources.identities(workdir, getattr(c, field))
-    for field in ("init", "rewind", "teacher", "others")
-  }
-  teachers = teaching.load_teachers(c, workdir)
   steps_per_epoch = len(dataset.train.labels) // c.batch_size
   steps = c.epochs * steps_per_epoch
   seeds = member_seeds(c, experiment.seed)
-  begun = [begin(run, phase, teachers, steps, i) for i in range(len(seeds))]
-  population, plan = len(seeds) > 1, begun[0].plan
-  mean, dtype = averaging(c, steps_per_epoch), training_type(phase, mesh)
-  optimizer = state_lib.make_optimizer(
-    c.optimizer,
-    learning_rate=c.learning_rate,
-    steps=steps,
-    warmup_steps=round(c.warmup_epochs * steps_per_epoch),
-    momentum=c.momentum,
-    weight_decay=c.weight_decay,
-    clip_norm=c.clip_norm,
-    bounds_rate=c.bounds.learning_rate,
-    bounds_decay=c.bounds.weight_decay,
-    movement=plan is not None and plan.criterion == "movement",
-    hold_from=mean.hold_from,
-    hold_rate=c.swa_rate if mean.hold_from else 0.0,
+  with stop.may_leave(f"config.{name}"):
+    meta["sources"] = {
+      field: sources.identities(workdir, getattr(c, field))
+      for field in ("init", "rewind", "teacher", "others")
+    }
+    teachers = teaching.load_teachers(c, workdir)
+    begun = [begin(run, phase, teachers, steps, i) for i in range(len(seeds))]
+  plan, dtype = begun[0].plan, training_type(phase, mesh)
+  optimizer = build.optimizer(
+    c, steps_per_epoch, plan is not None and plan.criterion == "movement"
   )
-  step_of = functools.partial(
-    make_train_step,
-    optimizer,
-    mesh,
-    mean=dataset.mean,
-    std=dataset.std,
-    pad=c.augment.pad,
-    flip=c.augment.flip,
-    cutout=c.augment.cutout,
-    temperature=c.temperature,
-    kd_weight=c.kd_weight,
-    label_smoothing=c.label_smoothing,
-    ema_decay=c.ema_decay,
-    dtype=dtype,
-    group_lasso=c.group_lasso,
-    dampening=c.dampening,
-    epochs=c.epochs,
-    loss=c.kd_loss,
-    dkd_beta=c.dkd_beta,
-    dkd_warmup=c.dkd_warmup,
-    features=c.features,
-    feature_weight=c.feature_weight,
-    diversity=c.diversity,
-    diversity_weight=c.diversity_weight,
-    mixup=c.mixup,
-    self_teach=c.self_teach,
-    mean_from=mean.first,
-    mean_every=mean.every,
-    rates=factors(c, "learning_rates") if population else None,
-    temperatures=factors(c, "temperatures") if population else None,
-  )
+  average, each = build.average(c, steps_per_epoch), build.members(c)
+  terms = build.terms(c)
+  augment = build.augment(c, dataset)
   cached = teaching.open_cache(
     c, teachers, dataset, workdir, batch_size=experiment.eval_batch_size,
     progress=experiment.progress, stop=stop, where=f"config.{name}",
@@ -436,23 +404,22 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
   )  # fmt: skip
   if cached is not None:
     teachers = teachers._replace(nets=())
-  averages = c.ema_decay > 0 or c.swa_from < 1
-  net, projections, key = stacked(begun) if population else begun[0][:3]
+  net, projections, key = stacked(begun) if each else begun[0][:3]
   estimate = None
-  if c.estimate and (averages or _shifts(c, net.spec)):
+  if c.estimate and (average is not None or _shifts(c, net.spec)):
     estimate = estimator(c, net.spec, key, dataset, mesh)
   _, info = train(
     state_lib.create(
-      net, optimizer, averages, projections, estimate is not None
+      net, optimizer, average is not None, projections, estimate is not None
     ),
-    step_of(),
+    make_train_step(terms, optimizer, augment, average, mesh, dtype, each),
     dataset,
     phase=name,
     directory=directory,
     meta=meta,
-    teacher=teachers if any(teachers) else None,
+    teachers=teachers,
     key=key,
-    seed=seeds if population else experiment.seed,
+    seed=seeds if each else experiment.seed,
     epochs=c.epochs,
     batch_size=c.batch_size,
     eval_batch_size=experiment.eval_batch_size,
@@ -462,7 +429,7 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
     stop=stop,
     update=_update_each(begun) if plan else None,
     update_due=plan.due if plan else lambda step: False,
-    gradients=step_of(only_gradients=True) if plan else None,
+    gradients=make_gradients(terms, augment, average, mesh, dtype, each),
     estimate=estimate,
     select_from=plan.last + 1 if plan and c.epochs else 0,
     cached=cached,
@@ -471,34 +438,6 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
   )
   write_together(done, info)
   return info
-
-
-class Averaging(NamedTuple):
-  """The steps after which weights enter a plain mean, and of the rate.
-
-  Attributes:
-    first: step; None where there is no such mean.
-    every: steps from one to the next.
-    hold_from: step from which the learning rate stays; None for never.
-  """
-
-  first: int | None = None
-  every: int = 1
-  hold_from: int | None = None
-
-
-def averaging(c: PhaseOptions, steps_per_epoch: int) -> Averaging:
-  """What `swa_from` and `swa_rate` mean.
-
-  SWA takes the weights at the end of each epoch, from the one at which the rate
-  begins to stay. With a rate that falls to zero, each step's are taken.
-  """
-  if c.swa_from == 1:
-    return Averaging()
-  if not c.swa_rate:
-    return Averaging(round(c.swa_from * c.epochs * steps_per_epoch))
-  start = max(1, int(c.swa_from * c.epochs)) * steps_per_epoch
-  return Averaging(start - 1, steps_per_epoch, start)
 
 
 def _shifts(c: PhaseOptions, spec: NetSpec) -> bool:

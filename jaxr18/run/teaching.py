@@ -10,7 +10,7 @@ from jaxr18.compress import distill
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.schema import PhaseOptions
 from jaxr18.host.paths import names
-from jaxr18.host.stop import Stopped, StopSignal
+from jaxr18.host.stop import StopSignal
 from jaxr18.nn.network import Network, stage_features, stage_sides
 from jaxr18.run import sources
 from jaxr18.train.step import Teachers
@@ -101,12 +101,11 @@ def open_cache(
 
   def say(text: str) -> None:
     nonlocal said
-    if stop.received:
-      raise Stopped(f"{where} stopped at {text}")
     if progress != "none" and time.monotonic() - said > 10:
       said = time.monotonic()
       print(f"{where}: {text}", file=sys.stderr, flush=True)
 
   if c.teacher_cache == "full":
-    cached.fill(min(batch_size, len(dataset.train)), say)
+    with stop.may_leave(f"{where}.teacher_cache", cached.flush):
+      cached.fill(min(batch_size, len(dataset.train)), say)
   return cached

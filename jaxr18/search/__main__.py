@@ -64,18 +64,17 @@ def main(argv: list[str]) -> None:
 
   memory.keep_freed_memory()
   stop = stop_lib.on_stop_signals()
+  with stop.may_leave(str(workdir)):
+    from jaxr18.config.reading import parse
+    from jaxr18.config.search import chosen_fields
+    from jaxr18.host import compiled
+    from jaxr18.run import experiment
+    from jaxr18.search import storage
+    from jaxr18.train.files import in_turn, try_writing
+    from jaxr18.train.step import make_mesh
 
-  from jaxr18.config.reading import parse
-  from jaxr18.config.search import chosen_fields
-  from jaxr18.host import compiled
-  from jaxr18.run import experiment
-  from jaxr18.search import storage, trial
-  from jaxr18.train.files import in_turn, try_writing
-  from jaxr18.train.step import make_mesh
-
-  searched = parse(values, experiment.place_of(workdir))
-  compiled.keep_compiled()
-  stop.leave = None  # from here on trials are told to the study first
+    searched = parse(values, experiment.place_of(workdir))
+    compiled.keep_compiled()
   try_writing(workdir / "search.json")
   new = searched.saved()
   with in_turn(workdir):
@@ -95,7 +94,7 @@ def main(argv: list[str]) -> None:
       f" {'; '.join(told)}; set it back, or give another --workdir"
       " or --storage"
     )
-  with trial.may_leave(stop):
+  with stop.may_leave(str(workdir)):
     dataset, mesh = experiment.load_data(searched.data), make_mesh()
   _work(study, searched, workdir, dataset, mesh, stop)
 
@@ -127,6 +126,7 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
   import jax
 
   from jaxr18.config.search import describe_candidate, dimensions
+  from jaxr18.host.stop import Stopped
   from jaxr18.search import storage, table, trial
   from jaxr18.train.files import in_turn
   from jaxr18.train.progress import duration
@@ -163,8 +163,7 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
       tail = f", about {left} left" if done < wanted else ""
       print(f"{table.line(row)}; {done} of {wanted} done{tail}", flush=True)
   if stop.received:
-    print(f"Stopped; all is saved in {workdir}, and the same command goes on")
-    return
+    raise Stopped(f"{workdir} stopped")
   with in_turn(workdir):
     rows = table.write(study, workdir)
   running = [r["number"] for r in rows if r["state"] == "running"]

@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -245,7 +245,7 @@ def train(
   experiment.prepare_workdir(candidate, work.folder)
   try:
     writer = Writer(work.folder, candidate.writers, candidate.saved())
-    with contextlib.closing(writer), may_leave(stop):
+    with contextlib.closing(writer):
       phases = experiment.train_phases(
         experiment.Run(
           candidate, work.folder, dataset, mesh, stop, writer, watch
@@ -286,16 +286,6 @@ def reach(
   rung = {"epoch": epoch, "accuracy": accuracy, "goes_on": goes_on}
   storage.note(study, number, rungs=[*mine["rungs"], rung])
   return goes_on
-
-
-@contextlib.contextmanager
-def may_leave(stop: StopSignal, leave: Callable[[], None] = lambda: None):
-  """The process may end at once, or where a training loop within says so."""
-  before, stop.leave = stop.leave, leave
-  try:
-    yield
-  finally:
-    stop.leave = before
 
 
 def _check_failures(rows) -> None:

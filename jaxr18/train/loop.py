@@ -56,7 +56,7 @@ def train(
   phase: str,
   directory: pathlib.Path,
   meta: dict[str, Any],
-  teacher: Network | Teachers | None,
+  teachers: Teachers,
   key: jax.Array,
   seed: int | tuple[int, ...],
   epochs: int,
@@ -89,7 +89,7 @@ def train(
       with other masks; called before each step that is `update_due`, and with
       no epochs once. `gradients` takes nothing and returns those of the step
       that follows, where there are any.
-    gradients: of `make_train_step` with `only_gradients`, if `update` asks.
+    gradients: of `make_gradients`, if `update` asks.
     estimate: network -> network with other statistics of batch norm; called
       at each epoch's end with the network that is evaluated, and the state
       has been created as `estimated`.
@@ -138,7 +138,7 @@ def train(
   reporter = Reporter(
     phase, epochs, steps_per_epoch, progress if writes else "none"
   )
-  state, teacher, key = replicate((state, teacher, key), mesh)
+  state, teachers, key = replicate((state, teachers, key), mesh)
   in_flight = None  # step and loss of the step that the device works on
 
   def look() -> None:
@@ -169,7 +169,7 @@ def train(
 
   def gradients_at(step: int, rows: np.ndarray):
     epoch = np.int32(step // steps_per_epoch)
-    return gradients(state, teacher, batch(step, rows), key, epoch)
+    return gradients(state, teachers, batch(step, rows), key, epoch)
 
   def save(step: int, ended: bool) -> None:
     nonlocal state
@@ -223,44 +223,38 @@ def train(
     checkpoint.finish(manager)
     reporter.close()
 
-  def let_leave(step: int) -> None:
+  def may_leave(step: int):
     """While it compiles and validates it may leave: nothing would be lost."""
-    stop.leave = outside and leave
-    if outside and stop.received:  # before this was said
-      checkpoint.finish(manager)
-      raise Stopped(f"{phase} stopped at step {step} of {total}")
+    return stop.may_leave(f"{phase} at step {step} of {total}", leave)
 
-  outside = stop.leave
   try:
-    let_leave(done)
-    for step in sorted(lost):  # lines that somebody removed, being damaged
-      kept, _ = _restore(folder / str(step), state, meta)
-      validate(step, replicate(kept, mesh))
-    _check_best(folder, manager.all_steps(), metrics)
-    if writer is not None:
-      writer.begin(phase, metrics.rows)
-    if done < total:
-      # The batch that comes first, since a table keeps what it is asked for.
-      epoch, i = divmod(done, steps_per_epoch)
-      run_step = train_step.lower(
-        state, teacher, batch(done, order_of(epoch)[i]), key, np.int32(epoch)
-      ).compile()
-      if len(validation):
-        first = validation.images[:eval_batch_size]
-        predict(state.evaluated, first, dataset, eval_batch_size, mesh)
+    with may_leave(done):
+      for step in sorted(lost):  # lines that somebody removed, being damaged
+        kept, _ = _restore(folder / str(step), state, meta)
+        validate(step, replicate(kept, mesh))
+      _check_best(folder, manager.all_steps(), metrics)
+      if writer is not None:
+        writer.begin(phase, metrics.rows)
+      if done < total:
+        # The batch that comes first, since a table keeps what it is asked for.
+        epoch, i = divmod(done, steps_per_epoch)
+        run_step = train_step.lower(
+          state, teachers, batch(done, order_of(epoch)[i]), key, np.int32(epoch)
+        ).compile()
+        if len(validation):
+          first = validation.images[:eval_batch_size]
+          predict(state.evaluated, first, dataset, eval_batch_size, mesh)
     reporter.start(done)
     last_save = time.monotonic()
     for step in range(done, total + 1):
       epoch, i = divmod(step, steps_per_epoch)
       if i == 0 and step > 0:
-        let_leave(step)
-        if metrics.last_step < step:
-          validate(step, state)
-        if watch is not None:
-          stop.leave = None
-          if not watch(metrics.row(step)):
-            checkpoint.finish(manager)
-            raise Stopped(f"{phase} stopped at step {step} of {total}")
+        with may_leave(step):
+          if metrics.last_step < step:
+            validate(step, state)
+        if watch is not None and not watch(metrics.row(step)):
+          checkpoint.finish(manager)
+          raise Stopped(f"{phase} stopped at step {step} of {total}")
         zeros = jax.tree.map(jnp.zeros_like, state.totals)
         state = state.replace(totals=replicate(zeros, mesh))
       if step < total and (i == 0 or step == done):
@@ -275,9 +269,8 @@ def train(
         state = _with_network(state, update(state, step, seen), mesh)
       if step == total:
         break
-      stop.leave = None
       state, loss = run_step(
-        state, teacher, batch(step, order[i]), key, np.int32(epoch)
+        state, teachers, batch(step, order[i]), key, np.int32(epoch)
       )
       look()  # at the step before, while the device works on this one
       in_flight = step + 1, loss
@@ -294,14 +287,12 @@ def train(
         raise Stopped(f"{phase} stopped at step {step + 1} of {total}")
     if not total:
       if latest is None:
-        stop.leave = None
         save(0, ended=True)
         checkpoint.finish(manager)
       if metrics.empty:
         validate(0, state)
     checkpoint.finish(manager)
   finally:
-    stop.leave = outside
     reporter.close()
   best = checkpoint.best_step(manager.all_steps(), metrics.validation)
   manager.close()

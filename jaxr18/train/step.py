@@ -1,7 +1,11 @@
-"""One training step, pure and jitted, over all devices."""
+"""One training step, pure and jitted, over all devices.
 
-from collections.abc import Callable
-from typing import NamedTuple
+`make_train_step` composes the step of one network, which is read from top to
+bottom in `single_step`; of a population it is vmapped over the members.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +14,8 @@ import optax
 from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxr18.compress import channels, dampen, distill
-from jaxr18.data.augment import augment, normalize
+from jaxr18.compress import distill
+from jaxr18.data.augment import Augment, augment, draw_mixup, normalize
 from jaxr18.nn.network import (
   Network,
   apply_masks,
@@ -20,7 +24,11 @@ from jaxr18.nn.network import (
   forward_train,
   kernels,
 )
+from jaxr18.train import average as average_lib
+from jaxr18.train import terms as terms_lib
+from jaxr18.train.average import Average
 from jaxr18.train.state import TrainState
+from jaxr18.train.terms import Context, TeacherOutputs, Term
 
 
 @struct.dataclass
@@ -45,6 +53,18 @@ class Teachers(NamedTuple):
 
   nets: tuple[Network, ...] = ()
   others: tuple[Network, ...] = ()
+
+
+class Member(NamedTuple):
+  """What a population's member has of its own; the defaults are one network's.
+
+  Attributes:
+    rate: factor of the learning rate; None does not multiply.
+    temperature: factor of the soft loss's temperature.
+  """
+
+  rate: jax.Array | float | None = None
+  temperature: jax.Array | float = 1.0
 
 
 def make_mesh() -> Mesh:
@@ -91,174 +111,145 @@ def shard(tree, mesh: Mesh, axis: int = 0):
   )
 
 
-def make_train_step(
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
-  pad: int,
-  flip: str,
-  cutout: int,
-  temperature: float,
-  kd_weight: float,
-  label_smoothing: float,
-  ema_decay: float,
+def observe(
+  teachers: Teachers,
+  batch: Batch,
+  inputs: Callable[[Network], jax.Array],
   dtype,
-  group_lasso: float = 0.0,
-  dampening: float = 0.0,
-  epochs: int = 1,
-  loss: str = "kd",
-  dkd_beta: float = 8.0,
-  dkd_warmup: float = 20.0,
-  features: str = "none",
-  feature_weight: float = 0.0,
-  diversity: str = "cosine",
-  diversity_weight: float = 0.0,
-  mixup: float = 0.0,
-  self_teach: bool = False,
-  mean_from: int | None = None,
-  mean_every: int = 1,
-  rates: tuple[float, ...] | None = None,
-  temperatures: tuple[float, ...] | None = None,
-  only_gradients: bool = False,
-) -> Callable:
-  """Makes the jitted step.
+  terms: Sequence[Term],
+) -> TeacherOutputs:
+  """Computes what the teachers say of a batch: no teacher runs elsewhere.
 
   Args:
-    dampening: weight of `dampen.dampening_loss`, which grows over `epochs`.
-    loss, dkd_beta: as `distill.distillation_loss` takes them.
-    dkd_warmup: epochs in which the loss 'dkd' grows to its whole size.
-    features: 'none', 'fitnets' or 'attention', with the only teacher.
-    diversity, diversity_weight: the likeness to `Teachers.others`, one of
-      `distill.DIVERSITIES`, and its weight.
-    mixup: alpha of Beta(alpha, alpha) (Zhang et al., 2018); 0 is off.
-    self_teach: the state's own average is the teacher.
-    mean_from: the step from which the average is the plain mean of the weights
-      after it and every `mean_every` steps since, whatever `ema_decay`; None
-      is never.
-    rates: makes it a population's step, vmapped over state, batch and key:
-      factors of the learning rate by member.
-    temperatures: of a population, factors of the temperature by member.
-    only_gradients: makes, of the same arguments, what tells which masked
-      weights would help: (state, teacher, batch, key, epoch) -> the step's own
-      gradients of all kernels by layer path, as if what is masked were there
-      and 0. The state stays.
+    inputs: from a network to the images as it sees them.
+    terms: decide whether stage outputs are wanted, of the only teacher, and
+      what the mean of several is.
+  """
+  stages = any(term.stages for term in terms)
+  logits, found = batch.teacher_logits, ()
+  if teachers.nets and stages:
+    (net,) = teachers.nets
+    logits, found = forward_stages(net, inputs(net), dtype)
+  elif teachers.nets:
+    logits = [forward(net, inputs(net), dtype) for net in teachers.nets]
+    loss = next((term.loss for term in terms if term.loss), "kd")
+    logits = distill.mean_teacher(jnp.stack(logits), loss)
+  others = [forward(net, inputs(net), dtype) for net in teachers.others]
+  return TeacherOutputs(logits, found, jnp.stack(others) if others else None)
 
-  Returns:
-    (state, teacher or None, batch, key, epoch) -> (state, loss). The teacher
-    is a `Network` or `Teachers`. The state is donated; the key is the run's,
-    the same at every step.
+
+class _Differentiated(NamedTuple):
+  """A loss, its gradient, and what the forward pass left.
+
+  Attributes:
+    params: that the gradient is of: the network's, and 'projections' if any.
   """
 
-  def loss_fn(params, net, taught, images, labels, heat, dkd_share, epoch):
-    teacher_logits, hints, others = taught
+  loss: jax.Array
+  grads: Any
+  params: Any
+  logits: jax.Array
+  batch_stats: Any
+
+
+def _differentiate(
+  terms: Sequence[Term],
+  how: Augment,
+  average: Average | None,
+  dtype,
+  unmasked: bool = False,
+) -> Callable[..., _Differentiated]:
+  """Returns the function that augments, observes and differentiates.
+
+  Args:
+    unmasked: takes the gradient of what is masked too, as if it were there
+      and 0.
+  """
+
+  def loss_fn(params, net, teacher: TeacherOutputs, images, rest):
     trained = {k: v for k, v in params.items() if k in net.params}
     net = net.replace(params=trained)
-    if hints:
-      logits, stages, batch_stats = forward_stages(net, images, dtype, True)
+    outputs = ()
+    if teacher.stages:
+      logits, outputs, batch_stats = forward_stages(net, images, dtype, True)
     else:
       logits, batch_stats = forward_train(net, images, dtype)
-    if teacher_logits is None:
-      value = distill.cross_entropy(logits, labels, label_smoothing)
-    else:
-      value = distill.distillation_loss(
-        logits,
-        teacher_logits,
-        labels,
-        temperature=temperature * heat,
-        kd_weight=kd_weight,
-        label_smoothing=label_smoothing,
-        loss=loss,
-        dkd_beta=dkd_beta,
-        dkd_share=dkd_share,
-      )
-    if group_lasso:
-      value += group_lasso * channels.group_lasso(trained, net.spec)
-    if dampening:
-      pull = dampening * dampen.dampening_share(epoch, epochs)
-      value += pull * dampen.dampening_loss(trained, net.spec)
-    if features == "fitnets" and hints:
-      projections = params["projections"]
-      value += feature_weight * distill.fitnets_loss(stages, hints, projections)
-    elif features == "attention" and hints:
-      value += feature_weight * distill.attention_loss(stages, hints)
-    if others is not None:
-      likeness = distill.DIVERSITIES[diversity]
-      value += diversity_weight * likeness(logits, others, labels)
-    return value, (logits, batch_stats)
-
-  def teach(teacher: Teachers, average, batch: Batch, inputs):
-    """(logits or None, stage outputs, logits of the others or None)."""
-    nets = (average,) if self_teach else teacher.nets
-    hints, logits = (), batch.teacher_logits
-    if nets and features != "none":
-      (net,) = nets
-      logits, hints = forward_stages(net, inputs(net), dtype)
-    elif nets:
-      logits = [forward(net, inputs(net), dtype) for net in nets]
-      logits = distill.mean_teacher(jnp.stack(logits), loss)
-    others = [forward(net, inputs(net), dtype) for net in teacher.others]
-    return logits, hints, jnp.stack(others) if others else None
-
-  def one(
-    state: TrainState, teacher: Teachers, batch: Batch, key, epoch, rate, heat
-  ):
-    images = augment(
-      key,
-      batch.images,
-      state.step,
-      index=batch.index,
-      epoch=epoch,
-      pad=pad,
-      flip=flip,
-      cutout=cutout,
-      mean=mean,
+    c = Context(
+      net, params.get("projections"), logits, outputs, teacher=teacher, **rest
     )
+    return terms_lib.total(terms, c), (logits, batch_stats)
 
+  def differentiate(
+    state: TrainState, teachers: Teachers, batch: Batch, key, epoch, member
+  ) -> _Differentiated:
+    images = augment(
+      key, batch.images, state.step, how, index=batch.index, epoch=epoch
+    )
     share, partner, labels = 1.0, None, batch.labels
-    if mixup:
-      share, partner = _draw_mixup(key, state.step, mixup, len(batch.labels))
+    if how.mixup:
+      share, partner = draw_mixup(key, state.step, how.mixup, len(labels))
       labels = jax.nn.one_hot(labels, state.net.spec.head.classes)
       labels = share * labels + (1 - share) * labels[partner]
 
-    def inputs(net):
-      x = normalize(images, mean, std, net.spec.resolution)
+    def inputs(net: Network) -> jax.Array:
+      x = normalize(images, how.mean, how.std, net.spec.resolution)
       # Teacher and student see the same mixture: resizing is linear.
       return x if partner is None else share * x + (1 - share) * x[partner]
 
     net = state.net
-    if only_gradients:
+    if unmasked:
       every = jax.tree.map(jnp.ones_like, net.masks)
       net = net.replace(params=apply_masks(net.params, net.masks), masks=every)
-    taught = teach(teacher, state.average, batch, inputs)
+    if average is not None and average.teaches:
+      teachers = teachers._replace(nets=(state.average,))
+    teacher = observe(teachers, batch, inputs, dtype, terms)
     params = net.params
     if state.projections is not None:
       params = params | {"projections": state.projections}
-    # Epochs count from 0 here.
-    dkd_share = jnp.minimum((epoch + 1) / dkd_warmup, 1) if dkd_warmup else 1.0
+    rest = dict(
+      labels=labels, epoch=epoch, temperature_factor=member.temperature
+    )
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = grad_fn(
-      params, net, taught, inputs(net), labels, heat, dkd_share, epoch
+      params, net, teacher, inputs(net), rest
     )
-    if only_gradients:
-      return kernels({k: v for k, v in grads.items() if k in net.params})
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    if rates is not None:
-      updates = jax.tree.map(lambda u: u * rate, updates)
-    params = optax.apply_updates(params, updates)
+    return _Differentiated(loss, grads, params, logits, batch_stats)
+
+  return differentiate
+
+
+def single_step(
+  terms: Sequence[Term],
+  optimizer: optax.GradientTransformation,
+  augment: Augment,
+  average: Average | None,
+  dtype,
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+  """Returns the pure step of one network.
+
+  Returns:
+    (state, teachers, batch, key, epoch, member) -> (state, loss).
+  """
+  differentiate = _differentiate(terms, augment, average, dtype)
+
+  def one(state, teachers, batch, key, epoch, member: Member):
+    found = differentiate(state, teachers, batch, key, epoch, member)
+    updates, opt_state = optimizer.update(
+      found.grads, state.opt_state, found.params
+    )
+    if member.rate is not None:
+      updates = jax.tree.map(lambda u: u * member.rate, updates)
+    params = optax.apply_updates(found.params, updates)
     projections = params.pop("projections", None)
     # Projected after the update: momentum and decay revive pruned weights.
-    params = apply_masks(params, net.masks)
-    net = net.replace(params=params, batch_stats=batch_stats)
-    average = state.average
-    if average is not None:
-      average = _move(
-        average, net, ema_decay, state.step, mean_from, mean_every
-      )
-    correct = jnp.sum(jnp.argmax(logits, -1) == batch.labels)
+    params = apply_masks(params, state.net.masks)
+    net = state.net.replace(params=params, batch_stats=found.batch_stats)
+    averaged = state.average
+    if averaged is not None:
+      averaged = average_lib.move(average, averaged, net, state.step)
+    correct = jnp.sum(jnp.argmax(found.logits, -1) == batch.labels)
     totals = {
-      "loss": state.totals["loss"] + loss * len(batch.labels),
+      "loss": state.totals["loss"] + found.loss * len(batch.labels),
       "correct": state.totals["correct"] + correct.astype(jnp.int32),
       "count": state.totals["count"] + len(batch.labels),
     }
@@ -266,57 +257,86 @@ def make_train_step(
       step=state.step + 1,
       net=net,
       opt_state=opt_state,
-      average=average,
+      average=averaged,
       totals=totals,
       projections=projections,
-    ), loss
+    ), found.loss
 
-  def step(state, teacher, batch, key, epoch):
-    if not isinstance(teacher, Teachers):
-      teacher = Teachers((teacher,) if teacher is not None else ())
-    if rates is None:
-      return one(state, teacher, batch, key, epoch, 1.0, 1.0)
-    factors = jnp.array(rates), jnp.array(temperatures)
-    axes = (0, None, 0, 0, None, 0, 0)
-    return jax.vmap(one, axes)(state, teacher, batch, key, epoch, *factors)
+  return one
+
+
+def make_train_step(
+  terms: Sequence[Term],
+  optimizer: optax.GradientTransformation,
+  augment: Augment,
+  average: Average | None,
+  mesh: Mesh,
+  dtype=jnp.float32,
+  members: Sequence[Member] = (),
+) -> Callable:
+  """Makes the jitted step.
+
+  Args:
+    terms: whose sum is the loss.
+    augment: what is done to the images.
+    average: what is done to the state's average; None if it has none.
+    mesh: of `make_mesh`, over which a batch is split.
+    dtype: of convolutions and activations.
+    members: of a population, whose step is vmapped over state, batch and key;
+      () is one network.
+
+  Returns:
+    (state, teachers, batch, key, epoch) -> (state, loss), of `Teachers`. The
+    state is donated; the key is the run's, the same at every step.
+  """
+  one = single_step(terms, optimizer, augment, average, dtype)
+  return _jitted(one, mesh, members, donate=True)
+
+
+def make_gradients(
+  terms: Sequence[Term],
+  augment: Augment,
+  average: Average | None,
+  mesh: Mesh,
+  dtype=jnp.float32,
+  members: Sequence[Member] = (),
+) -> Callable:
+  """Makes what tells which masked weights would help.
+
+  Args:
+    terms, augment, average, mesh, dtype, members: as `make_train_step`.
+
+  Returns:
+    (state, teachers, batch, key, epoch) -> the step's own gradients of all
+    kernels by layer path, as if what is masked were there and 0. The state
+    stays.
+  """
+  differentiate = _differentiate(terms, augment, average, dtype, unmasked=True)
+
+  def one(state, *args):
+    grads = differentiate(state, *args).grads
+    return kernels({k: v for k, v in grads.items() if k in state.net.params})
+
+  return _jitted(one, mesh, members, donate=False)
+
+
+def _jitted(
+  one: Callable, mesh: Mesh, members: Sequence[Member], donate: bool
+) -> Callable:
+  """Jits a function of (state, teachers, batch, key, epoch, member)."""
+
+  def step(state, teachers, batch, key, epoch):
+    if not members:
+      return one(state, teachers, batch, key, epoch, Member())
+    each = Member(*map(jnp.array, zip(*members, strict=True)))
+    axes = (0, None, 0, 0, None, 0)
+    return jax.vmap(one, axes)(state, teachers, batch, key, epoch, each)
 
   whole = NamedSharding(mesh, PartitionSpec())
-  axes = ("data",) if rates is None else (None, "data")
-  split = NamedSharding(mesh, PartitionSpec(*axes))
+  split = NamedSharding(mesh, PartitionSpec(*[None] * bool(members), "data"))
   return jax.jit(
     step,
     in_shardings=(whole, whole, split, whole, whole),
     out_shardings=whole,
-    donate_argnums=() if only_gradients else 0,
-  )
-
-
-def _draw_mixup(key, step, alpha: float, n: int):
-  """The first image's share, and each one's partner, by a step's key."""
-  key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
-  share_key, order_key = jax.random.split(key)
-  share = jax.random.beta(share_key, alpha, alpha)
-  return share, jax.random.permutation(order_key, n)
-
-
-def _move(
-  average: Network,
-  net: Network,
-  decay: float,
-  step,
-  mean_from: int | None,
-  mean_every: int,
-) -> Network:
-  """The average moved towards net; faster at first, to forget the start."""
-  decay = jnp.minimum(decay, (1 + step) / (10 + step))
-  if mean_from is not None:
-    n = (step - mean_from) // mean_every  # networks in the mean so far
-    due = (step - mean_from) % mean_every == 0
-    decay = jnp.where(n >= 0, jnp.where(due, n / (n + 1), 1), decay)
-  move = lambda a, b: decay * a + (1 - decay) * b
-  params = jax.tree.map(move, average.params, net.params)
-  return net.replace(
-    # What is masked from now on is 0 in the average too.
-    params=apply_masks(params, net.masks),
-    batch_stats=jax.tree.map(move, average.batch_stats, net.batch_stats),
+    donate_argnums=0 if donate else (),
   )

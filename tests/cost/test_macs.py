@@ -25,9 +25,11 @@ from jax.extend.core import Primitive
 from jaxr18.cost import macs as counter
 from jaxr18.cost import primitives
 from jaxr18.cost.macs import count_macs
+from jaxr18.data.augment import Augment
 from jaxr18.nn import network
 from jaxr18.nn.spec import resnet, resnet18, with_bits
-from jaxr18.train import state, step
+from jaxr18.train import state, step, terms
+from jaxr18.train.average import Average
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESNET18_MACS = 555_422_720  # by hand, by PyTorch's FlopCounterMode
@@ -415,10 +417,11 @@ class TestTransformations:
     optimizer = state.make_optimizer(
       "sgd", learning_rate=0.1, steps=9, warmup_steps=1, momentum=0.9,
       weight_decay=5e-4, clip_norm=1.0)  # fmt: skip
+    augment = Augment(4, "random", 8, mean=(0.5,) * 3, std=(0.2,) * 3)
+    answers = terms.cross_entropy(0.1, 0.1), terms.soft(4.0, 0.9)
     train_step = step.make_train_step(
-      optimizer, step.make_mesh(), mean=(0.5,) * 3, std=(0.2,) * 3, pad=4,
-      flip="random", cutout=8, temperature=4.0, kd_weight=0.9,
-      label_smoothing=0.1, ema_decay=0.99, dtype=jnp.float32)  # fmt: skip
+      answers, optimizer, augment, Average(0.99), step.make_mesh()
+    )
     key = jax.random.key(0)
     create = lambda k: state.create(network.init(k, student), optimizer, True)
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -426,7 +429,8 @@ class TestTransformations:
     nets = [resnet_shapes(spec, batch=4) for spec in (student, teacher)]
     once = [total(network.forward, *net) for net in nets]
     batch = step.Batch(images, int32(4), int32(4))
-    args = jax.eval_shape(create, key), nets[1][0], batch, key, int32()
+    teachers = step.Teachers((nets[1][0],))
+    args = jax.eval_shape(create, key), teachers, batch, key, int32()
     # The stem's input has a gradient too: that of its learned bound.
     assert total(train_step, *args) == 3 * once[0] + once[1]
 

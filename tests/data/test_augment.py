@@ -114,17 +114,16 @@ class TestCutOut:
 class TestAugment:
   images, index = pictures(16), np.arange(16)
 
-  def augment(self, step=5, epoch=0, key=KEY, **kwargs):
-    kwargs = {"pad": 2, "flip": "alternating", "cutout": 3} | kwargs
+  def augment(self, step=5, epoch=0, key=KEY, **changes):
+    how = dict(pad=2, flip="alternating", cutout=3, mean=(0.5, 0.5, 0.5))
     return np.asarray(
       aug.augment(
         key,
         self.images,
         step,
+        aug.Augment(**(how | changes)),
         index=self.index,
         epoch=epoch,
-        mean=(0.5, 0.5, 0.5),
-        **kwargs,
       )
     )
 
@@ -138,12 +137,9 @@ class TestAugment:
         key,
         images,
         step,
+        aug.Augment(2, flip, 3, mean=(0.5, 0.5, 0.5)),
         index=index,
         epoch=epoch,
-        pad=2,
-        flip=flip,
-        cutout=3,
-        mean=(0.5, 0.5, 0.5),
       )
     )
     for step in (0, 1, 1000):
@@ -181,16 +177,16 @@ class TestAugment:
 
   def test_crops_differ_within_the_batch(self):
     same = np.stack([self.images[0]] * 16)
-    out = aug.augment(KEY, same, 0, pad=3, flip="none")
+    out = aug.augment(KEY, same, 0, aug.Augment(3, "none"))
     assert len(np.unique(np.asarray(out), axis=0)) > 8
 
   def test_alternating_needs_index_and_epoch(self):
     with pytest.raises(ValueError, match="needs index and epoch"):
-      aug.augment(KEY, self.images, 0, flip="alternating", epoch=0)
+      aug.augment(KEY, self.images, 0, aug.Augment(flip="alternating"), epoch=0)
 
   def test_cutout_needs_what_to_fill_with(self):
     with pytest.raises(ValueError, match="needs mean"):
-      aug.augment(KEY, self.images, 0, cutout=2)
+      aug.augment(KEY, self.images, 0, aug.Augment(cutout=2))
 
 
 class TestNormalize:
@@ -216,11 +212,11 @@ class TestNormalize:
 SHARDED = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from jaxr18.data.augment import augment, normalize
+from jaxr18.data.augment import Augment, augment, normalize
 assert jax.device_count() == 2
 def f(key, images, step, index, epoch):
-  x = augment(key, images, step, index=index, epoch=epoch, flip='alternating',
-              cutout=4, mean=(.5,) * 3)
+  how = Augment(flip='alternating', cutout=4, mean=(.5,) * 3)
+  x = augment(key, images, step, how, index=index, epoch=epoch)
   return normalize(x, (.5,) * 3, (.25,) * 3, 24)
 images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
 args = [jax.random.key(0), images, 3, np.arange(8), 1]

@@ -24,14 +24,15 @@ from jaxr18.config.faults import ConfigError
 from jaxr18.config.network import network_spec
 from jaxr18.config.reading import parse
 from jaxr18.cost.score import score
+from jaxr18.data.augment import Augment
 from jaxr18.host import sealed
 from jaxr18.host.workdir import WorkdirError, read_result
 from jaxr18.nn import network
 from jaxr18.nn.spec import NetSpec, with_bits
 from jaxr18.run import experiment, finished, sources
-from jaxr18.train import checkpoint, starts
+from jaxr18.train import checkpoint, starts, terms
 from jaxr18.train import state as state_lib
-from jaxr18.train.step import Batch, make_mesh, make_train_step
+from jaxr18.train.step import Batch, Teachers, make_mesh, make_train_step
 
 CONFIGS = sorted(configfile.CONFIGS.glob("*.py"))
 
@@ -713,21 +714,19 @@ def test_the_teacher_is_an_argument_of_the_step_and_no_constant(trained):
     "sgd", learning_rate=0.1, steps=9, warmup_steps=0, momentum=0.9,
     weight_decay=1e-4, clip_norm=0.0,
   )  # fmt: skip
-  step = make_train_step(
-    optimizer, make_mesh(), mean=(0.5,) * 3, std=(0.2,) * 3,
-    pad=c.augment.pad, flip=c.augment.flip, cutout=c.augment.cutout,
-    temperature=c.temperature, kd_weight=c.kd_weight, label_smoothing=0.0,
-    ema_decay=0.0, dtype=jnp.float32,
-  )  # fmt: skip
+  augment = Augment(c.augment.pad, mean=(0.5,) * 3, std=(0.2,) * 3)
+  answers = terms.cross_entropy(0.0, 0.1), terms.soft(4.0, 0.9)
+  step = make_train_step(answers, optimizer, augment, None, make_mesh())
   state = state_lib.create(net, optimizer, average=False)
   batch = Batch(
     jnp.zeros((32, 32, 32, 3), jnp.uint8), jnp.zeros(32, jnp.int32),
     jnp.arange(32),
   )  # fmt: skip
+  teacher = Teachers((teacher,))
   args = (state, teacher, batch, jax.random.key(0), jnp.int32(0))
   jaxpr = jax.make_jaxpr(step)(*args)
   # A size that only an array of numbers has; keys and tables are smaller.
-  largest = max(np.size(x) for x in jax.tree.leaves(teacher.params))
+  largest = max(np.size(x) for x in jax.tree.leaves(teacher.nets))
   assert largest > 500
   assert _constants(jaxpr) < 100
   assert len(jaxpr.in_avals) == len(jax.tree.leaves(args))

@@ -13,12 +13,20 @@ from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.host.workdir import read_result
 from jaxr18.run import experiment, sources
 from jaxr18.train import checkpoint, loop, state
-from jaxr18.train.step import Batch, make_mesh, replicate, shard
+from jaxr18.train.step import (
+  Batch,
+  Member,
+  Teachers,
+  make_mesh,
+  replicate,
+  shard,
+)
 from jaxr18.train.teacher_table import CachedTeacher
 
 DIGITS = tiny_run.dataset()
 TEACHER = tiny_run.tiny_network(seed=9)
 SEEDS, RATES, HEATS = (5, 6, 7), (1.0, 0.5, 2.0), (1.0, 2.0, 0.5)
+MEMBERS = tuple(map(Member, RATES, HEATS))
 KEYS = jnp.stack([jax.random.key(s) for s in SEEDS])
 
 
@@ -59,21 +67,22 @@ def assert_close(got, want):
 
 def test_a_step_of_each_member_alone():
   """Three steps with other seeds, rates, temperatures and masks."""
-  how = dict(flip="alternating", cutout=2)
+  how = dict(flip="alternating", cutout=2, taught=True)
   tx = tiny_run.optimizer()
-  together = tiny_run.train_step(tx, rates=RATES, temperatures=HEATS, **how)
+  together = tiny_run.train_step(tx, members=MEMBERS, **how)
   many = state.create(ensemble.stack(NETS), tx, average=True)
   many = replicate(many, make_mesh())
   for step in range(3):
     index = np.stack([rows(i, step) for i in range(3)])
-    many, losses = together(many, TEACHER, batch(index), KEYS, np.int32(0))
+    args = Teachers((TEACHER,)), batch(index), KEYS, np.int32(0)
+    many, losses = together(many, *args)
   for i in (1, 2):  # the first is as the loop's members below
     tx = tiny_run.optimizer(learning_rate=0.05 * RATES[i])
     alone = tiny_run.train_step(tx, temperature=4.0 * HEATS[i], **how)
     one = replicate(state.create(NETS[i], tx, average=True), make_mesh())
     for step in range(3):
       one, loss = alone(
-        one, TEACHER, batch(rows(i, step)), KEYS[i], np.int32(0)
+        one, Teachers((TEACHER,)), batch(rows(i, step)), KEYS[i], np.int32(0)
       )
     assert losses[i] == pytest.approx(float(loss), rel=1e-4)
     got = jax.tree.map(lambda x, i=i: x[i], many)
@@ -87,7 +96,7 @@ def test_a_step_of_each_member_alone():
 
 
 TX = tiny_run.optimizer(clip_norm=0.0)
-STEP = tiny_run.train_step(TX, rates=RATES, temperatures=HEATS)
+STEP = tiny_run.train_step(TX, members=MEMBERS, taught=True)
 
 
 def run(directory, stop=None, update=None):
@@ -102,7 +111,7 @@ def run(directory, stop=None, update=None):
     phase="tiny",
     directory=directory,
     meta={},
-    teacher=None,
+    teachers=Teachers(),
     key=KEYS,
     seed=SEEDS,
     epochs=2,

@@ -7,12 +7,13 @@ import pytest
 import tiny_run
 
 from jaxr18.compress import dampen, distill
-from jaxr18.data.augment import augment, normalize
+from jaxr18.config import build
+from jaxr18.data.augment import Augment, augment, draw_mixup, normalize
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network
 from jaxr18.run import experiment
-from jaxr18.train import loop, state
-from jaxr18.train import step as step_lib
+from jaxr18.train import loop, state, terms
+from jaxr18.train.average import Average
 from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
 
 DIGITS = tiny_run.dataset()
@@ -24,7 +25,7 @@ PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
 
 def first_step(teacher, projections=None, epoch=0, net=NET, **how):
   """The state after the first step, and its loss."""
-  how = dict(label_smoothing=0.0, flip="random") | how
+  how = dict(label_smoothing=0.0, flip="random", taught=True) | how
   tx = tiny_run.optimizer(clip_norm=0.0)
   start = state.create(net, tx, average=True, projections=projections)
   batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
@@ -35,7 +36,7 @@ def first_step(teacher, projections=None, epoch=0, net=NET, **how):
 
 def inputs():
   """The images that the first step sees."""
-  images = augment(KEY, PART.images, 0, pad=1, flip="random")
+  images = augment(KEY, PART.images, 0, Augment(1, "random"))
   return normalize(images, DIGITS.mean, DIGITS.std, 8)
 
 
@@ -68,8 +69,10 @@ def test_several_teachers_teach_by_their_mean_logits(weight):
 
 def test_weights_are_drawn_to_their_grids():
   net = tiny_run.tiny_network(bits=3)
-  _, plain = first_step(None, net=net)
-  _, drawn = first_step(None, net=net, epoch=1, dampening=0.1, epochs=3)
+  how = dict(net=net, taught=False, epoch=1)
+  _, plain = first_step(Teachers(), **how)
+  drawn = (terms.dampening(0.1, 3),)
+  _, drawn = first_step(Teachers(), more=drawn, **how)
   pull = 0.1 * (1 - np.cos(np.pi * 2 / 3)) / 2
   expected = pull * dampen.dampening_loss(net.params, net.spec)
   assert float(drawn - plain) == pytest.approx(float(expected), rel=1e-3)
@@ -77,7 +80,7 @@ def test_weights_are_drawn_to_their_grids():
 
 
 def test_the_average_teaches():
-  _, loss = first_step(None, kd_weight=1.0, self_teach=True)
+  _, loss = first_step(Teachers(), kd_weight=1.0, self_teach=True)
   x = inputs()
   logits, _ = network.forward_train(NET, x)  # by the batch's statistics
   expected = soft(logits, network.forward(NET, x))  # by the running ones
@@ -87,7 +90,7 @@ def test_the_average_teaches():
 
 def test_teacher_and_student_see_the_same_mixture():
   _, loss = first_step(Teachers(TEACHERS[:1]), kd_weight=0.5, mixup=0.5)
-  share, partner = step_lib._draw_mixup(KEY, 0, 0.5, len(PART))
+  share, partner = draw_mixup(KEY, 0, 0.5, len(PART))
   assert 0 < share < 1 and sorted(partner) == list(range(len(PART)))
   x = inputs()
   x = share * x + (1 - share) * x[partner]
@@ -104,8 +107,8 @@ def test_hints_train_the_projections():
   projections = distill.init_projections(KEY, channels, channels)
   before = jax.device_get(projections)
   after, loss = first_step(
-    Teachers(TEACHERS[:1]), projections, features="fitnets",
-    feature_weight=3.0, kd_weight=0.0,
+    Teachers(TEACHERS[:1]), projections, kd_weight=0.0,
+    more=(terms.fitnets(3.0),),
   )  # fmt: skip
   x = inputs()
   logits, stages, _ = network.forward_stages(NET, x, train=True)
@@ -134,7 +137,7 @@ def test_it_differs_from_the_others(diversity):
   teachers = Teachers(TEACHERS[:1], TEACHERS[1:])
   _, loss = first_step(
     teachers, kd_weight=0.9, loss="dkd_mixed", dkd_beta=2.0,
-    diversity=diversity, diversity_weight=0.7,
+    more=(terms.diversity(diversity, 0.7),),
   )  # fmt: skip
   x = inputs()
   logits, _ = network.forward_train(NET, x)
@@ -151,12 +154,12 @@ def test_swa_is_its_papers():
   c = tiny_run.phases("train").train
   c.epochs, c.swa_from = 4, 0.5
   c.learning_rate = 0.1
-  mean = experiment.averaging(c, 3)  # steps an epoch
   # After 2, 3 and 4 epochs, which are steps 5, 8 and 11 from 0.
-  assert mean == (5, 3, 6)
+  assert build.average(c, 3) == Average(0.0, 5, 3)
+  assert build.hold_from(c, 3) == 6
   how = dict(steps=12, warmup_steps=0, momentum=0.0, weight_decay=0.0)
   tx = tiny_run.optimizer(
-    learning_rate=0.1, clip_norm=0.0, hold_from=mean.hold_from,
+    learning_rate=0.1, clip_norm=0.0, hold_from=6,
     hold_rate=c.swa_rate, **how,
   )  # fmt: skip
   one = {"kernel": jnp.ones(1)}
@@ -168,9 +171,10 @@ def test_swa_is_its_papers():
   np.testing.assert_allclose(rates[6:], 0.05, rtol=1e-5)
   # Without it: the mean of a run's tail, under the rate of every run.
   c.swa_rate = 0.0
-  assert experiment.averaging(c, 3) == (6, 1, None)
+  assert build.average(c, 3) == Average(0.0, 6, 1)
+  assert build.hold_from(c, 3) is None
   c.swa_from = 1.0
-  assert experiment.averaging(c, 3) == (None, 1, None)
+  assert build.average(c, 3) is None and build.hold_from(c, 3) is None
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -182,7 +186,7 @@ def test_the_mean_of_weights_since(every):
   batch = shard(Batch(PART.images, PART.labels, PART.index), make_mesh())
   kernels = []
   for i in range(5):
-    now, _ = step(now, None, batch, KEY, np.int32(0))
+    now, _ = step(now, Teachers(), batch, KEY, np.int32(0))
     kernels.append(np.asarray(now.net.params["stem"]["kernel"]))
     got = now.average.params["stem"]["kernel"]
     want = np.mean(kernels[2::every], 0) if i >= 2 else kernels[i]
@@ -216,7 +220,7 @@ def test_stages_that_do_not_fit_are_refused(tmp_path):
     experiment.run(config, tmp_path)
 
 
-def test_filling_stops_when_it_is_told_to(tmp_path):
+def test_a_signal_is_seen_before_a_table_is_filled(tmp_path):
   config = tiny_run.phases("teacher", "student")
   config.teacher.epochs = 0
   config.student.teacher, config.student.teacher_cache = "teacher", "full"
@@ -232,5 +236,6 @@ def test_filling_stops_when_it_is_told_to(tmp_path):
     def received(self, value):
       del value
 
-  with pytest.raises(loop.Stopped, match="student stopped at.*view 1 of 18"):
+  with pytest.raises(loop.Stopped, match=r"config\.student stopped"):
     experiment.run(config, tmp_path, Later())
+  assert not (tmp_path / "teacher_logits").exists()

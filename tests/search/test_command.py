@@ -575,7 +575,7 @@ class TestCommand:
     config = load()
     study = begin(config, tmp_path)
     work = trial.find_work(study, config, tmp_path, 1)
-    stop = tiny_run.StopAfter(2)  # not before the first step, but after it
+    stop = tiny_run.StopAfter(1)
     with work.lock:
       row = trial.train(
         study,

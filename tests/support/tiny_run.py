@@ -8,11 +8,18 @@ import jax.numpy as jnp
 
 from jaxr18.config import base
 from jaxr18.data import dataset as data
-from jaxr18.data.augment import normalize
+from jaxr18.data.augment import Augment, normalize
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network, spec
 from jaxr18.train import loop, state
-from jaxr18.train.step import make_mesh, make_train_step
+from jaxr18.train import terms as terms_lib
+from jaxr18.train.average import Average
+from jaxr18.train.step import (
+  Teachers,
+  make_gradients,
+  make_mesh,
+  make_train_step,
+)
 
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 6, 16
 STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -55,27 +62,65 @@ def optimizer(name: str = "sgd", **changes):
   return state.make_optimizer(name, **(how | changes))
 
 
-def train_step(tx, ema_decay: float = 0.9, **changes):
+def terms(
+  taught: bool = False,
+  *,
+  loss: str = "kd",
+  kd_weight: float = 0.9,
+  temperature: float = 4.0,
+  label_smoothing: float = 0.1,
+  dkd_beta: float = 8.0,
+  more: tuple[terms_lib.Term, ...] = (),
+) -> tuple[terms_lib.Term, ...]:
+  """Cross entropy, or with what a teacher says beside it."""
+  hard = functools.partial(terms_lib.cross_entropy, label_smoothing)
+  decoupled = functools.partial(terms_lib.decoupled, temperature, dkd_beta)
+  if not taught:
+    return (hard(), *more)
+  if loss == "dkd":
+    return (hard(), decoupled(20.0), *more)
+  soft = {
+    "kd": functools.partial(terms_lib.soft, temperature),
+    "mse": terms_lib.squared,
+    "dkd_mixed": functools.partial(decoupled, 0.0),
+  }[loss]
+  return (hard(1 - kd_weight), soft(kd_weight), *more)
+
+
+def augmentation(flip: str = "none", **how) -> Augment:
   digits = dataset()
-  how = dict(
-    mean=digits.mean,
-    std=digits.std,
-    pad=1,
-    flip="none",
-    cutout=0,
-    temperature=4.0,
-    kd_weight=0.9,
-    label_smoothing=0.1,
-    ema_decay=ema_decay,
-    dtype=jnp.float32,
+  return Augment(1, flip, mean=digits.mean, std=digits.std, **how)
+
+
+def train_step(tx, *, dtype=jnp.float32, members=(), **changes):
+  """The step of `_parts`."""
+  terms, augment, average = _parts(**changes)
+  mesh = make_mesh()
+  return make_train_step(terms, tx, augment, average, mesh, dtype, members)
+
+
+def gradients(**changes):
+  """The gradients of the same step."""
+  terms, augment, average = _parts(**changes)
+  return make_gradients(terms, augment, average, make_mesh())
+
+
+def _parts(
+  ema_decay=0.9, flip="none", cutout=0, mixup=0.0, mean_from=None,
+  mean_every=1, self_teach=False, **losses,
+):  # fmt: skip
+  """Terms, augmentation and average from what a test changes."""
+  return (
+    terms(**losses),
+    augmentation(flip, cutout=cutout, mixup=mixup),
+    Average(ema_decay, mean_from, mean_every, self_teach),
   )
-  return make_train_step(tx, make_mesh(), **(how | changes))
 
 
 @functools.cache
 def _default(learning_rate: float, dtype: str):
   tx = optimizer(learning_rate=learning_rate, clip_norm=0.0)
-  return tx, train_step(tx, dtype=jnp.dtype(dtype))
+  return tx, train_step(tx, dtype=jnp.dtype(dtype), taught=True)
 
 
 def run_phase(
@@ -97,7 +142,7 @@ def run_phase(
     phase="tiny",
     directory=directory,
     meta={"phase": "tiny"},
-    teacher=tiny_network(seed=1),
+    teachers=Teachers((tiny_network(seed=1),)),
     key=jax.random.key(3),
     seed=5,
     epochs=EPOCHS,
@@ -133,15 +178,20 @@ def phases(*names: str):
   return config
 
 
-class StopAfter:
-  """A stop signal that comes during the n-th step."""
-
-  leave = None
+class StopAfter(StopSignal):
+  """A stop signal that comes during the n-th step, and is only noted."""
 
   def __init__(self, n):
     self.left = n
+    super().__init__()
+
+  alone = property(lambda self: False, lambda self, value: None)
 
   @property
   def received(self):
     self.left -= 1
     return self.left <= 0
+
+  @received.setter
+  def received(self, value):
+    del value

@@ -19,7 +19,7 @@ from jaxr18.data import dataset as data
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network, spec
 from jaxr18.train import evaluate, files, loop, progress, state
-from jaxr18.train.step import Batch, make_mesh, replicate, shard
+from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
 
 DIGITS = tiny_run.dataset()
 KEY = jax.random.key(0)
@@ -34,7 +34,7 @@ def steps(train_step, now, n):
   """The states after each of n steps, on the host."""
   states = []
   for i in range(n):
-    now, loss = train_step(now, None, batch(i), KEY, np.int32(0))
+    now, loss = train_step(now, Teachers(), batch(i), KEY, np.int32(0))
     assert np.isfinite(loss)
     states.append(jax.device_get(now))
   return states
@@ -60,14 +60,14 @@ def trained():
 def test_the_step_is_compiled_once_and_donates_its_state(trained):
   train_step, start, _ = trained
   now = replicate(start, make_mesh())
-  after, _ = train_step(now, None, batch(), KEY, np.int32(1))
+  after, _ = train_step(now, Teachers(), batch(), KEY, np.int32(1))
   assert train_step._cache_size() == 1
   used = (now.net, now.opt_state, now.average.params, now.totals)
   assert all(x.is_deleted() for x in jax.tree.leaves(used))
   assert not any(x.is_deleted() for x in jax.tree.leaves(start))
   # The compiled program writes over its input: memory for one state, not two.
   memory = (
-    train_step.lower(after, None, batch(), KEY, np.int32(1))
+    train_step.lower(after, Teachers(), batch(), KEY, np.int32(1))
     .compile()
     .memory_analysis()
   )
@@ -80,13 +80,14 @@ class TestOnlyGradients:
     """Of what is masked too: those of the same network with nothing masked."""
     rate = 0.25
     tx = optax.sgd(rate)
-    teacher, how = tiny_run.tiny_network(seed=1), dict(flip="random", cutout=2)
+    teacher = Teachers((tiny_run.tiny_network(seed=1),))
+    how = dict(flip="random", cutout=2, taught=True)
     pruned = state.create(
       tiny_run.half_pruned(tiny_run.tiny_network()), tx, False
     )
     every = jax.tree.map(jnp.ones_like, pruned.net.masks)
     dense = pruned.replace(net=pruned.net.replace(masks=every))
-    of = tiny_run.train_step(tx, only_gradients=True, **how)
+    of = tiny_run.gradients(**how)
     found = jax.device_get(of(pruned, teacher, batch(3), KEY, np.int32(0)))
     step = tiny_run.train_step(tx, **how)
     now = replicate(dense, make_mesh())
@@ -106,8 +107,8 @@ class TestOnlyGradients:
   def test_leave_the_state(self):
     tx = tiny_run.optimizer()
     now = state.create(tiny_run.tiny_network(), tx, True)
-    of = tiny_run.train_step(tx, only_gradients=True)
-    of(now, None, batch(), KEY, np.int32(0))
+    of = tiny_run.gradients()
+    of(now, Teachers(), batch(), KEY, np.int32(0))
     assert not any(x.is_deleted() for x in jax.tree.leaves(now))
 
 
@@ -116,7 +117,7 @@ class TestMovement:
   def test_is_the_sum_under_momentum_decay_and_clipping(self, name):
     how = dict(clip_norm=0.1, warmup_steps=2)
     tx = tiny_run.optimizer(name, movement=True, **how)
-    gradients = tiny_run.train_step(tx, only_gradients=True)
+    gradients = tiny_run.gradients()
     step = tiny_run.train_step(tx)
     rate = optax.warmup_cosine_decay_schedule(0.05 / 2, 0.05, 2, tiny_run.STEPS)
     pruned = tiny_run.half_pruned(tiny_run.tiny_network())
@@ -124,11 +125,11 @@ class TestMovement:
     sums = {p: 0.0 for p in network.kernels(pruned.params)}
     for i in range(6):
       args = batch(i), KEY, np.int32(0)
-      g = jax.device_get(gradients(now, None, *args))
+      g = jax.device_get(gradients(now, Teachers(), *args))
       w = jax.device_get(network.kernels(now.net.params))
       for path in sums:
         sums[path] = sums[path] - float(rate(i)) * g[path] * w[path]
-      now, _ = step(now, None, *args)
+      now, _ = step(now, Teachers(), *args)
     movement = jax.device_get(state.movement_of(now.opt_state))
     found = criteria.score("movement", now.net, movement=movement)
     for path, s in sums.items():
@@ -183,11 +184,11 @@ class TestForget:
 
     loop.train(
       state.create(dense, tx, average=True), tiny_run.train_step(tx), DIGITS,
-      phase="tiny", directory=tmp_path, meta={}, teacher=None, key=KEY, seed=5,
-      epochs=2, batch_size=tiny_run.BATCH_SIZE, eval_batch_size=20,
+      phase="tiny", directory=tmp_path, meta={}, teachers=Teachers(), key=KEY,
+      seed=5, epochs=2, batch_size=tiny_run.BATCH_SIZE, eval_batch_size=20,
       every_seconds=1e9, progress="none", mesh=make_mesh(), stop=StopSignal(),
       update=update, update_due=lambda step: step in (3, 6, 7),
-      gradients=tiny_run.train_step(tx, only_gradients=True),
+      gradients=tiny_run.gradients(),
     )  # fmt: skip
     mask = np.asarray(network.kernels(pruned.masks)["stem"])
     trace = optax.tree_utils.tree_get(seen[6].opt_state, "trace")
@@ -243,7 +244,7 @@ def test_totals_are_sums_over_the_steps(trained):
   train_step, start, states = trained
   now, losses = replicate(start, make_mesh()), []
   for i in range(2):
-    now, loss = train_step(now, None, batch(i), KEY, np.int32(0))
+    now, loss = train_step(now, Teachers(), batch(i), KEY, np.int32(0))
     losses.append(float(loss))
   totals = jax.device_get(now.totals)
   assert totals["count"] == 32 and 0 <= totals["correct"] <= 32

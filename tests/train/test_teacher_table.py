@@ -9,11 +9,11 @@ import pytest
 import tiny_run
 
 from jaxr18.data import dataset as data
-from jaxr18.data.augment import augment, normalize
+from jaxr18.data.augment import Augment, augment, normalize
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn.network import forward
 from jaxr18.train import loop, state, teacher_table
-from jaxr18.train.step import make_mesh
+from jaxr18.train.step import Teachers, make_mesh
 from jaxr18.train.teacher_table import CachedTeacher, Table, TableError
 
 DIGITS = tiny_run.dataset()
@@ -33,8 +33,8 @@ def part(i):
 def direct(nets, key, step, epoch, some):
   """Log of the mean probability, of the images that a step would see."""
   images = augment(
-    key, some.images, step, index=some.index, epoch=epoch, pad=1,
-    flip="alternating",
+    key, some.images, step, Augment(1, "alternating"), index=some.index,
+    epoch=epoch,
   )  # fmt: skip
   x = normalize(images, DIGITS.mean, DIGITS.std, 8)
   return np.log(np.mean([jax.nn.softmax(forward(n, x)) for n in nets], 0))
@@ -59,8 +59,8 @@ class TestCachedTeacher:
     kept = dict(pad=1, flip="alternating", loss="mse")
     cached = CachedTeacher(TEACHERS, DIGITS, tmp_path, **kept)
     images = augment(
-      KEY, part(1).images, 0, index=part(1).index, epoch=0, pad=1,
-      flip="alternating",
+      KEY, part(1).images, 0, Augment(1, "alternating"), index=part(1).index,
+      epoch=0,
     )  # fmt: skip
     x = normalize(images, DIGITS.mean, DIGITS.std, 8)
     expected = np.mean([forward(n, x) for n in TEACHERS], 0)
@@ -81,8 +81,8 @@ class TestCachedTeacher:
       return np.asarray(found(KEY, 0, 0, part(1)))
 
     images = augment(
-      KEY, part(1).images, 0, index=part(1).index, epoch=0, pad=1,
-      flip="alternating",
+      KEY, part(1).images, 0, Augment(1, "alternating"), index=part(1).index,
+      epoch=0,
     )  # fmt: skip
     x = normalize(images, DIGITS.mean, DIGITS.std, 8)
     for dtype in (jnp.bfloat16, jnp.float32):
@@ -232,10 +232,10 @@ class TestDamage:
 
 
 TX = tiny_run.optimizer(clip_norm=0.0)
-STEP = tiny_run.train_step(TX, flip="alternating")
+STEP = tiny_run.train_step(TX, flip="alternating", taught=True)
 
 
-def distil(directory, cached=None, teacher=None, every_seconds=1e9):
+def distil(directory, cached=None, nets=(), every_seconds=1e9):
   return loop.train(
     state.create(tiny_run.tiny_network(), TX, average=True),
     STEP,
@@ -243,7 +243,7 @@ def distil(directory, cached=None, teacher=None, every_seconds=1e9):
     phase="tiny",
     directory=directory,
     meta={},
-    teacher=teacher,
+    teachers=Teachers(nets),
     key=KEY,
     seed=5,
     epochs=2,
@@ -271,7 +271,7 @@ def whole(tmp_path_factory):
 
 
 def test_training_from_the_table_is_training_from_the_teacher(tmp_path, whole):
-  distil(tmp_path, teacher=TEACHERS[0])
+  distil(tmp_path, nets=TEACHERS[:1])
   computed = arrays(tmp_path)
   assert computed.keys() == whole.keys()
   for name, array in computed.items():
