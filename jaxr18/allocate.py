@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18.compress import allocate
   from jaxr18.cost.score import score
+  from jaxr18.host.files import try_writing, write_json
   from jaxr18.run import sources
   from jaxr18.run.finished import reopen
-  from jaxr18.train.files import try_writing, write_json
 
   workdir, opened, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   path = workdir / "sensitivity" / "bits.json"

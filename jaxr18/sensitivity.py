@@ -54,10 +54,10 @@ def main(argv: list[str]) -> None:
   import jax.numpy as jnp
 
   from jaxr18.compress import channels, criteria, sensitivity
+  from jaxr18.host.files import try_writing, write_json
   from jaxr18.nn.spec import has_four_levels
   from jaxr18.run import sources
   from jaxr18.run.finished import reopen
-  from jaxr18.train.files import try_writing, write_json
 
   known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
   criterion = _CRITERION.value or ("l2" if _STRUCTURED.value else known[0])
@@ -132,8 +132,9 @@ def main(argv: list[str]) -> None:
 
 
 def _draw(result, path: pathlib.Path) -> None:
+  from jaxr18.host.errors import writing
+  from jaxr18.host.files import write_atomically
   from jaxr18.report import figure, heatmap
-  from jaxr18.train.files import write_atomically, writing
 
   with writing(path), tempfile.TemporaryDirectory() as folder:
     drawn = pathlib.Path(folder, path.name)

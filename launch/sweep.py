@@ -38,8 +38,8 @@ from jaxr18 import cli
 from jaxr18.config import file as configfile
 from jaxr18.config.faults import ConfigError
 from jaxr18.host import paths
+from jaxr18.host.files import write_atomically
 from jaxr18.host.workdir import read_result
-from jaxr18.train.files import write_atomically
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag(

@@ -8,7 +8,6 @@ program that reads TFDS folders reads this one too.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import io
@@ -27,7 +26,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
-from jaxr18.host import paths
+from jaxr18.host import locks, paths
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import make_way
 
@@ -138,7 +137,7 @@ def prepare(
   if open_folder(root) is not None:
     return root
   root.mkdir(parents=True, exist_ok=True)
-  with _locked(root / ".jaxr18-prepare.lock"):
+  with locks.held(root / ".jaxr18-prepare.lock"):
     if open_folder(root) is not None:  # another run was faster
       return root
     if archive:
@@ -154,24 +153,6 @@ def prepare(
     if not archive:
       path.unlink()
   return root
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path):
-  """Holds an exclusive lock on the file `path`; it ends with the process."""
-  while True:
-    with open(path, "w") as f:
-      fcntl.flock(f, fcntl.LOCK_EX)
-      try:
-        held = os.path.samestat(os.fstat(f.fileno()), path.stat())
-      except FileNotFoundError:
-        held = False
-      if held:  # else whoever had it deleted it: what we hold guards nothing
-        try:
-          yield
-        finally:
-          path.unlink()
-        return
 
 
 def _check_room(root: pathlib.Path, needs: int) -> None:

@@ -8,9 +8,7 @@ a resumed run sees the same pixels as one that was never interrupted.
 import dataclasses
 import hashlib
 import io
-import os
 import pathlib
-import tempfile
 import zipfile
 
 import numpy as np
@@ -20,7 +18,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxr18.data import cifar10, digits
 from jaxr18.data.cifar10 import DataError
-from jaxr18.host import paths
+from jaxr18.host import cache
+from jaxr18.host.errors import FileError
+from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import check_file
 
 NAMES = ("cifar10", "digits")
@@ -207,7 +207,13 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-  """The rows of an epoch's batches, a pure function of (seed, epoch).
+  """Chooses the rows of an epoch's batches by seed and epoch alone.
+
+  Args:
+    n: how many images there are.
+    batch_size: from 1 to n.
+    seed: of the run.
+    epoch: from 0.
 
   Returns:
     int [n // batch_size, batch_size]: distinct rows of 0..n-1 in a new order
@@ -279,10 +285,10 @@ def _cifar10_arrays(data_dir: str, cache_dir: str):
       for file in builder.info.splits[split].filepaths
     ]
     fingerprint = _digest(files)
-    cache = _cache_folder(cache_dir) / f"cifar10-{fingerprint}.npz"
-    if (arrays := _read_cache(cache)) is None:
+    kept = cache.folder(cache_dir) / f"cifar10-{fingerprint}.npz"
+    if (arrays := _read_cache(kept)) is None:
       arrays = _read_records(builder, "train") | _read_records(builder, "test")
-      _write_cache(cache, arrays)
+      _write_cache(kept, arrays)
   except Exception as e:  # there is no end to how files can be damaged
     raise DataError(
       f"CIFAR-10 in {builder.data_path} can not be read: "
@@ -322,13 +328,6 @@ def _read_records(builder, split: str, chunk: int = 2000):
   return {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
 
 
-def _cache_folder(cache_dir: str) -> pathlib.Path:
-  if cache_dir:
-    return paths.folder(cache_dir)
-  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return paths.folder(home) / "jaxr18"
-
-
 def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   """The arrays, or None where there are none or they are damaged."""
   try:
@@ -342,15 +341,11 @@ def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def _write_cache(path: pathlib.Path, arrays) -> None:
-  """Writes atomically; where it can't, the next run just reads again."""
-  temporary = None
+  """Keeps the arrays; where that fails, the next run just reads again."""
+  content = io.BytesIO()
+  np.savez(content, **arrays)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-      temporary = f.name
-      np.savez(f, **arrays)
-    os.replace(temporary, path)
-  except OSError as e:
+    write_atomically(path, content.getbuffer(), "--config.data.cache_dir")
+  except (OSError, FileError) as e:
     logging.warning("No cache of the decoded images in %s: %s", path.parent, e)
-    if temporary:
-      pathlib.Path(temporary).unlink(missing_ok=True)

@@ -9,6 +9,8 @@ import zlib
 
 import jax
 
+from jaxr18.host import cache
+
 _MONTH = 30 * 24 * 3600.0  # seconds
 
 
@@ -36,8 +38,7 @@ def keep_compiled() -> pathlib.Path | None:
     or not jax.config.jax_enable_compilation_cache
   ):
     return None
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  folder = pathlib.Path(root) / "jaxr18" / f"xla-{_machine()}"
+  folder = cache.folder() / f"xla-{_machine()}"
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():

@@ -1,5 +1,9 @@
 """The base of all errors whose text is everything that a person needs."""
 
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
 
 class ToldError(Exception):
   """An error that a command prints without a traceback.
@@ -11,3 +15,34 @@ class ToldError(Exception):
   """
 
   status = 1
+
+
+class FileError(ToldError):
+  """A file that cannot be written, read or trusted."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
+  """Turns a failed write into a FileError that says how to mend it.
+
+  `flag` is the one that says where to write.
+  """
+  try:
+    yield
+  except OSError as e:
+    raise FileError(
+      f"cannot write {path}: {e.strerror or e}; make room, mend the folder or"
+      f" give another {flag}; the same command goes on from what is there"
+    ) from e
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+  """As `writing`, of a file that the run has written before."""
+  try:
+    yield
+  except OSError as e:
+    raise FileError(
+      f"cannot read {path}: {e.strerror or e}; mend it, or give another"
+      " --workdir"
+    ) from e

@@ -11,6 +11,7 @@ import pathlib
 import shlex
 from typing import Any, NamedTuple
 
+from jaxr18.host.files import write_json
 from jaxr18.host.inputs import read_bytes
 
 KEY = "hash"
@@ -94,6 +95,11 @@ def read(path: pathlib.Path, demanded: bool) -> dict[str, Any]:
     ValueError: it is no JSON, or a SealError.
   """
   return unseal(parse(read_bytes(path)), FILE, demanded)
+
+
+def write(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes a JSON file with its hash."""
+  write_json(path, seal(value))
 
 
 def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:

@@ -36,8 +36,9 @@ def main(argv: list[str]) -> None:
 
   found, remarks = runs.find(argv[1:])
   from jaxr18.config import schema as config
+  from jaxr18.host.errors import writing
+  from jaxr18.host.files import try_writing, write_atomically
   from jaxr18.report import entry, markdown, points, sections
-  from jaxr18.train.files import try_writing, write_atomically, writing
 
   for remark in remarks:
     print(f"left out, {remark}")

@@ -47,6 +47,9 @@ from jaxr18.cost import score as score_lib
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
 from jaxr18.host import paths, sealed
+from jaxr18.host.errors import writing
+from jaxr18.host.files import removing, write_json
+from jaxr18.host.locks import alone_in
 from jaxr18.host.paths import names
 from jaxr18.host.workdir import FORMAT, read_result
 from jaxr18.nn import conv, machine, network
@@ -56,15 +59,7 @@ from jaxr18.run import members, other_run, sources, teaching
 from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, evaluate
-from jaxr18.train.files import (
-  alone_in,
-  latest_step,
-  read_phase,
-  removing,
-  write_json,
-  write_sealed,
-  writing,
-)
+from jaxr18.train.files import latest_step, read_phase
 from jaxr18.train.loop import StopSignal, train
 from jaxr18.train.step import (
   make_gradients,
@@ -170,7 +165,7 @@ def train_phases(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def write_together(
-  path: pathlib.Path, value: Any, write: Callable = write_sealed
+  path: pathlib.Path, value: Any, write: Callable = sealed.write
 ) -> None:
   """Calls write(path, value) in the first process; the others wait for it."""
   if jax.process_index() == 0:

@@ -16,20 +16,15 @@ from jaxr18.data.augment import normalize
 from jaxr18.deploy import integer, packed
 from jaxr18.deploy.fold import fold
 from jaxr18.deploy.pack import bytes_of_data, pack
-from jaxr18.host import paths
-from jaxr18.host.errors import ToldError
+from jaxr18.host import paths, sealed
+from jaxr18.host.errors import ToldError, writing
+from jaxr18.host.files import try_writing, write_atomically
+from jaxr18.host.locks import in_turn
 from jaxr18.host.workdir import read_result
 from jaxr18.nn.network import Network
 from jaxr18.run import sources
 from jaxr18.run.finished import reopen
 from jaxr18.train.evaluate import compare, in_batches, predict
-from jaxr18.train.files import (
-  in_turn,
-  try_writing,
-  write_atomically,
-  write_sealed,
-  writing,
-)
 from jaxr18.train.step import make_mesh
 
 _APART = 3e-3  # of the largest logit; a GPU's TensorFloat-32 is off by 1e-3
@@ -85,7 +80,7 @@ def export_run(
   with in_turn(folder):  # another export may have added its own meanwhile
     result = read_result(folder)
     result.setdefault("export", {})[name] = found
-    write_sealed(folder / "result.json", result)
+    sealed.write(folder / "result.json", result)
   return path, found
 
 

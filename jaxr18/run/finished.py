@@ -9,9 +9,9 @@ from jaxr18.config.reading import parse
 from jaxr18.config.schema import flatten
 from jaxr18.data import dataset as data
 from jaxr18.host import paths
+from jaxr18.host.files import removing
 from jaxr18.host.workdir import WorkdirError, read_result
 from jaxr18.run import experiment
-from jaxr18.train.files import removing
 
 
 class Finished(NamedTuple):

@@ -68,9 +68,10 @@ def main(argv: list[str]) -> None:
     from jaxr18.config.reading import parse
     from jaxr18.config.search import chosen_fields
     from jaxr18.host import compiled
+    from jaxr18.host.files import try_writing
+    from jaxr18.host.locks import in_turn
     from jaxr18.run import experiment
     from jaxr18.search import storage
-    from jaxr18.train.files import in_turn, try_writing
     from jaxr18.train.step import make_mesh
 
     searched = parse(values, experiment.place_of(workdir))
@@ -126,9 +127,9 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
   import jax
 
   from jaxr18.config.search import describe_candidate, dimensions
+  from jaxr18.host.locks import in_turn
   from jaxr18.host.stop import Stopped
   from jaxr18.search import storage, table, trial
-  from jaxr18.train.files import in_turn
   from jaxr18.train.progress import duration
 
   count = lambda rows: len(trial.finished(rows))
@@ -181,8 +182,9 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
 
 
 def _report(workdir: pathlib.Path, path: str) -> None:
+  from jaxr18.host.errors import writing
+  from jaxr18.host.locks import in_turn
   from jaxr18.search import storage, table
-  from jaxr18.train.files import in_turn, writing
 
   if not (storage.is_url(path) or pathlib.Path(path).exists()):
     raise app.UsageError(storage.none_in(path))

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxr18.host import paths
-from jaxr18.host.errors import ToldError
-from jaxr18.train.files import writing
+from jaxr18.host.errors import ToldError, writing
 
 NAME = "jaxr18"
 # How a trial ends; until then it is 'running'. The first two are trained.

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from jaxr18.config.search import describe_candidate
+from jaxr18.host.files import write_atomically, write_json
 from jaxr18.report.page import document, pareto
 from jaxr18.report.points import GOAL, Point, published_task
 from jaxr18.search import halving, storage
 from jaxr18.search.storage import Study
 from jaxr18.search.trial import finished
-from jaxr18.train.files import write_atomically, write_json
 
 Row = dict[str, Any]  # of `storage.rows`
 

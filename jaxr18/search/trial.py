@@ -15,12 +15,12 @@ from jaxr18.config.forecast.outlook import Outlook, outlooks_of_networks
 from jaxr18.config.reading import parse
 from jaxr18.config.search import candidate_values, dimensions, per_layer_score
 from jaxr18.cost.score import score
+from jaxr18.host.locks import OccupiedError, alone_in, in_turn
 from jaxr18.host.paths import names
 from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.run import experiment, sources
 from jaxr18.search import halving, storage
 from jaxr18.search.storage import Study, StudyError
-from jaxr18.train.files import OccupiedError, alone_in, in_turn
 from jaxr18.train.loop import TrainingError
 from jaxr18.train.writers import Writer
 

@@ -27,10 +27,11 @@ from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
+from jaxr18.host.errors import writing
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import NetSpec
 from jaxr18.train.files import CheckpointError as CheckpointError
-from jaxr18.train.files import mend_checkpoint, writing
+from jaxr18.train.files import mend_checkpoint
 
 FORMAT = "jaxr18 checkpoint 1"
 

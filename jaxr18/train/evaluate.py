@@ -13,9 +13,9 @@ from jaxr18.compress import ensemble
 from jaxr18.data.augment import normalize
 from jaxr18.deploy import integer
 from jaxr18.deploy.fold import fold
+from jaxr18.host.files import STEADIER, NotFiniteError
 from jaxr18.nn.network import Network, forward, members
 from jaxr18.nn.spec import HALF_BITS, NetSpec
-from jaxr18.train.files import STEADIER, NotFiniteError
 from jaxr18.train.step import replicate, shard
 
 

@@ -23,18 +23,13 @@ from jax.sharding import Mesh
 
 from jaxr18.data import dataset as data
 from jaxr18.host.errors import ToldError
+from jaxr18.host.files import STEADIER, NotFiniteError
 from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.host.stop import on_stop_signals as on_stop_signals
 from jaxr18.nn.network import Network, apply_masks
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import evaluate, predict
-from jaxr18.train.files import (
-  STEADIER,
-  CheckpointError,
-  MetricsFile,
-  NotFiniteError,
-  mend_checkpoint,
-)
+from jaxr18.train.files import CheckpointError, MetricsFile, mend_checkpoint
 from jaxr18.train.progress import Reporter
 from jaxr18.train.state import TrainState, forget
 from jaxr18.train.step import Batch, Teachers, replicate, shard

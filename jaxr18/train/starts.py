@@ -11,7 +11,9 @@ import pathlib
 from typing import Any
 
 from jaxr18.host import sealed
-from jaxr18.train.files import CheckpointError, reading, write_atomically
+from jaxr18.host.errors import reading
+from jaxr18.host.files import write_atomically
+from jaxr18.train.files import CheckpointError
 
 
 def path_of(workdir: pathlib.Path) -> pathlib.Path:

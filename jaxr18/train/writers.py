@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from jaxr18.cost.figures import FIGURES
+from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import read_bytes
-from jaxr18.train.files import MetricsFile, write_atomically
+from jaxr18.train.files import MetricsFile
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 

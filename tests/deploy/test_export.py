@@ -15,6 +15,8 @@ import tiny_run
 
 from jaxr18.data.augment import normalize
 from jaxr18.deploy import packed
+from jaxr18.host.errors import FileError
+from jaxr18.host.files import write_atomically
 from jaxr18.host.workdir import WorkdirError, read_result
 from jaxr18.nn import network
 from jaxr18.nn.spec import BITS, W_BITS, with_bits
@@ -22,7 +24,6 @@ from jaxr18.run import experiment, sources
 from jaxr18.run import export as exporting
 from jaxr18.train.checkpoint import CheckpointError
 from jaxr18.train.evaluate import predict
-from jaxr18.train.files import write_atomically
 from jaxr18.train.step import make_mesh
 
 HOW = dict(mean=odd_nets.MEAN, std=odd_nets.STD, size=odd_nets.SIDE)
@@ -199,14 +200,14 @@ class TestRun:
     assert kept["stablehlo"]["file"] == "between"
 
   def test_a_path_that_cannot_be_written(self, workdir):
-    with pytest.raises(CheckpointError, match="give another --out"):
+    with pytest.raises(FileError, match="give another --out"):
       exporting.export_run(workdir, "packed", workdir / "no" / "file")
 
   def test_the_target_is_tried_before_the_work(self, workdir, monkeypatch):
     monkeypatch.setattr(exporting, "_export", None)  # never comes so far
     (workdir / "file").write_text("")
     for out in (workdir, workdir / "file" / "below", "/dev/null"):
-      with pytest.raises(CheckpointError, match="give another --out"):
+      with pytest.raises(FileError, match="give another --out"):
         exporting.export_run(workdir, "packed", out)
 
   def test_integers(self, workdir):
@@ -249,7 +250,7 @@ class TestRun:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-      with pytest.raises(CheckpointError, match="cannot write .*make room"):
+      with pytest.raises(FileError, match="cannot write .*make room"):
         write_atomically(path, bytes(100_000), "--out")
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)

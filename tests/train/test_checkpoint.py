@@ -17,6 +17,9 @@ import remedy
 import tiny_run
 
 from jaxr18.host import sealed
+from jaxr18.host.errors import FileError
+from jaxr18.host.files import NotFiniteError, write_atomically, write_json
+from jaxr18.host.locks import OccupiedError, alone_in
 from jaxr18.train import checkpoint, files, state
 from jaxr18.train.files import CheckpointError
 
@@ -247,14 +250,14 @@ def test_a_full_disk_loses_nothing(tmp_path, capfd, no_file_above):
 
 def test_a_full_disk_and_the_small_files(tmp_path, small_files):
   path = tmp_path / "result.json"
-  files.write_atomically(path, "1")
-  with pytest.raises(CheckpointError, match=f"cannot write {path}.*make room"):
-    files.write_atomically(path, "2" * 30_000)
+  write_atomically(path, "1")
+  with pytest.raises(FileError, match=f"cannot write {path}.*make room"):
+    write_atomically(path, "2" * 30_000)
   assert path.read_text() == "1"
   metrics = files.MetricsFile(tmp_path / "metrics.jsonl", writes=True)
   row = {"step": 6, "validation_accuracy": 0.5, "text": "x" * 15_000}
   metrics.write(row)
-  with pytest.raises(CheckpointError, match="metrics.jsonl.*make room"):
+  with pytest.raises(FileError, match="metrics.jsonl.*make room"):
     metrics.write(row | {"step": 12})
   again = files.MetricsFile(tmp_path / "metrics.jsonl", writes=True)
   assert again.validation == {6: 0.5}
@@ -264,10 +267,10 @@ def test_a_full_disk_and_the_small_files(tmp_path, small_files):
 def test_an_unwritable_folder(tmp_path, where):
   (tmp_path / "file").write_text("")
   folder = tmp_path / where
-  with pytest.raises(CheckpointError, match=f"cannot write {folder}"):
+  with pytest.raises(FileError, match=f"cannot write {folder}"):
     checkpoint.open_manager(folder, {})
-  with pytest.raises(CheckpointError, match=f"cannot write {folder}"):
-    files.write_atomically(folder / "x.json", "{}")
+  with pytest.raises(FileError, match=f"cannot write {folder}"):
+    write_atomically(folder / "x.json", "{}")
 
 
 def test_read_phase(tmp_path):
@@ -281,7 +284,7 @@ def test_read_phase(tmp_path):
     files.read_phase(phase)
   remedy.follow(e.value)
   assert not (tmp_path / "result.json").exists()
-  files.write_sealed(path, {"step": 1})
+  sealed.write(path, {"step": 1})
   assert files.read_phase(phase) == {"step": 1}
   for text in ('{"step": 1', '{"step": 1, "hash": "0"}', "\0", "[]"):
     path.write_text(text)
@@ -307,11 +310,11 @@ def test_a_phase_without_its_hash(tmp_path):
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_not_written(number, tmp_path):
   path = tmp_path / "result.json"
-  files.write_json(path, {"score": {"exact": [0.5]}})
+  write_json(path, {"score": {"exact": [0.5]}})
   before = path.read_bytes()
   value = {"score": {"exact": [0.5, number]}, "later": np.nan}
-  with pytest.raises(files.NotFiniteError) as e:
-    files.write_json(path, value)
+  with pytest.raises(NotFiniteError) as e:
+    write_json(path, value)
   assert f"{path} is not written: score.exact[1] is {number}" in str(e.value)
   assert "lower learning_rate" in str(e.value)
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -319,7 +322,7 @@ def test_numbers_that_are_not_finite_are_not_written(number, tmp_path):
   metrics = files.MetricsFile(tmp_path / "metrics.jsonl", writes=True)
   row = {"step": 6, "validation_accuracy": 0.5}
   metrics.write(row)
-  with pytest.raises(files.NotFiniteError, match="validation_accuracy is"):
+  with pytest.raises(NotFiniteError, match="validation_accuracy is"):
     metrics.write({"step": 12, "validation_accuracy": number})
   assert metrics.rows == [row]
   assert files.MetricsFile(tmp_path / "metrics.jsonl", False).rows == [row]
@@ -383,16 +386,16 @@ def test_lines_of_an_older_version_get_their_hashes(tmp_path):
 
 
 def test_two_runs_in_one_workdir(tmp_path):
-  with files.alone_in(tmp_path):
-    with pytest.raises(CheckpointError, match="another process is running in"):
-      with files.alone_in(tmp_path):
+  with alone_in(tmp_path):
+    with pytest.raises(OccupiedError, match="another process is running in"):
+      with alone_in(tmp_path):
         pass
-    with files.alone_in(tmp_path, first=False):
+    with alone_in(tmp_path, first=False):
       pass
   held = subprocess.Popen(
     [sys.executable, "-c", f"""if True:
       import pathlib, time
-      from jaxr18.train.files import alone_in
+      from jaxr18.host.locks import alone_in
       with alone_in(pathlib.Path({str(tmp_path)!r})):
         print("held", flush=True)
         time.sleep(60)
@@ -400,10 +403,10 @@ def test_two_runs_in_one_workdir(tmp_path):
     stdout=subprocess.PIPE,
   )  # fmt: skip
   assert held.stdout.readline() == b"held\n"
-  with pytest.raises(CheckpointError, match="another process is running in"):
-    with files.alone_in(tmp_path):
+  with pytest.raises(OccupiedError, match="another process is running in"):
+    with alone_in(tmp_path):
       pass
   held.kill()
   held.wait()
-  with files.alone_in(tmp_path):
+  with alone_in(tmp_path):
     pass

@@ -9,16 +9,12 @@ import pytest
 
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.file import from_json
+from jaxr18.host.errors import FileError
+from jaxr18.host.files import try_writing, write_atomically
 from jaxr18.host.inputs import read_bytes
 from jaxr18.host.workdir import WorkdirError, read_result
 from jaxr18.train import starts
-from jaxr18.train.files import (
-  CheckpointError,
-  MetricsFile,
-  read_phase,
-  try_writing,
-  write_atomically,
-)
+from jaxr18.train.files import CheckpointError, MetricsFile, read_phase
 
 
 @pytest.fixture
@@ -79,7 +75,7 @@ class TestTrial:
     assert path.read_text() == "before"
 
   def test_a_full_disk(self, path, full):
-    with pytest.raises(CheckpointError, match="cannot write .*make room"):
+    with pytest.raises(FileError, match="cannot write .*make room"):
       try_writing(path, "--out")
     assert names(path.parent) == []
 
@@ -90,7 +86,7 @@ class TestTrial:
     os.mkfifo(path.parent / "pipe")
     for wrong in (path.parent, path / "below", path.parent / "pipe",
                   pathlib.Path("/dev/null")):  # fmt: skip
-      with pytest.raises(CheckpointError, match="cannot write .*give another"):
+      with pytest.raises(FileError, match="cannot write .*give another"):
         function(wrong)
     assert names(path.parent) == ["file", "pipe"]
     assert not pathlib.Path("/dev/null.part").exists()
@@ -112,9 +108,9 @@ class TestReading:
     with pytest.raises(ConfigError, match="expected a file"):
       from_json(tmp_path / "config.json")
     told = f"cannot read {tmp_path}/.*expected a file"
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(FileError, match=told):
       starts.read(tmp_path)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(FileError, match=told):
       MetricsFile(tmp_path / "metrics.jsonl", writes=False)
 
   def test_what_is_nested_too_deeply(self, tmp_path):

@@ -16,9 +16,10 @@ import tiny_run
 
 from jaxr18.compress import criteria, prune
 from jaxr18.data import dataset as data
+from jaxr18.host.files import NotFiniteError
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network, spec
-from jaxr18.train import evaluate, files, loop, progress, state
+from jaxr18.train import evaluate, loop, progress, state
 from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
 
 DIGITS = tiny_run.dataset()
@@ -387,13 +388,13 @@ def test_logits_that_are_no_numbers_are_not_counted(number):
   net = tiny_run.tiny_network()
   net.params["head"]["bias"] = net.params["head"]["bias"].at[3].set(number)
   split = DIGITS.validation
-  with pytest.raises(files.NotFiniteError, match="for 50 of 50 images"):
+  with pytest.raises(NotFiniteError, match="for 50 of 50 images"):
     evaluate.evaluate(net, split, DIGITS, 50, make_mesh())
   good = np.zeros((50, 10))
   bad = good.copy()
   bad[7, 2] = number
   for pair in ((good, bad), (bad, good)):
-    with pytest.raises(files.NotFiniteError, match="1 of 50 .* number 7"):
+    with pytest.raises(NotFiniteError, match="1 of 50 .* number 7"):
       evaluate.compare(*pair, split.labels)
 
 
