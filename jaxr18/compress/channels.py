@@ -236,7 +236,17 @@ def steps_of(groups: Sequence[Group], multiple: int) -> dict[str, int]:
 def evenly(
   groups: Sequence[Group], density: float, steps: dict[str, int], floor: float
 ) -> dict[str, int]:
-  """Steps that each group keeps of the uniform distribution, by its name."""
+  """Counts the steps that each group keeps at the same density.
+
+  Args:
+    groups: of channels.
+    density: the share of each group's channels to keep.
+    steps: channels that are kept or removed together, by group name.
+    floor: the least share of each group.
+
+  Returns:
+    The number of steps by group name.
+  """
   least = at_least({g.name: g.size for g in groups}, floor, steps)
   return {
     g.name: max(least[g.name], round(g.size * density / steps[g.name]))

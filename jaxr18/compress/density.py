@@ -126,10 +126,16 @@ def feasible(
   total: int,
   steps: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-  """As `at_least`, of the largest floor up to this one that `total` allows.
+  """Lowers a floor until `at_least` needs no more than a total.
 
   Rounded up, many small shares are more than the same share of all: a fifth of
   each of twelve groups is more than a fifth of their channels.
+
+  Args:
+    sizes: of each layer or group, by name.
+    floor: the largest share of each to keep at least.
+    total: how many may be kept altogether.
+    steps: how many are kept or removed together, by name; None is one.
 
   Raises:
     ValueError: even one step of each is more than the total.

@@ -303,7 +303,7 @@ def distillation_loss(
   dkd_beta: float = 8.0,
   dkd_share: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """Cross entropy and a soft loss, by one of LOSSES.
+  """Computes the loss of labels and of a teacher, by one of `LOSSES`.
 
   - 'kd' (Hinton et al., 2015): (1 - kd_weight) * cross entropy
     + kd_weight * `soft_loss`.
@@ -314,6 +314,19 @@ def distillation_loss(
     `decoupled_loss`.
 
   With a kd_weight of 1 the soft loss stands alone, but for 'dkd'.
+
+  Args:
+    logits, teacher_logits: [batch, classes].
+    labels: as in `cross_entropy`.
+    temperature: of both softmaxes.
+    kd_weight: the share of the soft loss.
+    label_smoothing: as in `cross_entropy`.
+    loss: one of `LOSSES`.
+    dkd_beta: as `decoupled_loss` takes it.
+    dkd_share: of 'dkd'; a number in [0, 1].
+
+  Raises:
+    ValueError: the loss is none of `LOSSES`.
   """
   if loss not in LOSSES:
     raise ValueError(f"loss (={loss!r}) must be one of {LOSSES}")

@@ -205,9 +205,15 @@ def _of_outputs(scores: np.ndarray, kept: int) -> np.ndarray:
 def prune_pattern(
   net: Network, scores: Scores, n: int, m: int, layers: str = ".*"
 ) -> Network:
-  """N:M sparsity along input channels, such as 2:4 (`n_of_m`).
+  """Prunes to N:M sparsity along input channels, such as 2:4 (`n_of_m`).
 
   Of every m in a row at most n stay: fewer where more are masked already.
+
+  Args:
+    net: of any masks.
+    scores: by layer path, each of its kernel's shape; higher is kept.
+    n, m: how many of how many stay.
+    layers: regex of the layer paths to prune.
   """
   chosen = scored(net, scores, layers)
   return with_masks(net, {p: n_of_m(s, n, m, p) for p, s in chosen.items()})

@@ -67,10 +67,16 @@ def correct_with_weights(net: Network, ranks, counts, images, labels):
 
 @jax.jit
 def correct_with_channels(net: Network, ranks, counts, images, labels):
-  """The same for channels: `counts` of each block, by group name.
+  """Counts right answers with only the first channels of each group kept.
 
-  Masked scales and biases give the channel's zeros; that its kernels stay
-  changes no logit.
+  Masked scales and biases make a channel zero, so its kernel need not change.
+
+  Args:
+    net: the network to prune.
+    ranks: int [channels] by group name; the best channel has rank 0.
+    counts: channels to keep, by group name.
+    images: [batch, height, width, 3], normalized.
+    labels: int [batch].
   """
   masks = jax.tree.map(lambda m: m, net.masks)
   for group in channel_groups(net.spec):

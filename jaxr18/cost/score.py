@@ -189,7 +189,21 @@ def score_counts(
   views: int = 1,
   counted: MacReport | None = None,
 ) -> Score:
-  """As `score`, of weights that are counted already, layer by layer."""
+  """Computes the score from weights that are counted already.
+
+  Args:
+    layers: of the network, in its order.
+    counts: the weights of each layer.
+    p_s: the ratio that structured pruning removed; None follows from the
+      counts.
+    shrunk: whether pruned channels are gone from the layers.
+    members: networks that answer together.
+    views: of each image.
+    counted: multiply-accumulates from the jaxpr, to be compared.
+
+  Raises:
+    ValueError: `counted` differs from the layers' own count.
+  """
   rows = tuple(
     _row(layer, count, members * views)
     for layer, count in zip(layers, counts, strict=True)

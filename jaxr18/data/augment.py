@@ -178,7 +178,15 @@ def cut_out(key, images, side: int, mean) -> jax.Array:
 def views_at(
   key, step, n: int, *, index=None, epoch=None, pad: int, flip: str
 ) -> Views:
-  """The views that `augment` takes at a step, from the same arguments."""
+  """Computes the views that `augment` takes at a step.
+
+  Args:
+    key, step, index, epoch, pad, flip: as in `augment`.
+    n: how many images.
+
+  Raises:
+    ValueError: the alternating flip without index or epoch.
+  """
   bits = None
   if flip == "alternating":
     if index is None or epoch is None:

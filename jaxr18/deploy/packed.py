@@ -114,7 +114,17 @@ def kernel(layer, arrays):
 
 
 def quantize(x, bound, bits: int, signed: bool):
-  """Codes of an input, float32 whole numbers, and the step between two."""
+  """Computes an input's codes and the step between two.
+
+  Args:
+    x: float32, of any shape.
+    bound: of the largest level; of a shape that broadcasts with x.
+    bits: 2 to 8.
+    signed: whether the levels are symmetric around 0.
+
+  Returns:
+    float32 whole numbers of the shape of x, and the step.
+  """
   n = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
   step = np.float32(bound) * np.float32(1 / n)
   x = x * (np.float32(1) / step)  # as XLA divides by a scalar
@@ -122,7 +132,17 @@ def quantize(x, bound, bits: int, signed: bool):
 
 
 def convolve(x, kernel, stride: int, groups: int):
-  """[n, h, w, in] by [k, k, in / groups, out], padding k // 2."""
+  """Computes a convolution with padding k // 2.
+
+  Args:
+    x: [n, height, width, inputs].
+    kernel: [k, k, inputs / groups, features].
+    stride: in pixels.
+    groups: of channels.
+
+  Returns:
+    [n, height / stride, width / stride, features].
+  """
   side, _, inputs, features = kernel.shape
   x = np.pad(x, [(0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)])
   seen = sliding_window_view(x, (side, side), (1, 2))[:, ::stride, ::stride]
@@ -134,9 +154,16 @@ def convolve(x, kernel, stride: int, groups: int):
 
 
 def walk(units, x, apply, relu, add, mean):
-  """Logits of normalized images, whatever computes them.
+  """Walks through a network's layers, whatever computes them.
 
-  `units` by path, such as 'stage1_block1/conv1', list layers in a row.
+  Args:
+    units: layers in a row by path, such as 'stage1_block1/conv1'.
+    x: the images in the form that the functions take.
+    apply: computes a layer from its row and its input.
+    relu, add, mean: compute the operations between layers.
+
+  Returns:
+    The head's output.
   """
 
   def run(unit, x):
@@ -174,7 +201,17 @@ def resizing(size: int, resolution: int):
 
 
 def layer_output(layer, kernel, arrays, x):
-  """One layer of a float32 input; `kernel` is whole."""
+  """Computes one layer.
+
+  Args:
+    layer: its row of the file's description.
+    kernel: [k, k, inputs / groups, features], unpacked.
+    arrays: scale, bias and input bound by 'PATH.NAME', where there are some.
+    x: float32 [n, height, width, inputs].
+
+  Returns:
+    float32 [n, height, width, features].
+  """
   path, bits = layer["path"], layer["a_bits"]
   factor = arrays.get(f"{path}.scale", np.ones(1, np.float32))
   if bits < HALF_BITS:

@@ -27,7 +27,13 @@ def absmax(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
 def percentile(
   x: jax.Array, n: jax.Array, signed: bool, percent: float = 99.9
 ) -> jax.Array:
-  """The smallest value that so many percent of all |x| are not above."""
+  """Finds the smallest bound that covers a percentage of all |x|.
+
+  Args:
+    x: of any shape.
+    n, signed: not used; the other methods need them.
+    percent: of the values that must not exceed the bound.
+  """
   del n, signed
   size = jnp.abs(x).astype(jnp.float32)
   count = math.ceil(x.size * percent / 100)

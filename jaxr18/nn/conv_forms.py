@@ -10,7 +10,17 @@ from jax.custom_derivatives import linear_call
 
 
 def out_shape(x, kernel, *, stride, padding, groups) -> tuple[int, ...]:
-  """The shape of the convolution of `x` with `kernel`."""
+  """Computes the shape of a convolution's result.
+
+  Args:
+    x: [batch, height, width, inputs].
+    kernel: [height, width, inputs / groups, features].
+    stride, padding: in pixels, the same in both directions.
+    groups: of channels.
+
+  Returns:
+    (batch, height, width, features).
+  """
   del groups
   height, width = (
     (n + 2 * padding - k) // stride + 1
@@ -20,7 +30,14 @@ def out_shape(x, kernel, *, stride, padding, groups) -> tuple[int, ...]:
 
 
 def xla(x, kernel, *, stride, padding, groups):
-  """As XLA's own convolution."""
+  """Computes the convolution by XLA's own operation.
+
+  Args:
+    x: [batch, height, width, inputs].
+    kernel: [height, width, inputs / groups, features].
+    stride, padding: in pixels, the same in both directions.
+    groups: of channels.
+  """
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -52,7 +69,14 @@ def unmerge(kernel, groups, by):
 
 
 def blocks(x, kernel, *, stride, padding, groups):
-  """As one dense convolution with a block-diagonal kernel."""
+  """Computes the convolution as a dense one with a block-diagonal kernel.
+
+  Args:
+    x: [batch, height, width, inputs].
+    kernel: [height, width, inputs / groups, features].
+    stride, padding: in pixels, the same in both directions.
+    groups: of channels.
+  """
   kernel = linear_call(
     lambda _, k: merge(k, groups, groups),
     lambda _, k: unmerge(k, groups, groups),
@@ -63,7 +87,14 @@ def blocks(x, kernel, *, stride, padding, groups):
 
 
 def shifted(x, kernel, *, stride, padding, groups):
-  """As one product with a shifted image for each tap of a depthwise kernel."""
+  """Computes a depthwise convolution as a sum of shifted products, one a tap.
+
+  Args:
+    x: [batch, height, width, inputs].
+    kernel: [height, width, inputs / groups, features].
+    stride, padding: in pixels, the same in both directions.
+    groups: of channels, as many as inputs and features.
+  """
   batch, out_height, out_width, _ = out_shape(
     x, kernel, stride=stride, padding=padding, groups=groups
   )

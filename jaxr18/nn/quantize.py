@@ -381,10 +381,19 @@ def input_step(bound: jax.Array, bits: int, signed: bool) -> jax.Array:
 def input_codes(
   x: jax.Array, bound: jax.Array, bits: int, signed: bool
 ) -> jax.Array:
-  """An input's integers; times `input_step` they are `quantize_input`.
+  """Computes an input's integers; times `input_step` they are `quantize_input`.
 
-  x times 1 / step, clipped to the levels, to the nearest integer, halves to the
-  even one, all in float32. Returns int8 if signed, otherwise uint8.
+  They are x times 1 / step, clipped to the levels and rounded to the nearest
+  integer, halves to the even one, all in float32.
+
+  Args:
+    x: of any shape.
+    bound: of the largest level.
+    bits: 2 to 8.
+    signed: whether the levels are symmetric around 0.
+
+  Returns:
+    int8 of the shape of x if signed, otherwise uint8.
   """
   v = _in_steps(x, input_step(bound, bits, signed))
   return _rounded(v, bits, signed).astype(jnp.int8 if signed else jnp.uint8)
@@ -406,7 +415,14 @@ def dynamic_bound(x: jax.Array) -> jax.Array:
 
 
 def to_levels(x, bound, n: int | jax.Array, signed: bool) -> jax.Array:
-  """As `quantize_input`, on so many levels, which may be a traced number."""
+  """Rounds an input to levels as `quantize_input` does.
+
+  Args:
+    x: of any shape.
+    bound: of the largest level.
+    n: how many levels stand above 0; may be traced.
+    signed: whether as many stand below.
+  """
   step = jnp.maximum(bound, SMALLEST_BOUND) / n
   low = -n if signed else 0
   return (jnp.round(jnp.clip(x / step, low, n)) * step).astype(x.dtype)

@@ -319,9 +319,17 @@ def resnet(
 ) -> NetSpec:
   """A ResNet of basic blocks for small images (He et al., 2015).
 
-  The five sequences are by stage and equally long. `groups` and `depthwise`
-  apply to the 3x3 convolutions of a stage's blocks; the stem and the 1x1
-  projections stay dense. `stem_features` is the first width by default.
+  The five sequences are by stage and equally long.
+
+  Args:
+    widths: features of each stage's blocks.
+    blocks: in each stage.
+    strides: of each stage's first block.
+    groups, depthwise: of the 3x3 convolutions of a stage's blocks; the stem and
+      the 1x1 projections stay dense.
+    stem_features: the first width by default.
+    classes: outputs of the head.
+    resolution: pixels a side.
 
   Raises:
     ValueError: a width not divisible by its groups, unequal lengths, or
@@ -509,9 +517,14 @@ def with_bits(
   """Sets bits by ordered rules `(regex, w_bits, a_bits)` on layer paths.
 
   The first rule whose regex matches a whole path ('stem',
-  'stage1_block2/conv1', 'head') decides it. `scales` is for all inputs that
-  are quantized, `w_scales` for all kernels of 2 to 7 bits, `two_bits` for those
-  of 2.
+  'stage1_block2/conv1', 'head') decides it.
+
+  Args:
+    spec: of any bits.
+    rules: in their order.
+    scales: of all inputs that are quantized, one of `SCALES`.
+    w_scales: of all kernels of 2 to 7 bits, one of `W_SCALES`.
+    two_bits: of the kernels of 2 bits, one of `TWO_BITS`.
 
   Raises:
     ValueError: a layer that no rule matches, or a rule that decides no layer.
@@ -569,6 +582,13 @@ def compound_scale(
   (to the nearest `multiple`, at least one, never below 0.9 of the exact
   value), the resolution by gamma**coefficient (rounded). MACs grow by about
   (alpha * beta**2 * gamma**2)**coefficient, 1.92**coefficient by default.
+
+  Args:
+    coefficient: 0 changes nothing; it may be negative.
+    widths, blocks: by stage.
+    resolution: pixels a side.
+    alpha, beta, gamma: bases of depth, width and resolution.
+    multiple: that each width is of.
 
   Returns:
     (widths, blocks, resolution), the arguments of `resnet`.
