@@ -62,9 +62,9 @@ def small() -> Any:
     n = c.network
     n.widths, n.blocks, n.strides = (4, 8), (1, 1), (1, 2)
     n.groups, n.depthwise, n.resolution = (1, 1), (False, False), 8
-    c.epochs, c.batch_size, c.warmup_epochs = 2, 32, 0.0
+    c.epochs, c.batch_size, c.optimizer.warmup_epochs = 2, 32, 0.0
     c.augment.pad = 1
-  config.two.init = "one"
+  config.two.start.init = "one"
   return config
 
 

@@ -33,9 +33,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from jaxr18.config.lift import RENAMED  # a commit has one of the two names
+
 ROOT = pathlib.Path(__file__).parents[1]
-# Fields of a phase by the older name; a commit has one of the two.
-RENAMED: dict[str, str] = {}
 # Lists a commit's fields of a config with one phase.
 FIELDS = """
 import json

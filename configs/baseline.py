@@ -12,13 +12,13 @@ from jaxr18.config import base
 def get_config(arg=""):
   config = base(phases=("train",))
   config.train.epochs = 60
-  config.train.label_smoothing = 0.1
+  config.train.loss.label_smoothing = 0.1
   if arg == "tiny":
     config.data.name = "digits"
     config.data.validation = 200
     config.train.network.widths = (8, 8, 16, 16)
     config.train.epochs = 3
-    config.train.warmup_epochs = 1.0
+    config.train.optimizer.warmup_epochs = 1.0
     config.train.batch_size = 32
   elif arg:
     raise ValueError(f"baseline.py: argument {arg!r} must be 'tiny' or none")
@@ -27,4 +27,4 @@ def get_config(arg=""):
 
 def sweep(add):
   for rate in (0.05, 0.1, 0.2):
-    add({"train.learning_rate": rate})
+    add({"train.optimizer.learning_rate": rate})

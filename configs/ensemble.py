@@ -21,8 +21,8 @@ def get_config(arg=""):
   train = config.train
   train.network.widths = (16, 32, 48, 56)
   train.network.strides = (2, 2, 2, 1)
-  train.population.members = 3
-  train.epochs, train.ema_decay = 10, 0.998
+  train.population.size = 3
+  train.epochs, train.average.ema_decay = 10, 0.998
   train.augment.pad, train.augment.flip = 2, "alternating"
   config.ensemble.ensemble.members = "train"
   if arg not in ("", "tiny"):
@@ -33,6 +33,6 @@ def get_config(arg=""):
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     train.network.blocks = (1, 1, 1, 1)
-    train.epochs, train.batch_size, train.ema_decay = 2, 32, 0.9
+    train.epochs, train.batch_size, train.average.ema_decay = 2, 32, 0.9
     train.augment.flip = "none"
   return config

@@ -16,7 +16,7 @@ def get_config(arg=""):
   train.network.strides = (2, 2, 2, 1)
   train.network.groups = (2, 2, 2, 2)
   train.epochs = 10
-  train.ema_decay = 0.998
+  train.average.ema_decay = 0.998
   train.augment.pad = 2
   train.augment.flip = "alternating"
   if arg == "tiny":
@@ -25,7 +25,7 @@ def get_config(arg=""):
     train.network.blocks = (1, 1, 1, 1)
     train.epochs = 2
     train.batch_size = 32
-    train.ema_decay = 0.9
+    train.average.ema_decay = 0.9
     train.augment.flip = "none"
   elif arg:
     raise ValueError(

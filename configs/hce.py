@@ -16,21 +16,21 @@ def get_config(arg=""):
   for phase in (whole, pruned, quantized):
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
-    phase.epochs, phase.ema_decay = 10, 0.998
+    phase.epochs, phase.average.ema_decay = 10, 0.998
     phase.augment.pad, phase.augment.flip = 2, "alternating"
   for phase in (pruned, quantized):
-    phase.init = phase.teacher = "whole"
-    phase.teacher_cache = "lazy"
-    phase.learning_rate, phase.warmup_epochs = 0.03, 0.5
+    phase.start.init = phase.teacher.source = "whole"
+    phase.teacher.cache = "lazy"
+    phase.optimizer.learning_rate, phase.optimizer.warmup_epochs = 0.03, 0.5
   pruned.prune.density, pruned.prune.schedule = 1 / 3, "cubic"
   quantized.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
-  quantized.others, quantized.diversity_weight = "pruned", 0.2
+  quantized.loss.others, quantized.loss.diversity = "pruned", 0.2
   vote.ensemble.members = "pruned,quantized"
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for phase in (whole, pruned, quantized):
       phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
     pruned.prune.every = 10
   elif arg:

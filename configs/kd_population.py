@@ -2,7 +2,7 @@
 
 python -m jaxr18.main --config=configs/dense_narrow.py
 python -m jaxr18.main --config=configs/kd_population.py:kd \\
-    --config.train.teacher=runs/dense_narrow
+    --config.train.teacher.source=runs/dense_narrow
 python -m jaxr18.main --config=configs/kd_population.py:plain
 
 `:kd` and `:plain` have the same students, seeds, steps and images; result.json
@@ -20,18 +20,18 @@ def get_config(arg="plain"):
   config = base(phases=("teacher", "train") if arg == "tiny" else ("train",))
   for phase in [config[name] for name in config.phases]:
     phase.network.widths, phase.network.strides = (8, 16, 24, 24), (2, 2, 2, 1)
-    phase.epochs, phase.ema_decay = 10, 0.998
+    phase.epochs, phase.average.ema_decay = 10, 0.998
     phase.augment.pad, phase.augment.flip = 1, "alternating"
   train = config.train
-  train.population.members = 3
-  train.kd_weight, train.temperature = 0.9, 4.0
+  train.population.size = 3
+  train.teacher.weight, train.teacher.temperature = 0.9, 4.0
   if arg != "plain":
-    train.teacher, train.teacher_cache = "runs/dense_narrow", "lazy"
+    train.teacher.source, train.teacher.cache = "runs/dense_narrow", "lazy"
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for phase in [config[name] for name in config.phases]:
       phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
-    train.teacher = "teacher"
+    train.teacher.source = "teacher"
   return config

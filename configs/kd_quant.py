@@ -17,10 +17,14 @@ def get_config(arg=""):
   teacher.epochs = 12
   student.network.widths = (12, 24, 48, 96)
   student.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
-  student.teacher, student.kd_weight, student.temperature = "teacher", 0.5, 3.0
+  (
+    student.teacher.source,
+    student.teacher.weight,
+    student.teacher.temperature,
+  ) = "teacher", 0.5, 3.0
   student.epochs = 34
   for phase in (teacher, student):
-    phase.ema_decay = 0.998
+    phase.average.ema_decay = 0.998
     phase.augment.flip = "alternating"
   teacher.augment.pad = 2
   student.augment.cutout = 8
@@ -33,7 +37,7 @@ def get_config(arg=""):
       phase.network.strides = (2, 2, 2, 1)
       phase.epochs = 12
       phase.batch_size = 32
-      phase.ema_decay = 0.95
+      phase.average.ema_decay = 0.95
       phase.augment.flip = "none"
   elif arg:
     raise ValueError(f"kd_quant.py: argument {arg!r} must be 'digits' or none")

@@ -14,13 +14,13 @@ def get_config(arg=""):
   config = base(phases=("dense", "low_rank"))
   dense, low_rank = config.dense, config.low_rank
   low_rank.network.factorize = (("stage.*/conv.", "ranks=1/3,1/3"),)
-  low_rank.init = "dense"
+  low_rank.start.init = "dense"
   dense.epochs, low_rank.epochs = 10, 5
-  low_rank.learning_rate = 0.03
+  low_rank.optimizer.learning_rate = 0.03
   for phase in (dense, low_rank):
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
-    phase.ema_decay = 0.998
+    phase.average.ema_decay = 0.998
     phase.augment.pad = 2
     phase.augment.flip = "alternating"
   if arg == "tiny":
@@ -30,7 +30,7 @@ def get_config(arg=""):
       phase.network.blocks = (1, 1, 1, 1)
       phase.epochs = 2
       phase.batch_size = 32
-      phase.ema_decay = 0.9
+      phase.average.ema_decay = 0.9
       phase.augment.flip = "none"
   elif arg:
     raise ValueError(f"low_rank.py: argument {arg!r} must be 'tiny' or none")

@@ -16,21 +16,21 @@ def get_config(arg=""):
   pruned, quant = config.pruned, config.quant
   for phase in (pruned, quant):
     phase.network.widths = (16, 32, 64, 128)
-    phase.augment.flip, phase.ema_decay = "alternating", 0.998
+    phase.augment.flip, phase.average.ema_decay = "alternating", 0.998
   pruned.epochs = 42
   prune = pruned.prune
   prune.density, prune.schedule, prune.begin, prune.end = 0.4, "cubic", 0.2, 0.6
-  quant.init = quant.teacher = "pruned"
+  quant.start.init = quant.teacher.source = "pruned"
   quant.network.bits = ((".*", 5, 5),)
-  quant.epochs, quant.kd_weight = 6, 0.9
-  quant.learning_rate, quant.warmup_epochs = 0.01, 0.5
-  quant.weight_decay = 1e-4
+  quant.epochs, quant.teacher.weight = 6, 0.9
+  quant.optimizer.learning_rate, quant.optimizer.warmup_epochs = 0.01, 0.5
+  quant.optimizer.weight_decay = 1e-4
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     prune.every = 10
     for phase in (pruned, quant):
       phase.network.strides, phase.network.blocks = (2, 2, 2, 1), (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
   elif arg:
     raise ValueError(f"prune_quant.py: argument {arg!r} must be 'tiny' or none")

@@ -6,8 +6,8 @@ python -m jaxr18.main --config=configs/prune_structured.py:0.5 \
 The argument is the share of channels kept, 0.5 by default: the best of all
 channel groups, at least a fifth of each. 10 dense epochs, 1 masked, 3 shrunk.
 Several shares of one dense network, which configs/dense_narrow.py trains:
-`--config.dense.init=runs/dense_narrow --config.dense.epochs=0`. `:tiny` takes
-seconds on the embedded digits.
+`--config.dense.start.init=runs/dense_narrow --config.dense.epochs=0`. `:tiny`
+takes seconds on the embedded digits.
 """
 
 from jaxr18.config import base
@@ -19,13 +19,13 @@ def get_config(arg=""):
   for phase in phases:
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
-    phase.ema_decay = 0.998
+    phase.average.ema_decay = 0.998
     phase.augment.pad = 2
     phase.augment.flip = "alternating"
   config.dense.epochs, config.prune.epochs, config.shrink.epochs = 10, 1, 3
   for phase, init in ((config.prune, "dense"), (config.shrink, "prune")):
-    phase.init = init
-    phase.learning_rate, phase.warmup_epochs = 0.05, 0.5
+    phase.start.init = init
+    phase.optimizer.learning_rate, phase.optimizer.warmup_epochs = 0.05, 0.5
   prune = config.prune.prune
   prune.structured, prune.criterion, prune.floor = True, "l2", 0.2
   try:
@@ -35,11 +35,11 @@ def get_config(arg=""):
       f"prune_structured.py: argument {arg!r} must be 'tiny', the share of"
       " channels to keep, such as 0.5, or none"
     ) from None
-  config.shrink.shrink = True
+  config.shrink.start.shrink = True
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for phase in phases:
       phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
   return config

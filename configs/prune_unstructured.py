@@ -7,8 +7,8 @@ The argument is the share of weights kept, 0.1 by default; 1.0 trains on
 without pruning. 10 dense epochs, then 4 in which the smallest weights of the
 whole network go, by a cubic schedule in the first 2. Several shares of one
 dense network, which configs/dense_narrow.py trains:
-`--config.dense.init=runs/dense_narrow --config.dense.epochs=0`. `:tiny` takes
-seconds on the embedded digits.
+`--config.dense.start.init=runs/dense_narrow --config.dense.epochs=0`. `:tiny`
+takes seconds on the embedded digits.
 """
 
 from jaxr18.config import base
@@ -19,14 +19,14 @@ def get_config(arg=""):
   for phase in (config.dense, config.prune):
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
-    phase.ema_decay = 0.998
+    phase.average.ema_decay = 0.998
     phase.augment.pad = 2
     phase.augment.flip = "alternating"
   config.dense.epochs = 10
   prune = config.prune
-  prune.init = "dense"
+  prune.start.init = "dense"
   prune.epochs = 4
-  prune.learning_rate, prune.warmup_epochs = 0.05, 0.5
+  prune.optimizer.learning_rate, prune.optimizer.warmup_epochs = 0.05, 0.5
   prune.prune.schedule, prune.prune.end = "cubic", 0.5
   try:
     prune.prune.density = 0.1 if arg in ("", "tiny") else float(arg)
@@ -39,7 +39,7 @@ def get_config(arg=""):
     config.data.name, config.data.validation = "digits", 200
     for phase in (config.dense, prune):
       phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
     prune.prune.every = 10
   return config

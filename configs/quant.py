@@ -21,20 +21,22 @@ def get_config(arg=""):
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
     phase.augment.pad, phase.augment.flip = 2, "alternating"
-    phase.epochs, phase.ema_decay = 10, 0.998
-  quant.init = quant.teacher = "dense" if alone else "runs/dense_narrow"
+    phase.epochs, phase.average.ema_decay = 10, 0.998
+  quant.start.init = quant.teacher.source = (
+    "dense" if alone else "runs/dense_narrow"
+  )
   bits = 4 if alone else int(bits)
   quant.network.bits = (("stem|head", 8, 8), (".*", bits, max(2, bits)))
-  quant.epochs, quant.kd_weight = 4, 0.7
-  quant.learning_rate, quant.warmup_epochs = 0.02, 0.5
-  quant.weight_decay = 1e-4
+  quant.epochs, quant.teacher.weight = 4, 0.7
+  quant.optimizer.learning_rate, quant.optimizer.warmup_epochs = 0.02, 0.5
+  quant.optimizer.weight_decay = 1e-4
   if arg.startswith("ptq"):
-    quant.epochs, quant.teacher, quant.ema_decay = 0, "", 0.0
-    quant.recalibrate = 4  # batches of 128 images
+    quant.epochs, quant.teacher.source, quant.average.ema_decay = 0, "", 0.0
+    quant.start.recalibrate = 4  # batches of 128 images
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for phase in phases:
       phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip = "none"
   return config

@@ -18,7 +18,11 @@ def get_config(arg=""):
   train, search = config.train, config.search
   train.network.strides = (2, 2, 2, 1)
   train.augment.pad, train.augment.flip = 2, "alternating"
-  train.epochs, train.warmup_epochs, train.ema_decay = 4, 0.5, 0.995
+  train.epochs, train.optimizer.warmup_epochs, train.average.ema_decay = (
+    4,
+    0.5,
+    0.995,
+  )
   train.prune.distribution, train.prune.schedule = "erk", "cubic"
   train.prune.end, train.prune.every = 0.25, 50
   search.score_budget, search.rungs, search.eta = 0.004, (1, 2), 2
@@ -31,6 +35,6 @@ def get_config(arg=""):
     config.data.name, config.data.validation = "digits", 200
     search.widths, search.blocks = ((8, 16),) * 4, ((1,),) * 4
     search.score_budget, search.resolution = 0.0005, (16, 24)
-    train.batch_size, train.ema_decay = 32, 0.9
+    train.batch_size, train.average.ema_decay = 32, 0.9
     train.augment.flip, train.prune.every = "none", 10
   return config

@@ -23,28 +23,28 @@ def get_config(arg=""):
     network.widths, network.blocks = (12, 24, 56), (2, 3, 3)
     network.strides, network.groups = (1, 2, 2), (1, 1, 1)
     network.depthwise = (False, False, False)
-    phase.augment.flip, phase.ema_decay = "alternating", 0.998
+    phase.augment.flip, phase.average.ema_decay = "alternating", 0.998
     phase.dtype = "bfloat16"
-  config.float.epochs, config.float.weight_decay = 36, 5e-4
+  config.float.epochs, config.float.optimizer.weight_decay = 36, 5e-4
   quant = config.quant
-  quant.init = quant.teacher = "float"
+  quant.start.init = quant.teacher.source = "float"
   quant.network.inner_bits, quant.network.w_scales = 3, "learned"
-  quant.epochs, quant.kd_weight = 30, 0.9
-  quant.learning_rate, quant.warmup_epochs = 0.04, 1.0
-  quant.weight_decay, quant.bounds.weight_decay = 1e-4, 1e-4
+  quant.epochs, quant.teacher.weight = 30, 0.9
+  quant.optimizer.learning_rate, quant.optimizer.warmup_epochs = 0.04, 1.0
+  quant.optimizer.weight_decay, quant.bounds.weight_decay = 1e-4, 1e-4
   if arg == "small":
     for phase in (config.float, quant):
       phase.network.widths, phase.network.blocks = (8, 16, 40), (2, 2, 2)
       phase.dtype = "float32"
     config.float.epochs, quant.epochs = 50, 70
-    config.float.weight_decay = 2e-4
+    config.float.optimizer.weight_decay = 2e-4
   elif arg == "select":
     config.data.validation = 5000
   elif arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for phase in (config.float, quant):
       phase.network.strides, phase.network.blocks = (2, 2, 2), (1, 1, 1)
-      phase.epochs, phase.batch_size, phase.ema_decay = 2, 32, 0.9
+      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
       phase.augment.flip, phase.dtype = "none", "float32"
   elif arg:
     raise ValueError(

@@ -29,20 +29,20 @@ def get_config(arg=""):
     phase.network.strides, phase.network.groups = (1, 2, 2), (1, 1, 1)
     phase.network.depthwise = (False, False, False)
     phase.augment.pad, phase.augment.flip = 2, "alternating"
-    phase.epochs, phase.estimate = 8, 20
+    phase.epochs, phase.average.estimate = 8, 20
     if name in GRIDS:
-      phase.init, phase.epochs = "float", 3
+      phase.start.init, phase.epochs = "float", 3
       phase.network.inner_bits = 2
       phase.network.two_bits, phase.network.w_scales = GRIDS[name]
-      phase.learning_rate, phase.warmup_epochs = 0.04, 0.5
-      phase.weight_decay = 5e-5
+      phase.optimizer.learning_rate, phase.optimizer.warmup_epochs = 0.04, 0.5
+      phase.optimizer.weight_decay = 5e-5
   if arg == "tiny":
     config.data.name, config.data.validation = "digits", 200
     for name in config.phases:
       phase = config[name]
       phase.network.strides, phase.network.blocks = (2, 2, 2), (1, 1, 1)
-      phase.epochs, phase.batch_size, phase.warmup_epochs = 1, 32, 0.5
-      phase.augment.flip, phase.estimate = "none", 2
+      phase.epochs, phase.batch_size, phase.optimizer.warmup_epochs = 1, 32, 0.5
+      phase.augment.flip, phase.average.estimate = "none", 2
   elif arg:
     raise ValueError(f"two_bits.py: argument {arg!r} must be 'tiny' or none")
   return config

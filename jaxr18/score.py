@@ -213,7 +213,7 @@ def _configured():
     raise ConfigError(
       f"config.{name} has the score that another run's masks leave it, which"
       f" cannot be read: {'; '.join(missing.values())}; run that first, or take"
-      f" its name away, such as by --config.{name}.init="
+      f" its name away, such as by --config.{name}.start.init="
     )
   return bool(paths.names(phases[name].options.ensemble.members)), found
 

@@ -7,11 +7,12 @@ A config file may have, beside get_config, a function
 
   def sweep(add):
     for rate in (0.05, 0.1):
-      add({"train.learning_rate": rate})
+      add({"train.optimizer.learning_rate": rate})
 
 Each run is `python -m jaxr18.main` in a workdir of its own, by default
-runs/NAME-sweep/train.learning_rate=0.05; --config.FIELD=VALUE holds for all. As
-a source of another run, a comma in such a name has a backslash before it.
+runs/NAME-sweep/train.optimizer.learning_rate=0.05; --config.FIELD=VALUE holds
+for all. As a source of another run, a comma in such a name has a backslash
+before it.
 The same command goes on: finished runs are not run again. A run that fails is
 told at the end, and the others go on. Ctrl-C or SIGTERM stops all, saved.
 PYTHON names another interpreter for the runs.

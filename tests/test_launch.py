@@ -265,12 +265,13 @@ class TestSlurm:
     assert "job 77 failed with status 137" in done.stderr
 
   def test_the_line_of_an_array(self, slurm, tmp_path):
-    line = "python -m jaxr18.main '--config.train.init=a b' --workdir=y"
+    line = "python -m jaxr18.main '--config.train.start.init=a b' --workdir=y"
     (tmp_path / "sweep.txt").write_text(f"python first\n{line}\n")
     done, srun, _ = slurm("sweep.txt", SLURM_ARRAY_TASK_ID="2")
     assert done.returncode == 0
     assert srun[len(self.SRUN) : -1] == [
-      "python", "-m", "jaxr18.main", "--config.train.init=a b", "--workdir=y"
+      "python", "-m", "jaxr18.main", "--config.train.start.init=a b",
+      "--workdir=y"
     ]  # fmt: skip
     done, srun, _ = slurm("sweep.txt", SLURM_ARRAY_TASK_ID="3")
     assert done.returncode == 2 and srun is None
@@ -305,7 +306,7 @@ def get_config(arg=""):
 
 def sweep(add):
   for rate in (0.1, 0.2):
-    add({"train.learning_rate": rate}, seed=3)
+    add({"train.optimizer.learning_rate": rate}, seed=3)
   add({"train.network.bits": (("stem|head", 8, 8), (".*", 4, 4))})
 """
 
@@ -334,8 +335,8 @@ class TestSweep:
     lines = (tmp_path / "all.txt").read_text().splitlines()
     assert lines[1] == (
       f"python -m jaxr18.main --config={config} --config.train.epochs=2"
-      " --config.train.learning_rate=0.2 --config.seed=3"
-      " --workdir=runs/mine-sweep/train.learning_rate=0.2,seed=3"
+      " --config.train.optimizer.learning_rate=0.2 --config.seed=3"
+      " --workdir=runs/mine-sweep/train.optimizer.learning_rate=0.2,seed=3"
     )
     assert """'--config.train.network.bits=(('"'"'stem|head'""" in lines[2]
     workdirs = [line.rpartition("--workdir=")[2] for line in lines]
@@ -357,7 +358,7 @@ class TestSweep:
     assert sum("test accuracy 50.00%, per-layer score 0.250000" in x
                for x in lines) == 2  # fmt: skip
     assert "2 of 3 runs are finished, 1 failed" in lines
-    first = "runs/mine-sweep/train.learning_rate=0.1,seed=3"
+    first = "runs/mine-sweep/train.optimizer.learning_rate=0.1,seed=3"
     assert f"{first}: failed with status 3; {first}/log.txt" in lines[-1]
     assert "-m jaxr18.main" in (tmp_path / first / "log.txt").read_text()
 
@@ -382,7 +383,9 @@ for _ in {1..300}; do sleep 0.1; done""",
     assert "0 of 3 runs are finished, 3 stopped or not begun" in text
 
   def test_a_config_that_cannot_be_run(self, tmp_path, config):
-    config.write_text(CONFIG.replace("train.learning_rate", "train.rate"))
+    config.write_text(
+      CONFIG.replace("train.optimizer.learning_rate", "train.rate")
+    )
     done = self.sweep(tmp_path, f"--config={config}")
     assert done.returncode == 2
     assert "config.train.rate" in done.stderr

@@ -71,8 +71,8 @@ class TestCommandLine:
     [
       ("main", [CONFIG, "--workdir=gs://bucket/x"], "--workdir (=gs://"),
       ("main", ["--config=s3://bucket/config.json"], "--config (=s3://"),
-      ("main", [CONFIG, "--config.train.init=gs://bucket/x"],
-       "config.train.init (='gs://"),
+      ("main", [CONFIG, "--config.train.start.init=gs://bucket/x"],
+       "config.train.start.init (='gs://"),
       ("main", [CONFIG, "--config.data.dir=gs://bucket/x"],
        "config.data.dir (='gs://"),
       ("report", ["gs://bucket/runs"], "the argument (=gs://"),
@@ -140,10 +140,10 @@ class TestCommandLine:
       (["--config.train.epochs=3"], ["--config=FILE"]),
       # All at once; values with = or a space; before the config or after it.
       (["--config.train.epoch=3", CONFIG, "--config.train.epochs", "-1",
-        "--config.seed=x", "--config.train.teacher=a=b"],
+        "--config.seed=x", "--config.train.teacher.source=a=b"],
        ["config.train.epoch (=3)", "did you mean config.train.epochs?",
         "config.train.epochs (=-1)", "config.seed (='x')",
-        "config.train.teacher (='a=b')"]),
+        "config.train.teacher.source (='a=b')"]),
     ],
     ids=lambda x: re.sub(r"\W+", "-", str(x))[:40],
   )  # fmt: skip
@@ -221,13 +221,18 @@ class TestRun:
 
   def test_another_config_is_refused(self, first):
     folder, _ = first
-    flags = (CONFIG, *TINY, "--config.seed=1", "--config.train.clip_norm=1")
+    flags = (
+      CONFIG,
+      *TINY,
+      "--config.seed=1",
+      "--config.train.optimizer.clip_norm=1",
+    )
     _assert_fails(
       _run("main", *flags, cwd=folder),
       1,
       "runs/baseline-tiny was begun with another config",
       "seed was 0 and is 1",
-      "train.clip_norm was 0.0 and is 1.0",
+      "train.optimizer.clip_norm was 0.0 and is 1.0",
       "--workdir",
     )
 

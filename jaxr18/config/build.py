@@ -43,7 +43,7 @@ def plan(p: Prune, steps: int) -> Plan | None:
 
 def member_seeds(c: PhaseOptions, seed: int) -> tuple[int, ...]:
   """A population's seeds: a member is what a run alone with its seed is."""
-  return tuple(range(seed, seed + c.population.members))
+  return tuple(range(seed, seed + c.population.size))
 
 
 def factors(
@@ -51,75 +51,84 @@ def factors(
 ) -> tuple[float, ...]:
   """A population's factors by member, of one for all or one for each."""
   values = tuple(map(float, getattr(c.population, field)))
-  return values * c.population.members if len(values) == 1 else values
+  return values * c.population.size if len(values) == 1 else values
 
 
 def terms(c: PhaseOptions) -> tuple[Term, ...]:
   """Lists the terms of a phase's loss; their order decides bits."""
   out = _answers(c)
-  if c.group_lasso:
-    out.append(terms_lib.group_lasso(c.group_lasso))
-  if c.dampening:
-    out.append(terms_lib.dampening(c.dampening, c.epochs))
-  if c.features != "none":
+  if c.loss.group_lasso:
+    out.append(terms_lib.group_lasso(c.loss.group_lasso))
+  if c.loss.dampening:
+    out.append(terms_lib.dampening(c.loss.dampening, c.epochs))
+  if c.teacher.features != "none":
     features = {"fitnets": terms_lib.fitnets, "attention": terms_lib.attention}
-    out.append(features[c.features](c.feature_weight))
-  if names(c.others):
-    out.append(terms_lib.diversity(c.diversity, c.diversity_weight))
+    out.append(features[c.teacher.features](c.teacher.feature_weight))
+  if names(c.loss.others):
+    out.append(terms_lib.diversity(c.loss.likeness, c.loss.diversity))
   return tuple(out)
 
 
 def _answers(c: PhaseOptions) -> list[Term]:
   """Lists the terms of the labels and of what a teacher answers."""
-  hard = terms_lib.cross_entropy(c.label_smoothing)
-  if not (names(c.teacher) or c.self_teach):
+  hard = terms_lib.cross_entropy(c.loss.label_smoothing)
+  if not (names(c.teacher.source) or c.teacher.self_teach):
     return [hard]
-  if c.kd_loss == "dkd":
-    soft = terms_lib.decoupled(c.temperature, c.dkd_beta, c.dkd_warmup)
+  if c.teacher.loss == "dkd":
+    soft = terms_lib.decoupled(
+      c.teacher.temperature, c.teacher.dkd_beta, c.teacher.dkd_warmup
+    )
     return [hard, soft]
-  weight = None if c.kd_weight == 1 else c.kd_weight
+  weight = None if c.teacher.weight == 1 else c.teacher.weight
   soft = {
-    "kd": lambda: terms_lib.soft(c.temperature, weight),
+    "kd": lambda: terms_lib.soft(c.teacher.temperature, weight),
     "mse": lambda: terms_lib.squared(weight),
     "dkd_mixed": lambda: terms_lib.decoupled(
-      c.temperature, c.dkd_beta, weight=weight
+      c.teacher.temperature, c.teacher.dkd_beta, weight=weight
     ),
-  }[c.kd_loss]()
+  }[c.teacher.loss]()
   if weight is None:
     return [soft]
-  return [terms_lib.cross_entropy(c.label_smoothing, 1 - weight), soft]
+  return [terms_lib.cross_entropy(c.loss.label_smoothing, 1 - weight), soft]
 
 
 def augment(c: PhaseOptions, dataset: Dataset) -> Augment:
   """Says what is done to a phase's images."""
   a = c.augment
   return Augment(
-    a.pad, a.flip, a.cutout, c.mixup, tuple(dataset.mean), tuple(dataset.std)
+    a.pad,
+    a.flip,
+    a.cutout,
+    c.augment.mixup,
+    tuple(dataset.mean),
+    tuple(dataset.std),
   )
 
 
 def average(c: PhaseOptions, steps_per_epoch: int) -> Average | None:
-  """Says what `ema_decay`, `swa_from` and `self_teach` mean; None for none.
+  """Says what `average` and `teacher.self_teach` mean; None for none.
 
   SWA takes the weights at the end of each epoch, from the one at which the rate
   begins to stay. With a rate that falls to zero, each step's are taken.
   """
-  if c.ema_decay == 0 and c.swa_from == 1:
+  if c.average.ema_decay == 0 and c.average.swa_from == 1:
     return None
-  if c.swa_from == 1:
-    return Average(c.ema_decay, teaches=c.self_teach)
+  if c.average.swa_from == 1:
+    return Average(c.average.ema_decay, teaches=c.teacher.self_teach)
   start = hold_from(c, steps_per_epoch)
   if start is None:
-    first = round(c.swa_from * c.epochs * steps_per_epoch)
-    return Average(c.ema_decay, first, 1, c.self_teach)
-  return Average(c.ema_decay, start - 1, steps_per_epoch, c.self_teach)
+    first = round(c.average.swa_from * c.epochs * steps_per_epoch)
+    return Average(c.average.ema_decay, first, 1, c.teacher.self_teach)
+  return Average(
+    c.average.ema_decay, start - 1, steps_per_epoch, c.teacher.self_teach
+  )
 
 
 def hold_from(c: PhaseOptions, steps_per_epoch: int) -> int | None:
   """Returns the step from which SWA's learning rate stays; None for never."""
-  if c.swa_from == 1 or not c.swa_rate:
+  if c.average.swa_from == 1 or not c.average.swa_rate:
     return None
-  return max(1, int(c.swa_from * c.epochs)) * steps_per_epoch
+  return max(1, int(c.average.swa_from * c.epochs)) * steps_per_epoch
 
 
 def optimizer(
@@ -134,24 +143,24 @@ def optimizer(
   """
   start = hold_from(c, steps_per_epoch)
   return state.make_optimizer(
-    c.optimizer,
-    learning_rate=c.learning_rate,
+    c.optimizer.name,
+    learning_rate=c.optimizer.learning_rate,
     steps=c.epochs * steps_per_epoch,
-    warmup_steps=round(c.warmup_epochs * steps_per_epoch),
-    momentum=c.momentum,
-    weight_decay=c.weight_decay,
-    clip_norm=c.clip_norm,
+    warmup_steps=round(c.optimizer.warmup_epochs * steps_per_epoch),
+    momentum=c.optimizer.momentum,
+    weight_decay=c.optimizer.weight_decay,
+    clip_norm=c.optimizer.clip_norm,
     bounds_rate=c.bounds.learning_rate,
     bounds_decay=c.bounds.weight_decay,
     movement=movement,
     hold_from=start,
-    hold_rate=c.swa_rate if start else 0.0,
+    hold_rate=c.average.swa_rate if start else 0.0,
   )
 
 
 def members(c: PhaseOptions) -> tuple[Member, ...]:
   """Lists what a population's members have of their own; () of one network."""
-  if c.population.members == 1:
+  if c.population.size == 1:
     return ()
   pairs = factors(c, "learning_rates"), factors(c, "temperatures")
   return tuple(Member(*pair) for pair in zip(*pairs, strict=True))

@@ -47,9 +47,9 @@ class Draft(NamedTuple):
 def training_fits(d: Draft) -> Found:
   """A warm-up that ends within the phase."""
   c = d.options
-  if c.epochs and c.warmup_epochs > c.epochs:
+  if c.epochs and c.optimizer.warmup_epochs > c.epochs:
     yield (
-      "warmup_epochs",
+      "optimizer.warmup_epochs",
       f"must be at most config.{d.name}.epochs (={c.epochs})",
       "lower it or train longer",
     )
@@ -58,17 +58,17 @@ def training_fits(d: Draft) -> Found:
 def start_fits(d: Draft) -> Found:
   """What is done to a source needs one."""
   c = d.options
-  if (c.shrink or c.rewind) and not c.init:
+  if (c.start.shrink or c.start.rewind) and not c.start.init:
     yield (
-      "shrink" if c.shrink else "rewind",
-      f"must be left out where config.{d.name}.init is empty",
-      "name a phase or a workdir in init",
+      "start.shrink" if c.start.shrink else "start.rewind",
+      f"must be left out where config.{d.name}.start.init is empty",
+      "name a phase or a workdir in start.init",
     )
-  if c.drop_blocks and not c.shrink:
+  if c.start.drop_blocks and not c.start.shrink:
     yield (
-      "drop_blocks",
-      f"needs config.{d.name}.shrink=True: the network is no longer the one"
-      " that `network` describes",
+      "start.drop_blocks",
+      f"needs config.{d.name}.start.shrink=True: the network is no longer the"
+      " one that `network` describes",
       "set it",
     )
 
@@ -169,47 +169,55 @@ def _updates_fit(p, epochs: int) -> Found:
 
 def teaching_fits(d: Draft) -> Found:
   """A teacher that each loss, and each way to be taught, needs."""
-  c, name = d.options, d.name
-  teachers = names(c.teacher)
-  taught = bool(teachers) or c.self_teach
-  mixed = c.kd_loss != "dkd"  # which weighs itself
-  if c.kd_weight == 0 and taught and mixed and c.features == "none":
-    yield ("kd_weight", "must be above 0 where there is a teacher",
-           f"raise it, or take the teacher (={c.teacher!r}) away")  # fmt: skip
-  if c.self_teach and teachers:
-    yield ("self_teach", f"must be False beside config.{name}.teacher"
-           f" (={c.teacher!r})", "leave one of the two out")  # fmt: skip
-  if c.self_teach and not c.ema_decay:
-    yield ("self_teach", f"needs config.{name}.ema_decay above 0: the average"
-           " is the teacher", "such as ema_decay=0.998")  # fmt: skip
-  if c.features != "none" and len(teachers) + c.self_teach != 1:
-    yield ("features", "needs one teacher",
-           "name it in teacher, or write 'none'")  # fmt: skip
-  if c.mixup and taught and c.kd_loss.startswith("dkd"):
-    yield ("mixup", f"must be 0 with kd_loss={c.kd_loss!r}, which needs one"
-           " right class", "write 0, or kd_loss='kd'")  # fmt: skip
+  t, section = d.options.teacher, f"config.{d.name}.teacher"
+  teachers = names(t.source)
+  taught = bool(teachers) or t.self_teach
+  mixed = t.loss != "dkd"  # which weighs itself
+  if t.weight == 0 and taught and mixed and t.features == "none":
+    yield ("teacher.weight", "must be above 0 where there is a teacher",
+           f"raise it, or take the teacher (={t.source!r}) away")  # fmt: skip
+  if t.self_teach and teachers:
+    yield ("teacher.self_teach", f"must be False beside {section}.source"
+           f" (={t.source!r})", "leave one of the two out")  # fmt: skip
+  if t.self_teach and not d.options.average.ema_decay:
+    yield (
+      "teacher.self_teach",
+      f"needs config.{d.name}.average.ema_decay above 0: the average is the"
+      " teacher",
+      "such as average.ema_decay=0.998",
+    )
+  if t.features != "none" and len(teachers) + t.self_teach != 1:
+    yield ("teacher.features", "needs one teacher",
+           "name it in teacher.source, or write 'none'")  # fmt: skip
+  if d.options.augment.mixup and taught and t.loss.startswith("dkd"):
+    yield (
+      "augment.mixup",
+      f"must be 0 with {section}.loss (={t.loss!r}), which needs one right"
+      " class",
+      "write 0, or teacher.loss='kd'",
+    )
 
 
 def cache_fits(d: Draft) -> Found:
   """A teacher whose logits can be kept."""
-  c = d.options
-  if c.teacher_cache == "none":
+  t, augment = d.options.teacher, d.options.augment
+  if t.cache == "none":
     return
   if d.processes > 1:
-    yield ("teacher_cache", f"must be 'none' with {d.processes} processes: they"
+    yield ("teacher.cache", f"must be 'none' with {d.processes} processes: they"
            " would write one file",
            "write 'none', or start one process")  # fmt: skip
-  if not names(c.teacher):
-    yield ("teacher_cache", "must be 'none' without a teacher that stays the"
+  if not names(t.source):
+    yield ("teacher.cache", "must be 'none' without a teacher that stays the"
            " same", "write 'none', or name a teacher")  # fmt: skip
   for field, value, off, why in (
-    ("mixup", c.mixup, 0, "a mixture is no view of an image"),
-    ("augment.cutout", c.augment.cutout, 0,
+    ("augment.mixup", augment.mixup, 0, "a mixture is no view of an image"),
+    ("augment.cutout", augment.cutout, 0,
      "there are too many places of the square"),
-    ("features", c.features, "none", "stage outputs are not kept"),
+    ("teacher.features", t.features, "none", "stage outputs are not kept"),
   ):  # fmt: skip
     if value != off:
-      yield ("teacher_cache", f"must be 'none' with config.{d.name}.{field}"
+      yield ("teacher.cache", f"must be 'none' with config.{d.name}.{field}"
              f" (={value!r}): {why}",
              f"write 'none', or {field}={off!r}")  # fmt: skip
 
@@ -217,35 +225,42 @@ def cache_fits(d: Draft) -> Found:
 def others_fit(d: Draft) -> Found:
   """A likeness to others that has a weight, and one right class."""
   c = d.options
-  if bool(names(c.others)) != bool(c.diversity_weight):
-    yield ("diversity_weight", f"must be above 0 with config.{d.name}.others"
-           f" (={c.others!r}), and only then", "such as 0.1")  # fmt: skip
-  if c.mixup and c.others:
-    yield ("mixup", "must be 0 with others: their likeness needs one right"
-           " class", "write 0")  # fmt: skip
+  if bool(names(c.loss.others)) != bool(c.loss.diversity):
+    yield (
+      "loss.diversity",
+      f"must be above 0 with config.{d.name}.loss.others"
+      f" (={c.loss.others!r}), and only then",
+      "such as 0.1",
+    )
+  if c.augment.mixup and c.loss.others:
+    yield ("augment.mixup", "must be 0 with loss.others: their likeness needs"
+           " one right class", "write 0")  # fmt: skip
 
 
 def population_fits(d: Draft) -> Found:
   """Factors for each member, and one spec for all."""
-  c, size = d.options, d.options.population.members
-  for field in ("learning_rates", "temperatures"):
+  c, size = d.options, d.options.population.size
+  for field, alone in (
+    ("learning_rates", "optimizer.learning_rate"),
+    ("temperatures", "teacher.temperature"),
+  ):
     factors = getattr(c.population, field)
     if len(factors) not in (1, size):
       yield (
         f"population.{field}",
-        f"must have 1 or config.{d.name}.population.members (={size}) entries",
+        f"must have 1 or config.{d.name}.population.size (={size}) entries",
         f"write {(factors * size)[:size]!r}",
       )
     elif size == 1 and factors[0] != 1:
       yield (
         f"population.{field}",
         "must be (1.0,) where there is one member",
-        f"set config.{d.name}.{field.removesuffix('s')} itself",
+        f"set config.{d.name}.{alone} itself",
       )
-  if size > 1 and c.shrink:
+  if size > 1 and c.start.shrink:
     yield (
-      "shrink",
-      f"must be False with config.{d.name}.population.members (={size}):"
+      "start.shrink",
+      f"must be False with config.{d.name}.population.size (={size}):"
       " members that have lost different channels are of several specs",
       "shrink one network in a phase of its own",
     )
@@ -257,12 +272,12 @@ def ensemble_fits(d: Draft) -> Found:
   if not names(c.ensemble.members):
     return
   for field, value, off in (
-    ("population.members", c.population.members, 1),
-    ("init", c.init, ""),
-    ("shrink", c.shrink, False),
-    ("teacher", c.teacher, ""),
-    ("self_teach", c.self_teach, False),
-    ("others", c.others, ""),
+    ("population.size", c.population.size, 1),
+    ("start.init", c.start.init, ""),
+    ("start.shrink", c.start.shrink, False),
+    ("teacher.source", c.teacher.source, ""),
+    ("teacher.self_teach", c.teacher.self_teach, False),
+    ("loss.others", c.loss.others, ""),
     ("prune.density", c.prune.density, 1),
     ("prune.pattern", c.prune.pattern, ""),
   ):
@@ -284,24 +299,17 @@ def ensemble_fits(d: Draft) -> Found:
 
 # What is read, and the check of it.
 PHASE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Draft], Found]], ...] = (
-  (("warmup_epochs", "epochs"), training_fits),
-  (("init", "rewind", "shrink", "drop_blocks"), start_fits),
+  (("optimizer.warmup_epochs", "epochs"), training_fits),
+  (("start",), start_fits),
   (("network.bits", "network.inner_bits"), bits_fit),
   (("prune", "epochs"), prune_fits),
+  (("teacher", "average.ema_decay", "augment.mixup"), teaching_fits),
+  (("teacher", "augment.mixup", "augment.cutout"), cache_fits),
+  (("loss.others", "loss.diversity", "augment.mixup"), others_fit),
+  (("population", "start.shrink"), population_fits),
   (
-    ("teacher", "self_teach", "kd_loss", "kd_weight", "features", "ema_decay",
-     "mixup"),
-    teaching_fits,
-  ),
-  (
-    ("teacher_cache", "teacher", "mixup", "augment.cutout", "features"),
-    cache_fits,
-  ),
-  (("others", "diversity_weight", "mixup"), others_fit),
-  (("population", "shrink"), population_fits),
-  (
-    ("ensemble", "population.members", "init", "shrink", "teacher",
-     "self_teach", "others", "prune.density", "prune.pattern"),
+    ("ensemble", "population.size", "start", "teacher", "loss.others",
+     "prune.density", "prune.pattern"),
     ensemble_fits,
   ),
 )  # fmt: skip
@@ -345,9 +353,9 @@ def two_bits_fit(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
 
 def dampening_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
   """A kernel that has a grid where weights are drawn to it."""
-  if c.dampening and not any(x.w_bits < HALF_BITS for x in layers):
+  if c.loss.dampening and not any(x.w_bits < HALF_BITS for x in layers):
     yield (
-      "dampening",
+      "loss.dampening",
       "must be 0 where no layer of the phase has weights of 8 bits or fewer",
       "leave it out, or quantize some layers",
     )
@@ -381,8 +389,8 @@ def _default(model: type[Section], field: str):
 LAYER_CHECKS: tuple[
   tuple[tuple[str, ...], Callable[[PhaseOptions, Sequence[Layer]], Found]], ...
 ] = (
-  (("network", "calibrate", "shrink"), calibration_fits),
-  (("network", "bounds", "shrink"), bounds_fit),
-  (("network", "shrink"), two_bits_fit),
-  (("network", "shrink", "dampening"), dampening_fits),
+  (("network", "calibrate", "start.shrink"), calibration_fits),
+  (("network", "bounds", "start.shrink"), bounds_fit),
+  (("network", "start.shrink"), two_bits_fit),
+  (("network", "start.shrink", "loss.dampening"), dampening_fits),
 )

@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxr18.config.forecast.outlook import Outlook
+from jaxr18.config.lift import as_json
 from jaxr18.config.schema import Checkpoint, Data, PhaseOptions, Search
 from jaxr18.nn.spec import NetSpec
 
@@ -103,8 +103,3 @@ class Experiment:
   def saved(self) -> dict[str, Any]:
     """All fields as JSON gives them back, which config.json holds."""
     return as_json(self.values)
-
-
-def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested values as JSON gives them back: with lists for tuples."""
-  return json.loads(json.dumps(values))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from jaxr18.config.fields import RULE, Field, Section, walk, without
+from jaxr18.config.lift import RENAMED
 from jaxr18.host.errors import ToldError
 
 S = TypeVar("S", bound=Section)
@@ -106,7 +107,7 @@ class Findings:
     for name, must, mend in found:
       full = f"{prefix}{name}".rstrip(".")
       if must == _SECTION:
-        mend = f"leave it as base() makes it and set config.{full}.FIELD"
+        mend = f"leave it as base() makes it and set {_within(full)}"
       self.add(full, must, mend or self._meant(full, known))
     bad = {name for name, *_ in found}
     # The defaults of what is left out are right, and so is all that remains.
@@ -114,6 +115,9 @@ class Findings:
 
   def _meant(self, name: str, known: Sequence[str]) -> str:
     """What may have been meant: the same name elsewhere, or one like it."""
+    phase, _, old = name.partition(".")
+    if old in RENAMED and f"{phase}.{RENAMED[old]}" in known:
+      return f"it is config.{phase}.{RENAMED[old]} now"
     prefix, _, last = name.rpartition(".")
     near = [n for n in known if n.rpartition(".")[2] == last]
     if not near:
@@ -127,6 +131,13 @@ class Findings:
     if not prefix and isinstance(at(self.values, name), Mapping):
       return "remove it, or name it in config.phases"
     return "remove it; --help lists the fields"
+
+
+def _within(section: str) -> str:
+  """A field of a section, or the one that had the section's name before."""
+  phase, _, name = section.partition(".")
+  field = RENAMED.get(name)
+  return f"config.{phase}.{field}" if field else f"config.{section}.FIELD"
 
 
 def within(name: str, sections: Iterable[str]) -> bool:

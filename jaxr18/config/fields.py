@@ -264,6 +264,7 @@ BitChoices = Annotated[
 T = TypeVar("T")
 Some = Annotated[tuple[T, ...], annotated_types.MinLen(1)]
 ByStage = Annotated[tuple[T, ...], annotated_types.MinLen(1), BY_STAGE]
+MaybeByStage = Annotated[tuple[T, ...], BY_STAGE]
 
 
 def between(low: float, high: float) -> Any:

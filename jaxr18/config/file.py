@@ -9,6 +9,7 @@ import ast
 import contextlib
 import importlib.util
 import pathlib
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from absl import logging
 
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.fields import Field
-from jaxr18.config.schema import completed, fields
+from jaxr18.config.lift import RENAMED, VERSION, lift
+from jaxr18.config.schema import fields
 from jaxr18.host import paths, sealed
 from jaxr18.host.inputs import read_bytes
 
@@ -66,7 +68,8 @@ def load(name: str) -> Values:
 def sweep(name: str) -> list[dict[str, Any]]:
   """What a file's `sweep(add)` adds: fields and their values, a run each.
 
-  `add` takes {"train.learning_rate": 0.1}, or seed=1 where there is no dot.
+  `add` takes {"train.optimizer.learning_rate": 0.1}, or seed=1 where there is
+  no dot.
 
   Raises:
     ConfigError: there is no such file or function, or it adds nothing, or one
@@ -89,7 +92,7 @@ def sweep(name: str) -> list[dict[str, Any]]:
       f"{name} has no sweep(add) that adds a run; write such as\n"
       "def sweep(add):\n"
       "  for rate in (0.05, 0.1):\n"
-      '    add({"train.learning_rate": rate})'
+      '    add({"train.optimizer.learning_rate": rate})'
     )
   for i, added in enumerate(runs):
     if added in runs[:i]:
@@ -103,7 +106,15 @@ def _said_of(name: str, path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as e:
-    raise ConfigError(f"{name}{_line_of(e, path)}: {_text(e)}") from e
+    told = f"{name}{_line_of(e, path)}: {_text(e)}{_new_name(_text(e))}"
+    raise ConfigError(told) from e
+
+
+def _new_name(text: str) -> str:
+  """What ml_collections could not set by its older name, by today's."""
+  given = re.search(r"""Key "(\w+)" does not|override field '(\w+)'""", text)
+  new = RENAMED.get((given[1] or given[2]) if given else "")
+  return f"; it is {new} of a phase now" if new else ""
 
 
 def _module(path: pathlib.Path):
@@ -162,10 +173,13 @@ def from_json(path: pathlib.Path) -> Values:
   """
   try:
     saved = sealed.parse(read_bytes(path))
-    version = saved.pop("version", sealed.VERSION)
-    if version != sealed.VERSION:
-      raise ValueError(f"version is {version!r}, expected {sealed.VERSION}")
-    values = completed(saved)
+    version = saved.get("version", 1)
+    if version not in range(1, VERSION + 1):
+      raise ValueError(
+        f"version is {version!r}, expected at most {VERSION}: a newer jaxr18"
+        " has written it"
+      )
+    values = lift(saved)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ConfigError(
       f"{path} is not a config that a run has saved ({type(e).__name__}:"

@@ -22,6 +22,7 @@ from jaxr18.config.schema import (
   PhaseOptions,
   Search,
   fields,
+  staged,
 )
 from jaxr18.host import paths
 from jaxr18.host.paths import names
@@ -33,7 +34,8 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 WRITERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 # The fields of a phase that name other networks.
-SOURCES = ("init", "teacher", "rewind", "others", "ensemble.members")
+SOURCES = ("start.init", "teacher.source", "start.rewind", "loss.others",
+           "ensemble.members")  # fmt: skip
 
 
 def parse(config: Any, place: Place = ANYWHERE) -> Experiment:
@@ -165,7 +167,9 @@ class _Reading:
     shared = {k: v for k, v in values.items() if k not in apart}
     self.shared = findings.read(Options, shared, "", self.known)
     self.options = {
-      name: findings.read(PhaseOptions, values[name], f"{name}.", self.known)
+      name: _staged(
+        findings.read(PhaseOptions, values[name], f"{name}.", self.known)
+      )
       for name in self.names
     }
     self.search = None
@@ -239,11 +243,11 @@ class _Reading:
     section = f"{name}.network"
     if not self.findings.good(section):
       return None
-    for field, must, mend in network_faults(c.network, not c.shrink):
+    for field, must, mend in network_faults(c.network, not c.start.shrink):
       full = f"{section}.{field}".rstrip(".")
       self.findings.add(full, must, mend)
     ensemble = bool(names(c.ensemble.members))
-    if c.shrink or ensemble or not self.findings.good(section):
+    if c.start.shrink or ensemble or not self.findings.good(section):
       return None
     return network_spec(c.network)
 
@@ -297,7 +301,7 @@ class _Reading:
 
     found = foresee(c, name, sources, self._steps(c), tell)
     if found is not None:
-      check_features(c, found, sources["teacher"], tell)
+      check_features(c, found, sources["teacher.source"], tell)
     return found
 
   def _steps(self, c: PhaseOptions) -> int:
@@ -308,7 +312,7 @@ class _Reading:
 
   def _check_layers(self, name, c, spec, outlooks) -> None:
     layers: Sequence[Layer] = spec.layers() if spec else ()
-    if c.shrink and outlooks:
+    if c.start.shrink and outlooks:
       layers = outlooks[0].spec.layers()
     elif names(c.ensemble.members) and self.findings.good(f"{name}.network"):
       layers = network_spec(c.network).layers()
@@ -316,6 +320,12 @@ class _Reading:
       if self.findings.good(*(f"{name}.{field}" for field in reads)):
         for field, must, mend in check(c, layers):
           self.findings.add(f"{name}.{field}", must, mend)
+
+
+def _staged(c: PhaseOptions) -> PhaseOptions:
+  """The options with an entry for each stage where one is for all."""
+  network = c.network.model_copy(update=staged(c.network.model_dump()))
+  return c.model_copy(update={"network": network})
 
 
 def _training_images(data: Data) -> int:

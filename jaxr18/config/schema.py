@@ -4,9 +4,8 @@ An experiment is a sequence of phases, each with a section of its own. A file
 in configs/ starts from `base(phases)` and sets only what differs.
 """
 
-import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from jaxr18.config.fields import (
@@ -16,6 +15,7 @@ from jaxr18.config.fields import (
   DensityRules,
   Field,
   FormRules,
+  MaybeByStage,
   Regex,
   Section,
   Some,
@@ -102,16 +102,16 @@ class Network(Section):
     (64, 128, 256, 512), "channels by stage"
   )
   blocks: ByStage[Annotated[int, between(1, 100)]] = field(
-    (2, 2, 2, 2), "blocks by stage"
+    (2,), "blocks by stage; one is for all"
   )
-  strides: ByStage[Annotated[int, between(1, 4)]] = field(
-    (1, 2, 2, 2), "of each stage's first block"
+  strides: MaybeByStage[Annotated[int, between(1, 4)]] = field(
+    (), "of each stage's first block; () is 1, then 2"
   )
   groups: ByStage[Annotated[int, between(1, 8192)]] = field(
-    (1, 1, 1, 1), "of each stage's 3x3 convolutions"
+    (1,), "of each stage's 3x3 convolutions; one is for all"
   )
   depthwise: ByStage[bool] = field(
-    (False,) * 4, "depthwise-separable 3x3 convolutions"
+    (False,), "depthwise-separable 3x3 convolutions; one is for all"
   )
   factorize: FormRules = field(
     (),
@@ -245,12 +245,18 @@ class Augment(Section):
   cutout: int = field(
     0, "side of a blanked square in pixels; 0 is off", 0, IMAGE_SIZE
   )
+  mixup: float = field(
+    0.0,
+    "alpha of the Beta distribution of mixed images' shares; 0 is off",
+    0,
+    100,
+  )
 
 
 class Population(Section):
   """Networks that are trained side by side."""
 
-  members: int = field(
+  size: int = field(
     1,
     "networks trained side by side, of the seeds seed, seed + 1, ...",
     1,
@@ -277,10 +283,9 @@ class Ensemble(Section):
   )
 
 
-class PhaseOptions(Section):
-  """One phase of an experiment."""
+class Start(Section):
+  """What a phase starts from, and what is done to it first."""
 
-  network: Network = section(Network)
   init: Text = field(
     "",
     "start from this earlier phase, workdir or file of PyTorch's weights; of"
@@ -301,19 +306,12 @@ class PhaseOptions(Section):
   recalibrate: int = field(
     0, "batches that renew batch norm's statistics first", 0, 10_000
   )
-  calibrate: Calibrate = section(Calibrate)
-  prune: Prune = section(Prune)
-  group_lasso: float = field(
-    0.0, "weight of the group lasso on batch norm's scales", 0, 10
-  )
-  dampening: float = field(
-    0.0,
-    "weight of the squared distance of weights to their grid, which grows to"
-    " it along a cosine: against weights that oscillate; 0 is off",
-    0,
-    1e6,
-  )
-  teacher: Text = field(
+
+
+class Teacher(Section):
+  """Who teaches a phase, and by which loss."""
+
+  source: Text = field(
     "",
     "distil from this earlier phase, workdir or file of PyTorch's weights; of"
     " several, comma-separated, from their mean probability, or mean logits for"
@@ -322,18 +320,18 @@ class PhaseOptions(Section):
   self_teach: bool = field(
     False, "the student's own average teaches; needs ema_decay"
   )
-  teacher_cache: Literal["none", "lazy", "full"] = field(
+  cache: Literal["none", "lazy", "full"] = field(
     "none",
     "keeps the teacher's logits of each view in the workdir, filled as they"
     " are needed or at once",
   )
-  kd_loss: Literal["kd", "mse", "dkd", "dkd_mixed"] = field(
+  loss: Literal["kd", "mse", "dkd", "dkd_mixed"] = field(
     "kd",
     "kd is Hinton's soft loss; mse half the squared difference of logits, in"
     " its place; dkd the decoupled one beside cross entropy, each of weight 1,"
     " as its authors have it; dkd_mixed the decoupled one in the place of kd",
   )
-  kd_weight: float = field(
+  weight: float = field(
     0.9,
     "weight of the soft loss, and 1 - it of cross entropy, if there is a"
     " teacher; 1 is the soft loss alone; not of dkd",
@@ -355,42 +353,54 @@ class PhaseOptions(Section):
   feature_weight: float = field(
     1.0, "weight of the loss on stage outputs", 1e-9, 1e6
   )
+
+
+class Loss(Section):
+  """What the loss has beside cross entropy and the teacher."""
+
+  group_lasso: float = field(
+    0.0, "weight of the group lasso on batch norm's scales", 0, 10
+  )
+  label_smoothing: float = field(
+    0.0, "mass moved to all classes evenly", 0, 0.99
+  )
+  dampening: float = field(
+    0.0,
+    "weight of the squared distance of weights to their grid, which grows to"
+    " it along a cosine: against weights that oscillate; 0 is off",
+    0,
+    1e6,
+  )
   others: Text = field(
     "",
     "comma-separated phases or workdirs that the student is to differ from, as"
     " members of an ensemble",
   )
-  diversity: Literal["cosine", "log_det"] = field(
+  diversity: float = field(0.0, "weight of the likeness to the others", 0, 1e3)
+  likeness: Literal["cosine", "log_det"] = field(
     "cosine",
     "how the likeness is measured, of the wrong classes' probabilities: the"
     " cosine to the others' mean, or Pang's log-determinant of all members'"
     " cosines",
   )
-  diversity_weight: float = field(
-    0.0, "weight of the likeness to the others", 0, 1e3
-  )
-  mixup: float = field(
-    0.0,
-    "alpha of the Beta distribution of mixed images' shares; 0 is off",
-    0,
-    100,
-  )
-  label_smoothing: float = field(
-    0.0, "mass moved to all classes evenly", 0, 0.99
-  )
-  epochs: int = field(
-    30, "passes over the training images; 0 only transforms", 0, 100_000
-  )
-  batch_size: int = field(128, "images a step, over all devices", 1, 50_000)
-  optimizer: Literal["sgd", "adamw"] = field("sgd", "sgd has Nesterov momentum")
+
+
+class Optimizer(Section):
+  """How weights are updated."""
+
+  name: Literal["sgd", "adamw"] = field("sgd", "sgd has Nesterov momentum")
   learning_rate: float = field(0.1, "at the end of the warm-up", 1e-9, 100)
   warmup_epochs: float = field(2.0, "linear; then a cosine to zero", 0, 100_000)
   momentum: float = field(0.9, "of sgd", 0, 0.9999)
   weight_decay: float = field(5e-4, "on kernels only", 0, 10)
-  bounds: Bounds = section(Bounds)
   clip_norm: float = field(
     0.0, "largest norm of the whole gradient; 0 is off", 0, 1e6
   )
+
+
+class Average(Section):
+  """Averaged weights, and the statistics that go with them."""
+
   ema_decay: float = field(
     0.0,
     "of averaged weights, which are then what is evaluated; 0 is off",
@@ -420,12 +430,30 @@ class PhaseOptions(Section):
     0,
     10_000,
   )
+
+
+class PhaseOptions(Section):
+  """One phase of an experiment."""
+
+  network: Network = section(Network)
+  start: Start = section(Start)
+  teacher: Teacher = section(Teacher)
+  loss: Loss = section(Loss)
+  epochs: int = field(
+    30, "passes over the training images; 0 only transforms", 0, 100_000
+  )
+  batch_size: int = field(128, "images a step, over all devices", 1, 50_000)
   dtype: Literal["float32", "bfloat16"] = field(
     "float32",
     "of convolutions and activations in training; weights, statistics and sums"
     " are float32",
   )
+  optimizer: Optimizer = section(Optimizer)
+  bounds: Bounds = section(Bounds)
+  average: Average = section(Average)
   augment: Augment = section(Augment)
+  calibrate: Calibrate = section(Calibrate)
+  prune: Prune = section(Prune)
   population: Population = section(Population)
   ensemble: Ensemble = section(Ensemble)
 
@@ -505,39 +533,25 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return out
 
 
-def completed(saved: dict[str, Any]) -> dict[str, Any]:
-  """A saved config with the fields that there were not yet when it was saved.
+def staged(network: Mapping[str, Any]) -> dict[str, Any]:
+  """A network section with an entry for each stage where one is for all.
 
-  Such a field has the value that does what runs did then. That is its default
-  but for four: CIFAR-10's images were in the folder's order, batch norm's
-  statistics were the running ones, averages were of all steps under a falling
-  rate, and DKD was what is called dkd_mixed now. A value that stands where a
-  section should be stays as it is.
+  Strides that are not given are 1, then 2 at each stage.
+
+  Args:
+    network: the section's values; those that are wrong stay as they are.
   """
-  search = "search" in saved
-  whole = json.loads(json.dumps(defaults(tuple(saved["phases"]), search)))
-  older = {k: v for k, v in saved.items() if k in whole and isinstance(v, dict)}
-  if older.get("data", {}).get("name") == "cifar10":
-    whole["data"]["order"] = "folder"
-  for name in saved["phases"]:
-    whole[name]["estimate"] = whole[name]["swa_rate"] = 0
-  whole = _merged(whole, saved)
-  for name in saved["phases"]:
-    phase = older.get(name, {})
-    if phase.get("kd_loss") == "dkd" and "dkd_warmup" not in phase:
-      whole[name]["kd_loss"] = "dkd_mixed"
-  return whole
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-  """Both trees' entries, in `new`'s values where it has them."""
-  both = {
-    k: _merged(old[k], v)
-    if isinstance(v, dict) and isinstance(old.get(k), dict)
-    else v
-    for k, v in new.items()
-  }
-  return old | both
+  out, widths = dict(network), network.get("widths")
+  if not isinstance(widths, tuple | list):
+    return out
+  for f in walk(Network):
+    value = out.get(f.name)
+    if f.by_stage and isinstance(value, tuple | list):
+      if len(value) == 1:
+        out[f.name] = tuple(value) * len(widths)
+      elif not value and f.name == "strides":
+        out[f.name] = (1, *(2,) * (len(widths) - 1))
+  return out
 
 
 def describe(full: bool = False) -> str:

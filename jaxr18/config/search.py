@@ -85,7 +85,8 @@ def per_layer_score(phase: Phase) -> float:
   """
   found = phase.outlooks
   if not found or found[0].unknown:
-    raise ValueError(f"config.{phase.name}.init hides what its masks leave")
+    name = f"config.{phase.name}.start.init"
+    raise ValueError(f"{name} hides what its masks leave")
   total = per_layer_of(found[0])
   if total is None:
     raise ValueError(f"config.{phase.name} hides its score: {found[0].why}")
@@ -117,8 +118,8 @@ def check(
                  " on held-out images", "such as 5000")  # fmt: skip
   phase, c = phases[0], phases[0].options
   for field, value, off in (
-    ("shrink", c.shrink, False),
-    ("population.members", c.population.members, 1),
+    ("start.shrink", c.start.shrink, False),
+    ("population.size", c.population.size, 1),
     ("ensemble.members", c.ensemble.members, ""),
     ("network.stem_features", c.network.stem_features, 0),
     ("network.scale", c.network.scale, 0.0),

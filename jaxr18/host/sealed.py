@@ -16,8 +16,6 @@ from jaxr18.host.inputs import read_bytes
 
 KEY = "hash"
 FILE, LINE = 64, 16  # hexadecimal digits of a file's hash and of a line's
-# In a workdir's config.json: without it, files may lack their hashes.
-VERSION = 2
 
 
 class SealError(ValueError):

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from jaxr18.config import faults
 from jaxr18.config import schema as config_lib
+from jaxr18.config.lift import as_json, lift
 from jaxr18.report.runs import FIGURES as FIGURES
-from jaxr18.report.runs import Run, defaults
+from jaxr18.report.runs import Run
 
 GOAL = 0.9  # the accuracy that the score asks for, on the published task
 REFERENCES = pathlib.Path(__file__).with_name("reference_points.json")
@@ -162,7 +163,7 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
   for run in runs:
     rest = {
       k: v
-      for k, v in config_lib.flatten(run.result["config"]).items()
+      for k, v in config_lib.flatten(lift(run.result["config"])).items()
       if k != "seed" and not faults.within(k, free)
     }
     key = json.dumps([rest, task_of(run.result)], sort_keys=True)
@@ -270,14 +271,24 @@ def changes(config: dict[str, Any]) -> list[str]:
 
   The seed is left out, for which there are the groups.
   """
-  before = defaults(tuple(config["phases"]))
+  now = lift(config)
+  before = config_lib.flatten(lift(_with_widths(now)))
   return [
     f"{name}={_short(value)}"
-    for name, value in sorted(
-      config_lib.flatten(config_lib.completed(config)).items()
-    )
+    for name, value in sorted(config_lib.flatten(now).items())
     if before.get(name) != value and name != "seed"
   ]
+
+
+def _with_widths(config: dict[str, Any]) -> dict[str, Any]:
+  """The defaults of a config of these phases and widths, as it would be saved.
+
+  What is one for all stages has an entry for each of them in a saved config.
+  """
+  values = as_json(config_lib.defaults(tuple(config["phases"])))
+  for name in values["phases"]:
+    values[name]["network"]["widths"] = config[name]["network"]["widths"]
+  return values
 
 
 def _short(value: Any) -> str:

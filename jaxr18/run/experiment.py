@@ -30,17 +30,16 @@ from jaxr18.config.experiment import (
   Experiment,
   Phase,
   Place,
-  as_json,
   is_installed,
 )
 from jaxr18.config.faults import ConfigError, within
+from jaxr18.config.lift import VERSION, as_json, lift, renamed
 from jaxr18.config.network import quantized
 from jaxr18.config.reading import parse
 from jaxr18.config.schema import (
   FREE,
   Data,
   PhaseOptions,
-  completed,
   flatten,
 )
 from jaxr18.cost import score as score_lib
@@ -188,10 +187,10 @@ def prepare_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
   path, new = workdir / "config.json", experiment.saved()
   with writing(path):
     workdir.mkdir(parents=True, exist_ok=True)
-    write_together(path, {"version": sealed.VERSION} | new, _write_new)
+    write_together(path, {"version": VERSION} | new, _write_new)
   changed = check_config(experiment, workdir)
   if changed:
-    version = {"version": sealed.VERSION} if sealed.demanded(workdir) else {}
+    version = {"version": VERSION} if sealed.demanded(workdir) else {}
     write_together(path, version | new, write_json)
   if jax.process_index() == 0:
     _keep_start(experiment, workdir, changed)
@@ -275,7 +274,7 @@ def _write_new(path: pathlib.Path, value: Any) -> None:
       kept = directory / "checkpoints" / str(latest)
       meta = checkpoint.read_meta(kept)
       changed = changes(meta["config"], value)
-      known = flatten(meta["config"])
+      known = flatten(renamed(meta["config"]))
       if late := [said for field, said in changed.items() if field in known]:
         raise checkpoint.CheckpointError(
           f"{path} is gone, and {kept} was made with another config:"
@@ -298,7 +297,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
   Both are as `as_json` gives them; `before` may have been saved when there were
   fewer fields.
   """
-  before, after = flatten(completed(before)), flatten(after)
+  before, after = flatten(lift(before)), flatten(lift(after))
   older = {
     "data.order": " (which is 'folder' where a config was saved without it)"
   }
@@ -380,8 +379,13 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
   seeds = member_seeds(c, experiment.seed)
   with stop.may_leave(f"config.{name}"):
     meta["sources"] = {
-      field: sources.identities(workdir, getattr(c, field))
-      for field in ("init", "rewind", "teacher", "others")
+      field: sources.identities(workdir, value)
+      for field, value in (
+        ("init", c.start.init),
+        ("rewind", c.start.rewind),
+        ("teacher", c.teacher.source),
+        ("others", c.loss.others),
+      )
     }
     teachers = teaching.load_teachers(c, workdir)
     begun = [begin(run, phase, teachers, steps, i) for i in range(len(seeds))]
@@ -401,7 +405,7 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
     teachers = teachers._replace(nets=())
   net, projections, key = stacked(begun) if each else begun[0][:3]
   estimate = None
-  if c.estimate and (average is not None or _shifts(c, net.spec)):
+  if c.average.estimate and (average is not None or _shifts(c, net.spec)):
     estimate = estimator(c, net.spec, key, dataset, mesh)
   _, info = train(
     state_lib.create(
@@ -441,7 +445,7 @@ def _shifts(c: PhaseOptions, spec: NetSpec) -> bool:
   They are where values are rounded, since a small step of a weight moves them
   by a whole level, and where several networks' weights are averaged.
   """
-  soup = len(names(c.init)) not in (0, 1, c.population.members)
+  soup = len(names(c.start.init)) not in (0, 1, c.population.size)
   return soup or any(min(x.w_bits, x.a_bits) < HALF_BITS for x in spec.layers())
 
 
@@ -460,7 +464,7 @@ def estimator(
     mesh: over which each batch is split.
   """
   n, size = len(dataset.train), c.batch_size
-  count = min(c.estimate, n // size)
+  count = min(c.average.estimate, n // size)
   keys = key if key.ndim else key[None]
   order = [np.asarray(jax.random.permutation(k, n)) for k in keys]
   rows = np.stack([o[: count * size].reshape(count, size) for o in order], 1)
@@ -570,18 +574,18 @@ def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
   """The network that a phase begins with, its source's or a new one."""
   c, dataset, here = phase.options, run.dataset, f"config.{phase.name}"
   of = functools.partial(
-    sources.load_for, run.workdir, members=c.population.members, member=member
+    sources.load_for, run.workdir, members=c.population.size, member=member
   )
-  where = f"{here}.init (={c.init!r})"
-  source = of(c.init, where) if c.init else None
-  if source is not None and c.rewind:
-    where = f"{here}.rewind (={c.rewind!r})"
+  where = f"{here}.start.init (={c.start.init!r})"
+  source = of(c.start.init, where) if c.start.init else None
+  if source is not None and c.start.rewind:
+    where = f"{here}.start.rewind (={c.start.rewind!r})"
     try:
-      source = prune.rewind(source, of(c.rewind, where))
+      source = prune.rewind(source, of(c.start.rewind, where))
     except ValueError as e:
       raise ConfigError(f"{where}: {e}") from e
-  if c.shrink:
-    source = sources.shrunk(source, c.drop_blocks, here)
+  if c.start.shrink:
+    source = sources.shrunk(source, c.start.drop_blocks, here)
     spec = quantized(source.spec, c.network)
   else:
     spec = phase.spec
@@ -593,14 +597,14 @@ def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
     converted = factorize.report(source, net)
     if converted and run.experiment.progress != "none":
       print(f"{where}, converted:\n{converted}", file=sys.stderr, flush=True)
-  if c.recalibrate:
+  if c.start.recalibrate:
     seed = member_seeds(c, run.experiment.seed)[member]
     order = data.batches(len(dataset.train), c.batch_size, seed, 0)
     net = network.recalibrate(
       net,
       (
         _normalized(dataset.train.images[rows], dataset, spec)
-        for rows in order[: c.recalibrate]
+        for rows in order[: c.start.recalibrate]
       ),
     )
   return net

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxr18.config import file as configfile
 from jaxr18.config.experiment import Experiment, Place
+from jaxr18.config.lift import renamed
 from jaxr18.config.reading import parse
 from jaxr18.config.schema import flatten
 from jaxr18.data import dataset as data
@@ -60,7 +61,7 @@ def _check_config(
   folder: pathlib.Path, opened: Experiment, result: dict[str, Any]
 ) -> None:
   """Raises WorkdirError where config.json is another than the result has."""
-  made_with = flatten(result["config"])
+  made_with = flatten(renamed(result["config"]))
   changed = experiment.changes(result["config"], opened.saved())
   said = [text for field, text in changed.items() if field in made_with]
   if said:

@@ -176,8 +176,8 @@ def test_members(
   temperatures = factors(c, "temperatures")
   for i, row in enumerate(rows):
     row["seed"] = member_seeds(c, seed)[i]
-    row["learning_rate"] = c.learning_rate * rates[i]
-    row["temperature"] = c.temperature * temperatures[i]
+    row["learning_rate"] = c.optimizer.learning_rate * rates[i]
+    row["temperature"] = c.teacher.temperature * temperatures[i]
   total = Evaluation(
     sum(one.correct for one in each),
     sum(one.count for one in each),

@@ -8,8 +8,9 @@ from jaxr18.config.forecast.outlook import (
   outlooks_of_networks,
   outlooks_of_result,
 )
+from jaxr18.config.lift import lift
 from jaxr18.config.network import CHANNELS, CLASSES
-from jaxr18.config.schema import Data, completed
+from jaxr18.config.schema import Data
 from jaxr18.deploy import torch_weights
 from jaxr18.host import paths
 from jaxr18.host.workdir import WorkdirError, read_result
@@ -32,7 +33,7 @@ def source(data: Data, name: str) -> Source:
   try:
     result = read_result(path)
     outlooks = outlooks_of_result(result, name)
-    was = completed(result["config"])["data"]
+    was = lift(result["config"])["data"]
     held_out = {k: was[k] for k in _HELD_OUT}
     phase = result["config"]["phases"][-1]
     step = result["phases"][phase]["step"]

@@ -26,7 +26,7 @@ def load_teachers(c: PhaseOptions, workdir: pathlib.Path) -> Teachers:
   """
   nets, others = (
     sources.load_networks(workdir, value) if names(value) else []
-    for value in (c.teacher, c.others)
+    for value in (c.teacher.source, c.loss.others)
   )
   return Teachers(tuple(nets), tuple(others))
 
@@ -43,19 +43,21 @@ def make_projections(
   Raises:
     ConfigError: stages that do not fit each other.
   """
-  if c.features == "none":
+  if c.teacher.features == "none":
     return None
   if len(teachers.nets) > 1:
     raise ConfigError(
-      f"{where}.teacher (={c.teacher!r}) must be one network with"
-      f" features={c.features!r}, and holds {len(teachers.nets)}; name one"
+      f"{where}.teacher.source (={c.teacher.source!r}) must be one network with"
+      f" teacher.features (={c.teacher.features!r}), and holds"
+      f" {len(teachers.nets)}; name one"
     )
   teacher = teachers.nets[0] if teachers.nets else net
   try:
     distill.check_stages(stage_sides(net.spec), stage_sides(teacher.spec))
   except ValueError as e:
-    raise ConfigError(f"{where}.features (={c.features!r}): {e}") from e
-  if c.features != "fitnets":
+    which = f"{where}.teacher.features (={c.teacher.features!r})"
+    raise ConfigError(f"{which}: {e}") from e
+  if c.teacher.features != "fitnets":
     return None
   return distill.init_projections(
     key, stage_features(net.spec), stage_features(teacher.spec)
@@ -74,7 +76,7 @@ def open_cache(
   where: str,
   dtype,
 ) -> CachedTeacher | None:
-  """The table of the teacher's logits, filled if `teacher_cache` is 'full'.
+  """The table of the teacher's logits, filled if `teacher.cache` is 'full'.
 
   Args:
     batch_size: images a step of filling it.
@@ -85,17 +87,17 @@ def open_cache(
     ConfigError: several processes would write one file.
     Stopped: a stop signal came; what was computed is kept.
   """
-  if c.teacher_cache == "none":
+  if c.teacher.cache == "none":
     return None
   if jax.process_count() > 1:
     raise ConfigError(
-      f"{where}.teacher_cache (={c.teacher_cache!r}) must be 'none' with"
+      f"{where}.teacher.cache (={c.teacher.cache!r}) must be 'none' with"
       f" {jax.process_count()} processes: they would write one file; write"
       " 'none', or start one process"
     )
   cached = CachedTeacher(
     teachers.nets, dataset, workdir / FOLDER, pad=c.augment.pad,
-    flip=c.augment.flip, dtype=dtype, loss=c.kd_loss,
+    flip=c.augment.flip, dtype=dtype, loss=c.teacher.loss,
   )  # fmt: skip
   said = time.monotonic()
 
@@ -105,7 +107,7 @@ def open_cache(
       said = time.monotonic()
       print(f"{where}: {text}", file=sys.stderr, flush=True)
 
-  if c.teacher_cache == "full":
-    with stop.may_leave(f"{where}.teacher_cache", cached.flush):
+  if c.teacher.cache == "full":
+    with stop.may_leave(f"{where}.teacher.cache", cached.flush):
       cached.fill(min(batch_size, len(dataset.train)), say)
   return cached

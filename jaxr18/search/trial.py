@@ -200,7 +200,7 @@ def _init_of(searched: Experiment) -> list[Outlook]:
   """What candidates start from; nothing where they do not."""
   return [
     outlook
-    for name in names(searched.phases[0].options.init)
+    for name in names(searched.phases[0].options.start.init)
     for outlook in outlooks_of_networks(sources.load_other(name), name)
   ]
 

@@ -96,7 +96,7 @@ class Table:
       raise TableError(
         f"cannot keep a teacher's logits in {folder}: {e.strerror or e}; make"
         " room or mend the folder, and the same command goes on; or set"
-        " teacher_cache = 'none', in a new --workdir if the phase has begun"
+        " teacher.cache = 'none', in a new --workdir if the phase has begun"
       ) from e
     self._drop_damaged()
 

@@ -195,7 +195,7 @@ def run_command(*flags):
 
 def test_the_command(tmp_path):
   config = tiny_config.get_config("0")
-  config.train.warmup_epochs = 0.0
+  config.train.optimizer.warmup_epochs = 0.0
   config.progress = "none"
   experiment.run(config, tmp_path)
   net = config.train.network

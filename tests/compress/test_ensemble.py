@@ -225,7 +225,7 @@ class TestScore:
 def tiny_config(*phases):
   config = tiny_run.phases(*phases)
   for name in phases:
-    config[name].learning_rate = 0.05
+    config[name].optimizer.learning_rate = 0.05
   return config
 
 
@@ -237,7 +237,7 @@ def voted(tmp_path_factory):
   config.few.network.bits = ((".*", 4, 4),)
   config.vote.ensemble.members = "few"
   other = tiny_config("train")
-  other.train.population.members = 2
+  other.train.population.size = 2
   experiment.run(other, root / "other")
   config.vote.ensemble.members = f"few,{root / 'other'}"
   return config, root / "run", experiment.run(config, root / "run")
@@ -309,9 +309,9 @@ class TestExperiment:
     _, workdir, _ = voted
     other = workdir.parent / "other"
     config = tiny_config("train")
-    config.train.init, config.train.epochs = str(other), 0
-    config.train.warmup_epochs = 0.0
-    config.train.recalibrate = 2
+    config.train.start.init, config.train.epochs = str(other), 0
+    config.train.optimizer.warmup_epochs = 0.0
+    config.train.start.recalibrate = 2
     experiment.run(config, tmp_path)
     got = sources.load_network(tmp_path)
     want = ensemble.soup(sources.load_networks(other))

@@ -524,13 +524,13 @@ class TestInit:
         depthwise=(False,), resolution=8,
       )  # fmt: skip
       config[name].epochs, config[name].batch_size = 1, 32
-      config[name].warmup_epochs = 0.0
-    config.student.init = "dense"
+      config[name].optimizer.warmup_epochs = 0.0
+    config.student.start.init = "dense"
     rules = ((BLOCK_CONVS, "depthwise"),)
     config.student.network.factorize = rules
     result = experiment.run(config, tmp_path)
     printed = capsys.readouterr().err
-    assert "config.student.init (='dense'), converted:\nlayer" in printed
+    assert "config.student.start.init (='dense'), converted:\nlayer" in printed
     assert printed.count(" dense ") == printed.count(" depthwise ") == 2
     spec = sources.load_network(tmp_path).spec
     assert all(c.depthwise for p, c in convolutions(spec) if "conv" in p)

@@ -5,6 +5,8 @@ The literals are PyTorch's in float64, from the papers' formulas: kl_div over
 0.5 * (normalize(x.pow(2).sum(-1)) - same of hint).norm(dim=1).mean().
 """
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,8 +112,12 @@ def test_dkd_is_mdistillers():
 
 
 def test_the_names_that_a_config_knows():
-  assert config.PHASE["kd_loss"].choices == distill.LOSSES
-  assert config.PHASE["diversity"].choices == tuple(distill.DIVERSITIES)
+  assert (
+    get_args(config.Teacher.model_fields["loss"].annotation) == distill.LOSSES
+  )
+  assert get_args(config.Loss.model_fields["likeness"].annotation) == tuple(
+    distill.DIVERSITIES
+  )
 
 
 def test_fitnets_equals_pytorch():

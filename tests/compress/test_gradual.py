@@ -3,6 +3,7 @@
 import json
 
 import chex
+import fields
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,14 +99,14 @@ class TestWeights:
   @pytest.mark.parametrize("how", ["rigl", "movement"])
   def test_members_of_a_population_look_at_their_own(self, how, tmp_path):
     config = _config(epochs=2, prune__density=0.3, prune__every=3)
-    config.train.population.members = 2
+    config.train.population.size = 2
     if how == "rigl":
       config.train.prune.regrow = "rigl"
     else:
       config.train.prune.criterion, config.train.prune.begin = "movement", 0.4
     experiment.run(config, tmp_path / "two")
     one = config.copy_and_resolve_references()
-    one.train.population.members, one.seed = 1, 1
+    one.train.population.size, one.seed = 1, 1
     experiment.run(one, tmp_path / "one")
     net = sources.load_network(tmp_path / "one")
     two = sources.load_networks(tmp_path / "two")
@@ -178,15 +179,15 @@ def _two_phases(**second):
   for phase in ("first", "second"):
     config[phase] = one.train.copy_and_resolve_references()
     config[phase].epochs = 2
-  config.second.init = "first"
+  config.second.start.init = "first"
   for name, value in second.items():
-    setattr(config.second, name, value)
+    fields.put(config.second, name.replace("__", "."), value)
   return config
 
 
 class TestPhases:
   def test_structured_then_shrunk(self, tmp_path):
-    config = _two_phases(shrink=True, recalibrate=2)
+    config = _two_phases(start__shrink=True, start__recalibrate=2)
     config.first.prune.structured = True
     config.first.prune.criterion = "l2"
     config.first.prune.distribution = "uniform"
@@ -207,7 +208,7 @@ class TestPhases:
     assert json.loads(first.spec.to_json()) != result["spec"]
 
   def test_distilled_pruned_and_quantized_at_once(self, tmp_path):
-    config = _two_phases(teacher="first", kd_weight=0.5)
+    config = _two_phases(teacher__source="first", teacher__weight=0.5)
     second = config.second
     second.network.bits = ((".*", 4, 4),)
     second.prune.density, second.prune.schedule = 0.3, "linear"
@@ -231,7 +232,7 @@ class TestPhases:
     alone = _config(epochs=2)
     before = experiment.run(alone, tmp_path / "dense")
     config = _two_phases()
-    config.first.init, config.first.epochs = str(tmp_path / "dense"), 0
+    config.first.start.init, config.first.epochs = str(tmp_path / "dense"), 0
     config.second.prune.density = 0.5
     result = experiment.run(config, tmp_path / "pruned")
     first = sources.load_network(tmp_path / "pruned", "first")
@@ -241,7 +242,8 @@ class TestPhases:
     assert phase["validation_accuracy"] == before["validation_accuracy"]
 
   def test_blocks_that_go(self, tmp_path):
-    config = _two_phases(shrink=True, drop_blocks=".*_block2", recalibrate=1,
+    config = _two_phases(start__shrink=True, start__drop_blocks=".*_block2",
+                         start__recalibrate=1,
                          epochs=0)  # fmt: skip
     for phase in (config.first, config.second):
       phase.network.blocks, phase.epochs = (1, 2), 0
@@ -349,8 +351,8 @@ class TestPhases:
       config[name] = two[name]
     for name, init in (("early", ""), ("dense", "early"), ("sparse", "dense")):
       config[name] = two.first.copy_and_resolve_references()
-      config[name].init = init
-    config.sparse.rewind = "early"
+      config[name].start.init = init
+    config.sparse.start.rewind = "early"
     config.sparse.prune.density = 0.3
     config.sparse.epochs = 0
     experiment.run(config, tmp_path)
@@ -361,7 +363,7 @@ class TestPhases:
     )
 
   def test_a_block_that_is_not_there(self, tmp_path):
-    config = _two_phases(shrink=True, drop_blocks="stage7.*")
+    config = _two_phases(start__shrink=True, start__drop_blocks="stage7.*")
     with pytest.raises(ConfigError, match="matches no block; there are"):
       experiment.run(config, tmp_path)
 
@@ -370,7 +372,7 @@ def test_group_lasso_shrinks_scales(tmp_path):
   found = []
   for weight in (0.0, 0.5):
     workdir = tmp_path / str(weight)
-    experiment.run(_config(group_lasso=weight), workdir)
+    experiment.run(_config(loss__group_lasso=weight), workdir)
     arrays = _arrays(workdir)
     scales = [a for n, a in arrays.items() if n.startswith("net.params") and
               n.endswith(".scale")]  # fmt: skip

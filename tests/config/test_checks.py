@@ -35,32 +35,32 @@ BAD = [
   ("data.name", b"digits", "one of 'cifar10', 'digits'"),
   ("data.dir", None, "a string"),
   ("student.epochs", 10.0, "such as 30"),
-  ("student.learning_rate", "0.1", "a number"),
+  ("student.optimizer.learning_rate", "0.1", "a number"),
   ("student.augment.flip", True, "'none', 'random', 'alternating'"),
   # Ranges.
   ("seed", -1, "raise it to 0"),
   ("seed", 2**31, "lower it to 2147483647"),
   ("data.order", "ids", "choose one"),
-  ("student.learning_rate", NAN, "such as 0.1"),
-  ("student.learning_rate", INF, "such as 0.1"),
-  ("student.momentum", 1.0, "lower it to 0.9999"),
-  ("student.clip_norm", 10**400, "such as 0.0"),
+  ("student.optimizer.learning_rate", NAN, "such as 0.1"),
+  ("student.optimizer.learning_rate", INF, "such as 0.1"),
+  ("student.optimizer.momentum", 1.0, "lower it to 0.9999"),
+  ("student.optimizer.clip_norm", 10**400, "such as 0.0"),
   ("student.network.resolution", 2, "raise it to 4"),
   ("student.network.scale", 9.0, "lower it to 8"),
   ("student.network.scale_multiple", 0, "raise it to 1"),
-  ("student.diversity", "logdet", "write 'log_det'"),
+  ("student.loss.likeness", "logdet", "write 'log_det'"),
   ("student.population.learning_rates", 0.5, "write (0.5,)"),
   ("student.population.temperatures", (1.0, "2"), "has '2' at index 1"),
   # Names.
-  ("student.kd_loss", "DKD", "write 'dkd'|choose one"),
-  ("student.features", "fitnet", "write 'fitnets'"),
-  ("student.teacher_cache", "eager", "choose one"),
+  ("student.teacher.loss", "DKD", "write 'dkd'|choose one"),
+  ("student.teacher.features", "fitnet", "write 'fitnets'"),
+  ("student.teacher.cache", "eager", "choose one"),
   ("student.ensemble.vote", "mean", "choose one"),
   ("data.name", "cifar100", "write 'cifar10'"),
   ("data.name", "mnist", "choose one"),
   ("progress", "", "choose one"),
   ("writers", "tensorbord", "write 'tensorboard'"),
-  ("student.optimizer", "adam", "write 'adamw'"),
+  ("student.optimizer.name", "adam", "write 'adamw'"),
   ("student.dtype", "float16", "write 'bfloat16'|write 'float32'"),
   ("student.augment.flip", "always", "choose one|alternating"),
   # Tuples by stage.
@@ -78,7 +78,6 @@ BAD = [
   ("student.network.strides", (1, 2), "write (1, 2, 1, 2)"),
   ("student.network.strides", (1, 2, 2, 5), "lower it to 4"),
   ("student.network.groups", (1, 1, 1), "must have 4 entries"),
-  ("student.network.depthwise", (True,), "write (True, True, True, True)"),
   ("student.network.depthwise", (True, 1, True, True), "has 1 at index 1"),
   # Bits.
   ("student.network.bits", (), "a tuple of rules"),
@@ -134,11 +133,12 @@ BAD = [
   ("student.prune.schedule", "cubed", "write 'cubic'"),
   ("student.prune.regrow", "rig", "write 'rigl'"),
   ("student.prune", 0.5, "must be a section"),
-  ("student.shrink", "yes", "True or False"),
-  ("student.shrink", True, "name a phase or a workdir in init"),
-  ("student.rewind", "teacher", "name a phase or a workdir in init"),
-  ("student.drop_blocks", "stage3_block2", "shrink=True"),
-  ("student.drop_blocks", "(", "must be a regex"),
+  ("student.start.shrink", "yes", "True or False"),
+  ("student.start.shrink", True, "name a phase or a workdir in start.init"),
+  ("student.start.rewind", "teacher",
+   "name a phase or a workdir in start.init"),
+  ("student.start.drop_blocks", "stage3_block2", "shrink=True"),
+  ("student.start.drop_blocks", "(", "must be a regex"),
   # Structure.
   ("student.epoch", 3, "did you mean config.student.epochs?"),
   ("student.lr", 0.1, "--help lists the fields"),
@@ -149,9 +149,9 @@ BAD = [
   ("student", None, "must be a section"),
   ("data", "digits", "set config.data.FIELD"),
   # Sources.
-  ("teacher.teacher", "student", "an earlier phase (none here)"),
-  ("teacher.init", "teacher", "an earlier phase (none here)"),
-  ("student.teacher", "student", "an earlier phase (teacher)"),
+  ("teacher.teacher.source", "student", "an earlier phase (none here)"),
+  ("teacher.start.init", "teacher", "an earlier phase (none here)"),
+  ("student.teacher.source", "student", "an earlier phase (teacher)"),
 ]  # fmt: skip
 
 # Fields that are right by themselves and wrong together; the first is named.
@@ -204,43 +204,46 @@ BAD_TOGETHER = [
     "student.network.bits": ((".*", 1, 4),)}, "needs a kernel of 2 to 7 bits"),
   ({"student.network.two_bits": "four_levels",
     "student.network.inner_bits": 3}, "needs a kernel of 2 bits"),
-  ({"student.dampening": 0.01,
+  ({"student.loss.dampening": 0.01,
     "student.network.bits": ((".*", 16, 4),)}, "weights of 8 bits or fewer"),
   ({"student.bounds.learning_rate": 0.5}, "no layer of the phase has one"),
   ({"student.calibrate.images": 100}, "no layer of the phase has one"),
   ({"student.calibrate.method": "lsq", "student.network.scales": "dynamic",
     "student.network.inner_bits": 8}, "nothing to calibrate"),
-  ({"student.warmup_epochs": 31.0}, "train longer"),
-  ({"student.warmup_epochs": 2.5, "student.epochs": 2}, "at most"),
-  ({"student.kd_weight": 0.0, "student.teacher": "teacher"}, "raise it"),
-  ({"student.self_teach": True, "student.teacher": "teacher",
-    "student.ema_decay": 0.9}, "leave one of the two out"),
-  ({"student.self_teach": True}, "such as ema_decay=0.998"),
-  ({"student.features": "fitnets"}, "name it in teacher"),
-  ({"student.features": "attention", "student.teacher": "teacher,teacher"},
+  ({"student.optimizer.warmup_epochs": 31.0}, "train longer"),
+  ({"student.optimizer.warmup_epochs": 2.5, "student.epochs": 2}, "at most"),
+  ({"student.teacher.weight": 0.0, "student.teacher.source": "teacher"},
+   "raise it"),
+  ({"student.teacher.self_teach": True, "student.teacher.source": "teacher",
+    "student.average.ema_decay": 0.9}, "leave one of the two out"),
+  ({"student.teacher.self_teach": True}, "such as average.ema_decay=0.998"),
+  ({"student.teacher.features": "fitnets"}, "name it in teacher"),
+  ({"student.teacher.features": "attention",
+    "student.teacher.source": "teacher,teacher"},
    "needs one teacher"),
-  ({"student.teacher_cache": "lazy"}, "name a teacher"),
-  ({"student.teacher_cache": "full", "student.teacher": "teacher",
-    "student.mixup": 0.2}, "a mixture is no view"),
-  ({"student.teacher_cache": "full", "student.teacher": "teacher",
+  ({"student.teacher.cache": "lazy"}, "name a teacher"),
+  ({"student.teacher.cache": "full", "student.teacher.source": "teacher",
+    "student.augment.mixup": 0.2}, "a mixture is no view"),
+  ({"student.teacher.cache": "full", "student.teacher.source": "teacher",
     "student.augment.cutout": 8}, "augment.cutout=0"),
-  ({"student.teacher_cache": "lazy", "student.teacher": "teacher",
-    "student.features": "fitnets"}, "stage outputs are not kept"),
-  ({"student.diversity_weight": 0.1}, "and only then"),
-  ({"student.diversity_weight": 0.0, "student.others": "teacher"},
+  ({"student.teacher.cache": "lazy", "student.teacher.source": "teacher",
+    "student.teacher.features": "fitnets"}, "stage outputs are not kept"),
+  ({"student.loss.diversity": 0.1}, "and only then"),
+  ({"student.loss.diversity": 0.0, "student.loss.others": "teacher"},
    "such as 0.1"),
-  ({"student.mixup": 0.2, "student.teacher": "teacher",
-    "student.kd_loss": "dkd"}, "one right class"),
-  ({"student.mixup": 0.2, "student.others": "teacher",
-    "student.diversity_weight": 0.1}, "one right class"),
+  ({"student.augment.mixup": 0.2, "student.teacher.source": "teacher",
+    "student.teacher.loss": "dkd"}, "one right class"),
+  ({"student.augment.mixup": 0.2, "student.loss.others": "teacher",
+    "student.loss.diversity": 0.1}, "one right class"),
   ({"student.population.learning_rates": (1.0, 0.5),
-    "student.population.members": 3}, "must have 1 or"),
-  ({"student.population.temperatures": (2.0,)}, "config.student.temperature"),
-  ({"student.shrink": True, "student.init": "teacher",
-    "student.population.members": 2}, "in a phase of its own"),
-  ({"student.init": "teacher", "student.ensemble.members": "teacher"},
+    "student.population.size": 3}, "must have 1 or"),
+  ({"student.population.temperatures": (2.0,)},
+   "config.student.teacher.temperature"),
+  ({"student.start.shrink": True, "student.start.init": "teacher",
+    "student.population.size": 2}, "in a phase of its own"),
+  ({"student.start.init": "teacher", "student.ensemble.members": "teacher"},
    "trains nothing"),
-  ({"student.population.members": 2, "student.ensemble.members": "teacher"},
+  ({"student.population.size": 2, "student.ensemble.members": "teacher"},
    "trains nothing"),
   ({"student.ensemble.vote": "weighted", "student.ensemble.members": "teacher",
     "data.validation": 0}, "hold some out"),
@@ -267,9 +270,9 @@ BAD_TOGETHER = [
     "student.network.strides": (4, 4, 2, 2)}, "at least 64"),
   ({"student.network.resolution": 12, "student.network.scale": -4.0},
    "now 7"),
-  ({"student.init": "teacher",
+  ({"student.start.init": "teacher",
     "student.network.widths": (32, 64, 128, 256)}, "(3, 3, 3, 64) there"),
-  ({"student.init": "teacher", "student.network.blocks": (2, 2, 3, 2)},
+  ({"student.start.init": "teacher", "student.network.blocks": (2, 2, 3, 2)},
    "missing there"),
   ({"student.network.factorize": (("stage1.*", "groups=3"),)},
    "stage1_block1/conv1: in_features (=64)"),
@@ -333,8 +336,8 @@ def test_all_problems_come_at_once():
     "teacher.network.groups": (7, 1, 1, 1),
     "student.network.bits": (("stem", 4, 4),),
     "student.augment.crop": 3,
-    "student.teacher": "student",
-    "student.warmup_epochs": 31.0,
+    "student.teacher.source": "student",
+    "student.optimizer.warmup_epochs": 31.0,
   }
   assert {fault.field for fault in _faults(_set(changes))} == set(changes)
 
@@ -378,11 +381,11 @@ def test_lists_are_tuples_as_in_json():
 
 def test_an_experiment_is_typed_and_frozen():
   config = base(PHASES)
-  put(config, "student.learning_rate", 1)
+  put(config, "student.optimizer.learning_rate", 1)
   experiment = parse(config)
   assert [phase.name for phase in experiment.phases] == list(PHASES)
   assert [phase.index for phase in experiment.phases] == [0, 1]
-  rate = experiment.phases[-1].options.learning_rate
+  rate = experiment.phases[-1].options.optimizer.learning_rate
   assert type(rate) is float and rate == 1
   for frozen, field in (
     (experiment, "seed"),
@@ -404,7 +407,11 @@ def test_devices_share_a_batch():
 
 @pytest.mark.parametrize("phases", [("train",), PHASES, ("a", "b2", "c_d")])
 def test_the_defaults_are_valid(phases):
-  assert parse(base(phases)).values == schema.defaults(phases)
+  values = parse(base(phases)).values
+  assert values["phases"] == phases
+  for name in phases:
+    assert values[name]["network"]["blocks"] == (2, 2, 2, 2)
+    assert values[name]["network"]["strides"] == (1, 2, 2, 2)
 
 
 def _arguments(path):
@@ -429,11 +436,11 @@ def test_every_config_is_valid(name):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"student.teacher": "teacher", "student.init": "teacher"},
-    {"student.init": "teacher", "student.network.bits": ((".*", 4, 4),)},
-    {"student.init": "teacher", "student.network.resolution": 16},
-    {"student.warmup_epochs": 30.0},
-    {"student.learning_rate": 1},
+    {"student.teacher.source": "teacher", "student.start.init": "teacher"},
+    {"student.start.init": "teacher", "student.network.bits": ((".*", 4, 4),)},
+    {"student.start.init": "teacher", "student.network.resolution": 16},
+    {"student.optimizer.warmup_epochs": 30.0},
+    {"student.optimizer.learning_rate": 1},
     {"data.validation": 0},
     {"data.limit": 128, "data.validation": 0},
     {"student.network.resolution": 8},
@@ -448,15 +455,15 @@ def test_every_config_is_valid(name):
     {"student.network.groups": (1, 2, 4, 8),
      "student.network.depthwise": (True, False, False, False)},
     {"student.augment.cutout": 32, "student.augment.pad": 0},
-    {"student.kd_weight": 0.0},
+    {"student.teacher.weight": 0.0},
     {"student.epochs": 0},
     {"student.epochs": 0, "student.prune.density": 0.5},
-    {"student.init": "teacher", "student.shrink": True,
+    {"student.start.init": "teacher", "student.start.shrink": True,
      "student.network.widths": (8, 8, 8, 8),
-     "student.drop_blocks": "stage1_block2"},
-    {"student.init": "teacher", "student.rewind": "teacher"},
+     "student.start.drop_blocks": "stage1_block2"},
+    {"student.start.init": "teacher", "student.start.rewind": "teacher"},
     {"student.prune.density": 0.1, "student.prune.regrow": "set"},
-    {"student.kd_weight": 1.0, "student.teacher": "teacher"},
+    {"student.teacher.weight": 1.0, "student.teacher.source": "teacher"},
     {
       "student.network.widths": (8, 16),
       "student.network.blocks": (1, 3),
@@ -469,7 +476,7 @@ def test_every_config_is_valid(name):
 )  # fmt: skip
 def test_good_values(changes):
   student = parse(_set(changes)).phases[-1]
-  assert (student.spec is None) == student.options.shrink
+  assert (student.spec is None) == student.options.start.shrink
 
 
 def test_inner_bits_leave_stem_and_head_in_8():

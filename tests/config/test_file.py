@@ -29,9 +29,9 @@ class TestJson:
 
   def test_a_field_that_was_not_there_yet_gets_its_default(self, tmp_path):
     values = json.loads(base().to_json())
-    del values["train"]["clip_norm"], values["progress"]
+    del values["train"]["optimizer"]["clip_norm"], values["progress"]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    _equal(from_json(tmp_path / "config.json"), defaults())
+    _equal(from_json(tmp_path / "config.json"), parse(defaults()).values)
 
   @pytest.mark.parametrize("name", ["cifar10", "digits"])
   def test_one_from_before_the_order_by_content(self, name, tmp_path, caplog):
@@ -55,27 +55,31 @@ class TestJson:
   def test_one_from_before_names_were_the_references(self, tmp_path):
     values = json.loads(base(("teacher", "student")).to_json())
     for name in ("teacher", "student"):
-      del values[name]["dkd_warmup"], values[name]["swa_rate"]
-    values["student"]["kd_loss"] = "dkd"
+      del values[name]["teacher"]["dkd_warmup"]
+      del values[name]["average"]["swa_rate"]
+    values["student"]["teacher"]["loss"] = "dkd"
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
     config = load(str(path))
-    losses = [config[name]["kd_loss"] for name in ("teacher", "student")]
+    losses = [
+      config[name]["teacher"]["loss"] for name in ("teacher", "student")
+    ]
     assert losses == ["kd", "dkd_mixed"]
-    assert config["teacher"]["swa_rate"] == config["student"]["swa_rate"] == 0
+    for name in ("teacher", "student"):
+      assert config[name]["average"]["swa_rate"] == 0
 
   def test_a_whole_number_is_a_number(self, tmp_path):
     values = json.loads(base().to_json())
-    values["train"]["learning_rate"] = 1
+    values["train"]["optimizer"]["learning_rate"] = 1
     (tmp_path / "config.json").write_text(json.dumps(values))
     train = parse(from_json(tmp_path / "config.json")).phases[-1]
-    assert repr(train.options.learning_rate) == "1.0"
+    assert repr(train.options.optimizer.learning_rate) == "1.0"
 
   def test_wrong_values_are_left_to_validation(self, tmp_path):
     values = json.loads(base().to_json())
     values["train"]["epochs"] = None
     values["train"]["network"]["widths"] = [8, "8", 8, 8]
-    values["train"]["learning_rate"] = True
+    values["train"]["optimizer"]["learning_rate"] = True
     values["train"]["extra"] = {"x": 1}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError) as error:
@@ -84,7 +88,7 @@ class TestJson:
     for shown in (
       "config.train.epochs (=None)",
       "config.train.network.widths (=(8, '8', 8, 8))",
-      "config.train.learning_rate (=True)",
+      "config.train.optimizer.learning_rate (=True)",
       "config.train.extra (={'x': 1})",
     ):
       assert shown in text
@@ -109,25 +113,25 @@ class TestOverride:
     "text, value",
     [
       ("seed=3", 3),
-      ("train.learning_rate=1e-3", 0.001),
-      ("train.learning_rate=2", 2),
+      ("train.optimizer.learning_rate=1e-3", 0.001),
+      ("train.optimizer.learning_rate=2", 2),
       ("train.network.widths=(8, 16)", (8, 16)),
       ("train.network.widths=8,16", (8, 16)),
       ("train.network.depthwise=(True,False)", (True, False)),
       ("train.network.widths=8", (8,)),
       ("train.network.bits=('.*', 4, 4)", ((".*", 4, 4),)),
-      ("train.self_teach=true", True),
+      ("train.teacher.self_teach=true", True),
       ("train.network.bits=(('stem', 8, 8), ('.*', 4, 4))",
        (("stem", 8, 8), (".*", 4, 4))),
-      ("train.teacher=runs/a=b", "runs/a=b"),
-      ("train.teacher=3", "3"),
-      ("train.teacher=", ""),
+      ("train.teacher.source=runs/a=b", "runs/a=b"),
+      ("train.teacher.source=3", "3"),
+      ("train.teacher.source=", ""),
       ("data.name=digits", "digits"),
       # Wrong ones stay as they are.
       ("train.epochs=ten", "ten"),
       ("train.epochs=", ""),
       ("train.epochs=1e1", 10.0),
-      ("train.learning_rate=nan", "nan"),
+      ("train.optimizer.learning_rate=nan", "nan"),
       ("train.network.widths=[8, 16]", (8, 16)),
       ("train.network.widths=(8, 16", "(8, 16"),
       ("train.new.field=3", 3),
@@ -178,12 +182,12 @@ class TestLoad:
       "from jaxr18.config import base\n"
       "def get_config(arg=''):\n"
       "  config = base()\n"
-      "  config.train.teacher = arg\n"
+      "  config.train.teacher.source = arg\n"
       "  return config\n",
     )
-    assert load(str(path))["train"]["teacher"] == ""
-    assert load(f"{path}:x")["train"]["teacher"] == "x"
-    assert load(f"{path}:a:b")["train"]["teacher"] == "a:b"
+    assert load(str(path))["train"]["teacher"]["source"] == ""
+    assert load(f"{path}:x")["train"]["teacher"]["source"] == "x"
+    assert load(f"{path}:a:b")["train"]["teacher"]["source"] == "a:b"
 
   def test_a_frozen_one(self, tmp_path):
     path = self.write(
@@ -240,8 +244,8 @@ def get_config():
   config = base()
   train = config.train
   train.epochs = np.int64(7)
-  train.learning_rate = np.float32(0.5)
-  train.momentum = np.linspace(0, 0.5, 2)[1]
+  train.optimizer.learning_rate = np.float32(0.5)
+  train.optimizer.momentum = np.linspace(0, 0.5, 2)[1]
   train.batch_size = jnp.array(64)
   train.network.widths = tuple(np.array([8, 8, 16, 16]))
   train.network.bits = (("stem", np.int64(8), 8), (".*", np.int64(4), 4))
@@ -250,16 +254,19 @@ def get_config():
 
 def sweep(add):
   for rate in np.geomspace(0.1, 0.4, 3):
-    add({"train.learning_rate": rate}, seed=np.int64(2))
+    add({"train.optimizer.learning_rate": rate}, seed=np.int64(2))
 """)
     values = load(str(path))
     assert values["train"]["prune"]["structured"] is True
     set_field(values, "train.prune.structured", False)
     train = parse(values).phases[-1].options
     assert train.epochs == 7 and train.batch_size == 64
-    assert train.learning_rate == train.momentum == 0.5
+    assert train.optimizer.learning_rate == train.optimizer.momentum == 0.5
     assert type(values["train"]["network"]["widths"][0]) is int
-    rates = [run["train.learning_rate"] for run in configfile.sweep(str(path))]
+    rates = [
+      run["train.optimizer.learning_rate"]
+      for run in configfile.sweep(str(path))
+    ]
     assert all(type(rate) is float for rate in rates)
     assert rates == pytest.approx([0.1, 0.2, 0.4])
     json.dumps(configfile.sweep(str(path)))

@@ -158,45 +158,53 @@ PLANS = {
                   a__prune__rules=(("stage.*", 0.3),)),
   "pattern": one("a", a__prune__pattern="2:4", a__prune__layers="(?!stem).*"),
   "some layers": one("a", a__prune__layers="stage2.*", **PRUNED),
-  "twice": one("a", "b", b__init="a", b__prune__density=0.2, **PRUNED),
-  "then evenly": one("a", "b", b__init="a", b__prune__density=0.3,
+  "twice": one("a", "b", b__start__init="a", b__prune__density=0.2, **PRUNED),
+  "then evenly": one("a", "b", b__start__init="a", b__prune__density=0.3,
                      b__prune__distribution="uniform", **PRUNED),
   "per output": one("a", a__prune__distribution="per_output", **PRUNED),
-  "then per output": one("a", "b", b__init="a", b__prune__density=0.3,
+  "then per output": one("a", "b", b__start__init="a", b__prune__density=0.3,
                          b__prune__distribution="per_output", **PRUNED),
   "then evenly, where some have less": one(
-    "a", "b", a__prune__density=0.2, a__prune__floor=0.0, b__init="a",
+    "a", "b", a__prune__density=0.2, a__prune__floor=0.0, b__start__init="a",
     b__prune__density=0.19, b__prune__distribution="uniform"),
-  "then a pattern": one("a", "b", b__init="a", b__prune__pattern="2:4",
+  "then a pattern": one("a", "b", b__start__init="a", b__prune__pattern="2:4",
                         b__prune__layers="(?!stem).*", **PRUNED),
-  "then bits": one("a", "b", b__init="a", b__network__bits=BITS, **PRUNED),
+  "then bits": one("a", "b", b__start__init="a", b__network__bits=BITS,
+                   **PRUNED),
   "channels": one("a", **CHANNELS),
   "channels evenly": one("a", a__prune__distribution="uniform", **CHANNELS),
-  "shrunk": one("a", "b", b__init="a", b__shrink=True, **CHANNELS),
-  "shrunk evenly": one("a", "b", b__init="a", b__shrink=True,
+  "shrunk": one("a", "b", b__start__init="a", b__start__shrink=True,
+                **CHANNELS),
+  "shrunk evenly": one("a", "b", b__start__init="a", b__start__shrink=True,
                        b__network__bits=BITS,
                        a__prune__distribution="uniform", **CHANNELS),
-  "shrunk twice": one("a", "b", "c", b__init="a", b__shrink=True,
+  "shrunk twice": one("a", "b", "c", b__start__init="a", b__start__shrink=True,
                       b__prune__structured=True, b__prune__criterion="l2",
-                      b__prune__density=0.7, c__init="b", c__shrink=True,
+                      b__prune__density=0.7, c__start__init="b",
+                      c__start__shrink=True,
                       **CHANNELS),
   "weights, then channels": one(
-    "a", "b", "c", b__init="a", b__prune__structured=True,
-    b__prune__criterion="l2", b__prune__density=0.7, c__init="b",
-    c__shrink=True, **PRUNED),
+    "a", "b", "c", b__start__init="a", b__prune__structured=True,
+    b__prune__criterion="l2", b__prune__density=0.7, c__start__init="b",
+    c__start__shrink=True, **PRUNED),
   "channels, then weights": one(
-    "a", "b", "c", b__init="a", b__prune__density=0.2, c__init="b",
-    c__shrink=True, **CHANNELS),
-  "blocks": one("a", "b", a__network__blocks=(2, 2), b__init="a",
-                b__shrink=True, b__drop_blocks="stage1_block2", **PRUNED),
-  "grouped": one("a", "b", a__network__groups=(2, 4), b__init="a",
-                 b__shrink=True, **CHANNELS | {"a__prune__density": 0.7}),
-  "depthwise": one("a", "b", a__network__depthwise=(True, True), b__init="a",
-                   b__shrink=True, **CHANNELS),
-  "low rank": one("a", "b", b__init="a", b__shrink=True, **CHANNELS,
+    "a", "b", "c", b__start__init="a", b__prune__density=0.2,
+    c__start__init="b",
+    c__start__shrink=True, **CHANNELS),
+  "blocks": one("a", "b", a__network__blocks=(2, 2), b__start__init="a",
+                b__start__shrink=True, b__start__drop_blocks="stage1_block2",
+                **PRUNED),
+  "grouped": one("a", "b", a__network__groups=(2, 4), b__start__init="a",
+                 b__start__shrink=True,
+                 **CHANNELS | {"a__prune__density": 0.7}),
+  "depthwise": one("a", "b", a__network__depthwise=(True, True),
+                   b__start__init="a",
+                   b__start__shrink=True, **CHANNELS),
+  "low rank": one("a", "b", b__start__init="a", b__start__shrink=True,
+                  **CHANNELS,
                   a__network__factorize=(("stage.*/conv.", "ranks=2,2"),)),
-  "population": one("a", a__population__members=2, **PRUNED),
-  "ensemble": one("a", "b", "c", b__init="a", b__network__bits=BITS,
+  "population": one("a", a__population__size=2, **PRUNED),
+  "ensemble": one("a", "b", "c", b__start__init="a", b__network__bits=BITS,
                   c__ensemble__members="a,b", **PRUNED),
 }  # fmt: skip
 
@@ -210,12 +218,12 @@ def test_of_a_run(plan, tmp_path):
 
 def test_of_a_run_that_starts_from_another(tmp_path):
   """What its result.json says of masks, in other bits, and shrunk."""
-  first = one("a", "b", b__init="a", b__prune__density=0.2, **CHANNELS)
+  first = one("a", "b", b__start__init="a", b__prune__density=0.2, **CHANNELS)
   result = run(first, tmp_path / "first")
   for i, changes in enumerate(
-    (dict(c__network__bits=BITS), dict(c__shrink=True))
+    (dict(c__network__bits=BITS), dict(c__start__shrink=True))
   ):
-    config = one("c", c__init=str(tmp_path / "first"), **changes)
+    config = one("c", c__start__init=str(tmp_path / "first"), **changes)
     there = Place(source=other_run.source)
     found = parse(config, there).phases[-1].outlooks
     holds(score_of(found, False), run(config, tmp_path / str(i)))
@@ -249,7 +257,7 @@ def errors(config, **place) -> str:
   return str(e.value)
 
 
-TWO = {"b__init": "a"}
+TWO = {"b__start__init": "a"}
 FOUR = (("stem|head", 8, 8), (".*", 2, 2))
 
 
@@ -279,32 +287,39 @@ FOUR = (("stem|head", 8, 8), (".*", 2, 2))
     (one("a", "b", **TWO, b__prune__density=0.5, **PRUNED),
      ["b.prune.density"], "init has at most"),
     (one("a", "b", b__network__factorize=(("stage.*/conv.", "depthwise"),),
-         **TWO, **PRUNED), ["b.init"], "does not carry over"),
-    (one("a", "b", b__shrink=True, b__drop_blocks="stage2.*", **TWO),
-     ["b.drop_blocks"], "projection"),
-    (one("a", "b", b__shrink=True, b__drop_blocks="stage1.*", **TWO),
-     ["b.drop_blocks"], "lose all its blocks"),
-    (one("a", "b", b__shrink=True, b__drop_blocks="stage7.*", **TWO),
-     ["b.drop_blocks"], "matches no block"),
+         **TWO, **PRUNED), ["b.start.init"], "does not carry over"),
+    (one("a", "b", b__start__shrink=True, b__start__drop_blocks="stage2.*",
+         **TWO),
+     ["b.start.drop_blocks"], "projection"),
+    (one("a", "b", b__start__shrink=True, b__start__drop_blocks="stage1.*",
+         **TWO),
+     ["b.start.drop_blocks"], "lose all its blocks"),
+    (one("a", "b", b__start__shrink=True, b__start__drop_blocks="stage7.*",
+         **TWO),
+     ["b.start.drop_blocks"], "matches no block"),
     (one("a", "b", a__network__blocks=(2, 1), b__network__blocks=(2, 1),
-         b__shrink=True, b__drop_blocks="stage1_block2", **TWO,
+         b__start__shrink=True, b__start__drop_blocks="stage1_block2", **TWO,
          b__network__bits=(("stage1_block2.*", 4, 4), (".*", 8, 8))),
      ["b.network.bits"], "decides no layer"),
-    (one("a", "b", "c", b__init="a", b__network__bits=BITS, c__init="b",
-         c__rewind="a"), ["c.rewind"], "bits"),
-    (one("a", "b", "c", b__init="a", b__shrink=True, c__init="b",
-         **CHANNELS), ["c.init"], "shrink=True"),
-    (one("a", "b", b__teacher="a", b__features="attention",
+    (one("a", "b", "c", b__start__init="a", b__network__bits=BITS,
+         c__start__init="b",
+         c__start__rewind="a"), ["c.start.rewind"], "bits"),
+    (one("a", "b", "c", b__start__init="a", b__start__shrink=True,
+         c__start__init="b",
+         **CHANNELS), ["c.start.init"], "shrink=True"),
+    (one("a", "b", b__teacher__source="a", b__teacher__features="attention",
          a__network__strides=(1, 1)), [], ""),
-    (one("a", "b", b__teacher="a", b__features="fitnets", a__network__widths=(
+    (one("a", "b", b__teacher__source="a", b__teacher__features="fitnets",
+         a__network__widths=(
       4, 4, 8), a__network__blocks=(1, 1, 1), a__network__strides=(1, 2, 2),
       a__network__groups=(1, 1, 1), a__network__depthwise=(False,) * 3),
-     ["b.features"], "equally many"),
-    (one("a", "b", b__teacher="a", b__features="attention",
-         a__population__members=2), ["b.teacher"], "is 2"),
-    (one("a", "b", a__population__members=2, **TWO, **PRUNED), ["b.init"],
+     ["b.teacher.features"], "equally many"),
+    (one("a", "b", b__teacher__source="a", b__teacher__features="attention",
+         a__population__size=2), ["b.teacher.source"], "is 2"),
+    (one("a", "b", a__population__size=2, **TWO, **PRUNED), ["b.start.init"],
      "masks of its own"),
-    (one("a", "b", "c", c__init="a,b", b__network__bits=BITS), ["c.init"],
+    (one("a", "b", "c", c__start__init="a,b", b__network__bits=BITS),
+     ["c.start.init"],
      "they differ"),
     (one("a", a__network__bits=FOUR, a__network__two_bits="four_levels",
          **PRUNED), ["a.network.two_bits"], "masked in stage1_block1/conv1"),
@@ -315,7 +330,7 @@ FOUR = (("stem|head", 8, 8), (".*", 2, 2))
     (one("a", "b", **TWO, b__network__bits=FOUR,
          b__network__two_bits="four_levels", **PRUNED),
      ["b.network.two_bits"], "has no zero"),
-    (one("a", "b", **TWO, b__network__bits=FOUR, b__shrink=True,
+    (one("a", "b", **TWO, b__network__bits=FOUR, b__start__shrink=True,
          b__network__two_bits="four_levels", **CHANNELS), [], ""),
     # All at once.
     (one("a", "b", a__prune__layers="x", b__prune__layers="y", **PRUNED,
@@ -342,13 +357,14 @@ def test_the_floor_of_a_published_config():
 
 def test_bits_of_a_shrunk_network_are_of_its_own_layers():
   bits = (("stage1_block3.*", 4, 4), (".*", 8, 8))
-  config = one("a", "b", a__network__blocks=(3, 1), b__init="a",
-               b__shrink=True, b__network__bits=bits, **CHANNELS)  # fmt: skip
+  config = one("a", "b", a__network__blocks=(3, 1), b__start__init="a",
+               b__start__shrink=True, b__network__bits=bits,
+               **CHANNELS)  # fmt: skip
   parse(config)
 
 
 def test_a_table_of_logits_is_of_one_process():
-  config = one("a", "b", b__teacher="a", b__teacher_cache="lazy")
+  config = one("a", "b", b__teacher__source="a", b__teacher__cache="lazy")
   parse(config)
   text = errors(config, processes=2)
-  assert text.startswith("config.b.teacher_cache ") and "2 processes" in text
+  assert text.startswith("config.b.teacher.cache ") and "2 processes" in text

@@ -15,7 +15,7 @@ from jaxr18.config import file as configfile
 from jaxr18.host import cluster
 from jaxr18.run import experiment
 
-FLAGS = ("--config.train.learning_rate=0.002",)
+FLAGS = ("--config.train.optimizer.learning_rate=0.002",)
 
 
 @pytest.fixture(scope="module")

@@ -69,15 +69,18 @@ class TestConfigFiles:
   def test_a_colon_in_its_name(self, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "from jaxr18.config import base\ndef get_config(arg=''):\n"
-    code += "  c = base()\n  c.train.init = arg\n  return c\n"
+    code += "  c = base()\n  c.train.start.init = arg\n  return c\n"
     for name in ("a:b [c].py", "d\\,e.py"):
       pathlib.Path(name).write_text(code)
       with pytest.raises(ConfigError) as e:
         configfile.load(name)
       told = str(e.value).rpartition("--config=")[2].rstrip("'")
       assert told == paths.escaped(name)  # the remedy, which works:
-      assert configfile.load(told)["train"]["init"] == ""
-      assert configfile.load(f"{told}:x\\,y:z")["train"]["init"] == "x\\,y:z"
+      assert configfile.load(told)["train"]["start"]["init"] == ""
+      assert (
+        configfile.load(f"{told}:x\\,y:z")["train"]["start"]["init"]
+        == "x\\,y:z"
+      )
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +126,12 @@ def test_a_name_that_is_read_as_two_is_told(runs, monkeypatch):
   monkeypatch.chdir(runs)
   config = tiny_run.phases("train")
   for name in ("a,b", "-m=1,seed=2", "g\\h,"):
-    config.train.init = name
+    config.train.start.init = name
     with pytest.raises(ConfigError) as e:
       parse(config, Place(source=other_run.source))
     told = str(e.value).partition("write ")[2].partition(", in Python")[0]
-    assert e.value.args[0].startswith("config.train.init")
-    config.train.init = told
+    assert e.value.args[0].startswith("config.train.start.init")
+    config.train.start.init = told
     parse(config, Place(source=other_run.source))
 
 

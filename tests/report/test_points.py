@@ -43,7 +43,7 @@ NET = spec.with_bits(NET, (("stem", 8, 4), (".*", 4, 8)))
 
 def result(seed=0, correct=80, learning_rate=0.1, charged=None, **more):
   config = base(("train",))
-  config.seed, config.train.learning_rate = seed, learning_rate
+  config.seed, config.train.optimizer.learning_rate = seed, learning_rate
   charged = charged or score(NET, sparsity=0.5)
   return {
     "test_accuracy": correct / 100,
@@ -150,7 +150,9 @@ class TestPoints:
     assert a.error == pytest.approx(0.0282842712)  # of 0.80, 0.84 with n - 1
     assert a.score == pytest.approx(score(NET, sparsity=0.5).per_layer.total)
     assert "2 seeds" in a.detail
-    assert other.error == 0 and "train.learning_rate=0.2" in other.detail
+    assert (
+      other.error == 0 and "train.optimizer.learning_rate=0.2" in other.detail
+    )
 
   @pytest.mark.parametrize(
     "names, expected",

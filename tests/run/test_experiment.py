@@ -21,6 +21,7 @@ from jaxr18.config import base
 from jaxr18.config import file as configfile
 from jaxr18.config.configdict import plain
 from jaxr18.config.faults import ConfigError
+from jaxr18.config.lift import VERSION
 from jaxr18.config.network import network_spec
 from jaxr18.config.reading import parse
 from jaxr18.cost.score import score
@@ -52,7 +53,7 @@ def shrink(config):
     phase.network.widths = (math.lcm(8, *phase.network.groups),) * stages
     phase.network.blocks = (1,) * stages
     phase.network.strides = (4, *(2, 2, 1, 1, 1, 1)[: stages - 1])
-    phase.epochs, phase.warmup_epochs, phase.batch_size = 1, 0.0, 32
+    phase.epochs, phase.optimizer.warmup_epochs, phase.batch_size = 1, 0.0, 32
   return config
 
 
@@ -85,9 +86,9 @@ def expected_spec(config, workdir):
   """The last network's: as described, or what shrinking its source leaves."""
   last = config[config.phases[-1]]
   described = network_spec(last.network)
-  if not last.shrink:
+  if not last.start.shrink:
     return described
-  source = sources.load_network(workdir, last.init)
+  source = sources.load_network(workdir, last.start.init)
   left = with_bits(shrink_lib.shrink(source).spec, last.network.bits)
   assert score(left).macs < score(described).macs
   dead = shrink_lib.dead_channels(source)
@@ -106,7 +107,7 @@ def test_each_config_runs_to_its_result(path, tmp_path):
   assert list(result["phases"]) == list(config.phases)
   charged = result["score"]["members"]  # those that vote; seeds do not
   assert result["score"]["macs"] == charged * score(spec).macs
-  tested = config[config.phases[-1]].population.members
+  tested = config[config.phases[-1]].population.size
   assert result["test_count"] == 64 * tested
   assert len(result.get("members", [0])) == max(charged, tested)
 
@@ -126,7 +127,7 @@ class TestResult:
     assert result["test_accuracy"] == result["test_correct"] / 64
     assert result["config"] == json.loads(config.to_json())
     kept = json.loads((workdir / "config.json").read_text())
-    assert kept == {"version": 2} | result["config"]
+    assert kept == {"version": VERSION} | result["config"]
     assert result["versions"]["jax"] == jax.__version__
     assert result["seconds"] == result["phases"]["train"]["seconds"] > 0
     assert result["validation_accuracy"] * 32 == pytest.approx(
@@ -195,8 +196,8 @@ class TestWorkdir:
     config = base()
     config.data.name = name
     saved = json.loads(config.to_json())
-    del saved["data"]["order"], saved["train"]["estimate"]
-    del saved["train"]["clip_norm"]  # whose default is as everything was
+    del saved["data"]["order"], saved["train"]["average"]["estimate"]
+    del saved["train"]["optimizer"]["clip_norm"]  # as everything was
     path = tmp_path / "config.json"
     path.write_text(json.dumps(saved))
     (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
@@ -205,7 +206,7 @@ class TestWorkdir:
     text = str(error.value)
     told = "data.order was 'folder' and is 'content' (which is 'folder' where a"
     assert (told in text) == (name == "cifar10")  # the digits have one order
-    assert "train.estimate was 0 and is 50" in text
+    assert "train.average.estimate was 0 and is 50" in text
     assert "clip_norm" not in text
 
     # Both remedies: that config, or its values.
@@ -213,18 +214,20 @@ class TestWorkdir:
     kept = configfile.load(str(path))
     assert not experiment.prepare_workdir(parse(kept), tmp_path)
     values = plain(config)
-    mends = ["data.order=folder", "train.estimate=0"]
+    mends = ["data.order=folder", "train.average.estimate=0"]
     configfile.override(values, mends[name == "digits" :])
     assert not experiment.prepare_workdir(parse(values), tmp_path)
 
   def test_of_another_config(self, trained):
     config, workdir, _ = trained
     other = config.copy_and_resolve_references()
-    other.train.weight_decay, other.seed = 0.0, 7
+    other.train.optimizer.weight_decay, other.seed = 0.0, 7
     with pytest.raises(checkpoint.CheckpointError) as error:
       experiment.run(other, workdir)
     assert "seed was 0 and is 7" in str(error.value)
-    assert "train.weight_decay was 0.0005 and is 0.0" in str(error.value)
+    assert "train.optimizer.weight_decay was 0.0005 and is 0.0" in str(
+      error.value
+    )
 
   def test_what_changes_no_number_may_differ(self, trained):
     config, workdir, result = trained
@@ -282,27 +285,31 @@ class TestGoingOn:
     config, workdir, _ = begun
     stamps = {p: p.stat().st_mtime_ns for p in workdir.glob("one/**/*")}
     other = config.copy_and_resolve_references()
-    other.two.learning_rate, other.data.dir = 0.05, "/elsewhere"
+    other.two.optimizer.learning_rate, other.data.dir = 0.05, "/elsewhere"
     result = experiment.run(other, workdir)
-    told = "two.learning_rate was 0.1 and is 0.05"
+    told = "two.optimizer.learning_rate was 0.1 and is 0.05"
     assert (
       f"{workdir}: the config was changed: {told}" in capfd.readouterr().err
     )
     assert result["starts"][-1]["changed"] == [told]
-    assert result["config"]["two"]["learning_rate"] == 0.05
+    assert result["config"]["two"]["optimizer"]["learning_rate"] == 0.05
     kept = configfile.from_json(workdir / "config.json")
-    assert kept["two"]["learning_rate"] == 0.05 and sealed.demanded(workdir)
+    assert kept["two"]["optimizer"][
+      "learning_rate"
+    ] == 0.05 and sealed.demanded(workdir)
     for path, stamp in stamps.items():
       assert path.stat().st_mtime_ns == stamp
     fresh = experiment.run(other, workdir / "fresh")
     for key in ("test_correct", "test_loss", "validation_accuracy"):
       assert result[key] == fresh[key]
-    with pytest.raises(checkpoint.CheckpointError, match="two.learning_rate"):
+    with pytest.raises(
+      checkpoint.CheckpointError, match="two.optimizer.learning_rate"
+    ):
       experiment.run(config, workdir)  # it is finished
 
   @pytest.mark.parametrize(
     "field, value",
-    [("one.weight_decay", 0.0), ("seed", 3), ("data.limit", 60)],
+    [("one.optimizer.weight_decay", 0.0), ("seed", 3), ("data.limit", 60)],
   )
   def test_what_has_begun_may_not(self, begun, field, value):
     config, workdir, _ = begun
@@ -321,14 +328,15 @@ class TestGoingOn:
     with pytest.raises(checkpoint.CheckpointError, match="phases was"):
       experiment.run(config, workdir)
     config = tiny_run.phases("one", "three")
-    config.three.init, config.three.epochs = "one", 0
+    config.three.start.init, config.three.epochs = "one", 0
     assert list(experiment.run(config, workdir)["phases"]) == ["one", "three"]
 
   def test_an_older_config_has_the_defaults_of_what_it_lacks(self, begun):
     config, workdir, result = begun
     path = workdir / "config.json"
     values = json.loads(path.read_text())
-    del values["version"], values["one"]["swa_from"], values["two"]["mixup"]
+    del values["version"], values["one"]["average"]["swa_from"]
+    del values["two"]["augment"]["mixup"]
     path.write_text(json.dumps(values))
     again = experiment.run(config, workdir)
     assert again["test_correct"] == result["test_correct"]
@@ -338,14 +346,14 @@ class TestGoingOn:
     config, workdir, result = begun
     teacher = tmp_path_factory.mktemp("teacher") / "run"
     experiment.run(tiny_run.phases("one"), teacher)
-    config.two.teacher = str(teacher)
+    config.two.teacher.source = str(teacher)
     experiment.run(config, workdir)
     shutil.rmtree(teacher)
     (workdir / "result.json").unlink()
     assert experiment.run(config, workdir)["test_count"] == 64
     (workdir / "two" / "phase.json").unlink()
     (workdir / "result.json").unlink()
-    with pytest.raises(ConfigError, match="config.two.teacher"):
+    with pytest.raises(ConfigError, match="config.two.teacher.source"):
       experiment.run(config, workdir)
 
   def test_another_arithmetic_is_said_once_and_kept(
@@ -391,7 +399,7 @@ class TestGoingOn:
       remedy.follow(e.value)
       assert not path.exists() and not (workdir / "result.json").exists()
     other = config.copy_and_resolve_references()
-    other.one.weight_decay = 0.0
+    other.one.optimizer.weight_decay = 0.0
     with pytest.raises(
       checkpoint.CheckpointError, match="is gone.*one.weight_decay was 0.0005"
     ):
@@ -405,7 +413,7 @@ class TestGoingOn:
     teacher = tmp_path_factory.mktemp("teacher") / "run"
     other = tiny_run.phases("one")
     experiment.run(other, teacher)
-    config.two.teacher, config.two.epochs = str(teacher), 2
+    config.two.teacher.source, config.two.epochs = str(teacher), 2
     result = experiment.run(config, workdir)
     for path in ("result.json", "two/phase.json"):
       (workdir / path).unlink()
@@ -441,7 +449,7 @@ class TestSources:
   def chained(cls, tmp_path_factory):
     """A float phase, then the same network in 4 bits, taught by it."""
     config = two_stages("first", "second")
-    config.second.init = config.second.teacher = "first"
+    config.second.start.init = config.second.teacher.source = "first"
     config.second.network.bits = (("stem", 32, 32), (".*", 4, 4))
     workdir = tmp_path_factory.mktemp("chained")
     return config, workdir, experiment.run(config, workdir)
@@ -556,7 +564,7 @@ class TestSources:
     copy = tmp_path / "run"
     copy.mkdir()
     other = config.copy_and_resolve_references()
-    other.train.teacher = str(tmp_path / "gone")
+    other.train.teacher.source = str(tmp_path / "gone")
     (copy / "config.json").write_text(other.to_json())
     (copy / "result.json").write_text((workdir / "result.json").read_text())
     assert experiment.run(other, copy) == result
@@ -576,7 +584,7 @@ class TestSources:
     step = result["phases"]["train"]["step"]
     shutil.rmtree(source / "train" / "checkpoints" / str(step))
     student = two_stages("train")
-    student.train.teacher = str(source)
+    student.train.teacher.source = str(source)
     with pytest.raises(ConfigError, match="there is no .* any more") as e:
       experiment.run(student, tmp_path / "student")
     remedy.follow(e.value)
@@ -588,7 +596,7 @@ class TestSources:
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")
     config = two_stages("train")
-    config.train.teacher = str(tmp_path / "begun")
+    config.train.teacher.source = str(tmp_path / "begun")
     with pytest.raises(ConfigError, match="begun is not finished"):
       experiment.run(config, tmp_path / "run")
 
@@ -614,9 +622,9 @@ class TestStatistics:
     c = config.train
     # An epoch has a single batch, so which images it is does not matter.
     config.data.limit = c.batch_size = 32
-    c.epochs, c.estimate = 2, 3
+    c.epochs, c.average.estimate = 2, 3
     for name, value in changes.items():
-      setattr(c, name, value)
+      setattr(c.average, name, value)
     return config
 
   def running(self, workdir):
@@ -637,7 +645,7 @@ class TestStatistics:
     bits = changes.pop("bits", 32)
     config.train.network.bits = ((".*", bits, bits),)
     for name, value in changes.items():
-      setattr(config.train, name, value)
+      setattr(config.train.average, name, value)
     experiment.run(config, tmp_path)
     net = sources.load_network(tmp_path)
     dataset = experiment.load_data(parse(config).data)
@@ -662,7 +670,7 @@ class TestStatistics:
 
   def test_of_a_population_are_each_members_own(self, tmp_path):
     config = self.config(ema_decay=0.9)
-    config.train.population.members = 2
+    config.train.population.size = 2
     experiment.run(config, tmp_path / "both")
     pair = sources.load_networks(tmp_path / "both")
     dataset = experiment.load_data(parse(config).data)
@@ -675,7 +683,7 @@ class TestStatistics:
 
   def test_of_a_soup_are_those_of_its_weights(self, tmp_path):
     config = tiny_run.phases("one", "two", "soup")
-    config.soup.init, config.soup.epochs = "one,two", 0
+    config.soup.start.init, config.soup.epochs = "one,two", 0
     config.data.limit = config.soup.batch_size
     experiment.run(config, tmp_path)
     net = sources.load_network(tmp_path)

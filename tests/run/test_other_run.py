@@ -36,10 +36,10 @@ def assert_told(changes, field, told):
 @pytest.mark.parametrize(
   "field, value, told",
   [
-    ("student.init", "nobody", "there is no nobody/result.json"),
-    ("student.teacher", "/nonexistent/run", "holds no run"),
-    ("student.teacher", "/nonexistent/net.pth", "/nonexistent/net.pth"),
-    ("student.init", "/nonexistent/net.pt", "/nonexistent/net.pt"),
+    ("student.start.init", "nobody", "there is no nobody/result.json"),
+    ("student.teacher.source", "/nonexistent/run", "holds no run"),
+    ("student.teacher.source", "/nonexistent/net.pth", "/nonexistent/net.pth"),
+    ("student.start.init", "/nonexistent/net.pt", "/nonexistent/net.pt"),
     ("student.ensemble.members", "teacher,nobody", "holds no run"),
   ],
 )
@@ -73,18 +73,18 @@ class TestOtherRuns:
 
   def test_home_is_expanded(self, workdir, monkeypatch):
     monkeypatch.setenv("HOME", str(workdir.parent))
-    check({"student.teacher": f"~/{workdir.name}"})
+    check({"student.teacher.source": f"~/{workdir.name}"})
 
   def test_init_of_another_shape(self, workdir):
     widths = {"student.network.widths": (8, 8, 8, 8)}
-    changes = {"student.init": str(workdir)} | widths
-    assert_told(changes, "student.init", "(3, 3, 3, 8) here")
-    check({"student.teacher": str(workdir)} | widths)
+    changes = {"student.start.init": str(workdir)} | widths
+    assert_told(changes, "student.start.init", "(3, 3, 3, 8) here")
+    check({"student.teacher.source": str(workdir)} | widths)
 
   def test_other_data(self, workdir):
     changes = {"data.name": "digits", "data.validation": 200}
-    changes |= {"student.teacher": str(workdir)}
-    assert_told(changes, "student.teacher", "it was 'cifar10'")
+    changes |= {"student.teacher.source": str(workdir)}
+    assert_told(changes, "student.teacher.source", "it was 'cifar10'")
 
   @pytest.mark.parametrize(
     "changes, told",
@@ -95,8 +95,8 @@ class TestOtherRuns:
     ],
   )
   def test_other_validation_images(self, workdir, changes, told):
-    changes = changes | {"student.teacher": str(workdir)}
-    assert_told(changes, "student.teacher", told)
+    changes = changes | {"student.teacher.source": str(workdir)}
+    assert_told(changes, "student.teacher.source", told)
     check(changes | {"data.validation": 0})
 
   def test_one_from_before_the_order_by_content(self, workdir):
@@ -104,28 +104,30 @@ class TestOtherRuns:
     result = json.loads(path.read_text())
     del result["config"]["data"]["order"]
     path.write_text(json.dumps(result))
-    teacher = {"student.teacher": str(workdir)}
-    assert_told(teacher, "student.teacher", "--config.data.order=folder")
+    teacher = {"student.teacher.source": str(workdir)}
+    assert_told(teacher, "student.teacher.source", "--config.data.order=folder")
     check(teacher | {"data.order": "folder"})
 
   def test_one_that_is_not_finished(self, workdir):
     (workdir / "result.json").unlink()
-    changes = {"student.teacher": str(workdir)}
-    assert_told(changes, "student.teacher", "is not finished")
+    changes = {"student.teacher.source": str(workdir)}
+    assert_told(changes, "student.teacher.source", "is not finished")
     parse(_set(changes))
 
   @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec": 3}'])
   def test_a_damaged_result(self, workdir, text):
     (workdir / "result.json").write_text(text)
-    changes = {"student.teacher": str(workdir)}
-    assert_told(changes, "student.teacher", "result.json")
+    changes = {"student.teacher.source": str(workdir)}
+    assert_told(changes, "student.teacher.source", "result.json")
 
   def test_a_damaged_spec(self, workdir):
     path = workdir / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"spec": {}}))
-    assert_told({"student.init": str(workdir)}, "student.init", "description")
+    assert_told(
+      {"student.start.init": str(workdir)}, "student.start.init", "description"
+    )
 
   def test_a_checkpoint_that_was_removed(self, workdir):
     (workdir / "train" / "checkpoints" / "7").rmdir()
-    changes = {"student.teacher": str(workdir)}
-    assert_told(changes, "student.teacher", "any more")
+    changes = {"student.teacher.source": str(workdir)}
+    assert_told(changes, "student.teacher.source", "any more")

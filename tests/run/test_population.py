@@ -159,10 +159,10 @@ def tiny_config(**train):
     )
     c.network.groups, c.network.depthwise = (1, 1), (False, False)
     c.network.resolution = 8
-    c.epochs, c.batch_size, c.warmup_epochs = 1, 32, 0.0
-    c.augment.pad, c.learning_rate = 1, 0.05
+    c.epochs, c.batch_size, c.optimizer.warmup_epochs = 1, 32, 0.0
+    c.augment.pad, c.optimizer.learning_rate = 1, 0.05
   config.teacher.epochs = 0
-  config.train.teacher, config.train.epochs = "teacher", 2
+  config.train.teacher.source, config.train.epochs = "teacher", 2
   for name, value in train.items():
     fields.put(config, f"train.{name.replace('__', '.')}", value)
   return config
@@ -177,9 +177,9 @@ def last_net(workdir, i, steps=4):
 @pytest.fixture(scope="module")
 def population(tmp_path_factory):
   config = tiny_config(
-    population__members=2,
+    population__size=2,
     population__learning_rates=(1.0, 0.5),
-    teacher_cache="lazy",
+    teacher__cache="lazy",
     prune__density=0.5,
     prune__begin=0.5,
   )
@@ -195,7 +195,7 @@ class TestExperiment:
     )
     alone.seed = 1
     # The teacher is the phase before, of another seed here: take that one.
-    alone.train.teacher = str(workdir / "teacher_run")
+    alone.train.teacher.source = str(workdir / "teacher_run")
     teacher = tiny_config()
     teacher.phases = ("teacher",)
     del teacher.unlock()["train"]

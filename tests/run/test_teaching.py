@@ -152,15 +152,15 @@ def test_it_differs_from_the_others(diversity):
 def test_swa_is_its_papers():
   """The rate falls to where the mean begins, stays, and ends no epoch at 0."""
   c = tiny_run.phases("train").train
-  c.epochs, c.swa_from = 4, 0.5
-  c.learning_rate = 0.1
+  c.epochs, c.average.swa_from = 4, 0.5
+  c.optimizer.learning_rate = 0.1
   # After 2, 3 and 4 epochs, which are steps 5, 8 and 11 from 0.
   assert build.average(c, 3) == Average(0.0, 5, 3)
   assert build.hold_from(c, 3) == 6
   how = dict(steps=12, warmup_steps=0, momentum=0.0, weight_decay=0.0)
   tx = tiny_run.optimizer(
     learning_rate=0.1, clip_norm=0.0, hold_from=6,
-    hold_rate=c.swa_rate, **how,
+    hold_rate=c.average.swa_rate, **how,
   )  # fmt: skip
   one = {"kernel": jnp.ones(1)}
   opt_state, rates = tx.init(one), []
@@ -170,10 +170,10 @@ def test_swa_is_its_papers():
   np.testing.assert_allclose(rates[:7:3], [0.1, 0.075, 0.05], rtol=1e-5)
   np.testing.assert_allclose(rates[6:], 0.05, rtol=1e-5)
   # Without it: the mean of a run's tail, under the rate of every run.
-  c.swa_rate = 0.0
+  c.average.swa_rate = 0.0
   assert build.average(c, 3) == Average(0.0, 6, 1)
   assert build.hold_from(c, 3) is None
-  c.swa_from = 1.0
+  c.average.swa_from = 1.0
   assert build.average(c, 3) is None and build.hold_from(c, 3) is None
 
 
@@ -197,7 +197,10 @@ def test_from_a_config_to_a_table_and_back(tmp_path):
   """Two teachers, their table filled at once, and a second run that reads."""
   config = tiny_run.phases("one", "two", "student")
   config.one.epochs = config.two.epochs = 0
-  config.student.teacher, config.student.teacher_cache = "one, two", "full"
+  config.student.teacher.source, config.student.teacher.cache = (
+    "one, two",
+    "full",
+  )
   result = experiment.run(config, tmp_path)
   (folder,) = (tmp_path / "teacher_logits").iterdir()
   checks = np.fromfile(folder / "checks.u32", np.uint32)
@@ -215,7 +218,10 @@ def test_stages_that_do_not_fit_are_refused(tmp_path):
   config.teacher.epochs = 0
   config.teacher.network.strides = (1, 1)
   config.teacher.network.resolution = 12
-  config.student.teacher, config.student.features = "teacher", "attention"
+  config.student.teacher.source, config.student.teacher.features = (
+    "teacher",
+    "attention",
+  )
   with pytest.raises(experiment.ConfigError, match=r"\[8, 4\] and \[12, 12\]"):
     experiment.run(config, tmp_path)
 
@@ -223,7 +229,10 @@ def test_stages_that_do_not_fit_are_refused(tmp_path):
 def test_a_signal_is_seen_before_a_table_is_filled(tmp_path):
   config = tiny_run.phases("teacher", "student")
   config.teacher.epochs = 0
-  config.student.teacher, config.student.teacher_cache = "teacher", "full"
+  config.student.teacher.source, config.student.teacher.cache = (
+    "teacher",
+    "full",
+  )
 
   class Later(StopSignal):
     """Received only once the teacher is there."""

@@ -156,7 +156,7 @@ class TestCandidates:
       ({"train__prune__distribution": "global"}, "'uniform', 'erk'"),
       ({"train__prune__schedule": "cubic", "train__prune__end": 0.9},
        "at or after 2.7 epochs"),
-      ({"train__population__members": 2}, "no place in a search"),
+      ({"train__population__size": 2}, "no place in a search"),
     ],
     ids=str,
   )  # fmt: skip
@@ -471,7 +471,9 @@ class TestWork:
 
 
 def test_training_that_is_not_finite_fails_its_trial_alone(tmp_path):
-  config = load(train__learning_rate=100.0, train__weight_decay=10.0)
+  config = load(
+    train__optimizer__learning_rate=100.0, train__optimizer__weight_decay=10.0
+  )
   study = begin(config, tmp_path)
   work = trial.find_work(study, config, tmp_path, 1)
   with work.lock:

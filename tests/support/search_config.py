@@ -15,8 +15,8 @@ def get_config():
   network.widths, network.blocks, network.strides = (4, 8), (1, 1), (1, 2)
   network.groups, network.depthwise = (1, 1), (False, False)
   network.resolution = 8
-  train.epochs, train.batch_size, train.warmup_epochs = 3, 16, 0.5
-  train.augment.pad, train.ema_decay = 1, 0.5
+  train.epochs, train.batch_size, train.optimizer.warmup_epochs = 3, 16, 0.5
+  train.augment.pad, train.average.ema_decay = 1, 0.5
   train.prune.distribution = "erk"
   search.rungs, search.score_budget = (1, 2), 4e-4
   search.widths, search.blocks = ((4, 8), (8,)), ((1,), (1,))

@@ -19,8 +19,8 @@ def get_config(arg=""):
   train.network.resolution = 8
   train.batch_size = 16
   train.epochs = int(arg or 3)
-  train.warmup_epochs = 1.0
-  train.learning_rate = 0.02
-  train.ema_decay = 0.9
+  train.optimizer.warmup_epochs = 1.0
+  train.optimizer.learning_rate = 0.02
+  train.average.ema_decay = 0.9
   train.augment.pad = 1
   return config

@@ -173,7 +173,7 @@ def phases(*names: str):
     n = c.network
     n.widths, n.blocks, n.strides = (4, 8), (1, 1), (1, 2)
     n.groups, n.depthwise, n.resolution = (1, 1), (False, False), 8
-    c.epochs, c.batch_size, c.warmup_epochs = 1, 32, 0.0
+    c.epochs, c.batch_size, c.optimizer.warmup_epochs = 1, 32, 0.0
     c.augment.pad = 1
   return config
 

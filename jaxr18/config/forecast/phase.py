@@ -47,7 +47,7 @@ def foresee(
     fault(field, must, mend)
 
   out, plan = [], build.plan(c.prune, steps)
-  for member in range(c.population.members):
+  for member in range(c.population.size):
     one = start_of(c, sources, member, tell)
     if one is not None and not told and plan is not None:
       origin = (*one.masks, (name, member))
@@ -83,13 +83,14 @@ def check_features(
   fault: Tell,
 ) -> None:
   """Notes stage outputs of student and teacher that cannot be compared."""
-  if c.features == "none" or teachers is None:
+  if c.teacher.features == "none" or teachers is None:
     return
   if len(teachers) > 1:
-    fault("teacher", f"must be one network with features={c.features!r}, and"
-          f" is {len(teachers)}", "name one")  # fmt: skip
+    fault("teacher.source", "must be one network with teacher.features"
+          f" (={c.teacher.features!r}), and is {len(teachers)}",
+          "name one")  # fmt: skip
   for teacher in teachers[:1]:
     try:
       check_stages(stage_sides(found[0].spec), stage_sides(teacher.spec))
     except ValueError as e:
-      fault("features", f"cannot be compared: {e}", "or write 'none'")
+      fault("teacher.features", f"cannot be compared: {e}", "or write 'none'")

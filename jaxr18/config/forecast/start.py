@@ -28,27 +28,29 @@ def start_of(
   c: PhaseOptions, sources: Sources, member: int, tell: Tell
 ) -> Outlook | None:
   """What one member begins with; None where it cannot be, or is not known."""
-  if not c.init:
+  if not c.start.init:
     return outlook_of(network_spec(c.network))
-  base = _taken(c, "init", sources["init"], member, tell)
+  base = _taken(c, "start.init", sources["start.init"], member, tell)
   if base is None:
-    missing = sources["init"] is None and not c.shrink
-    return outlook_of(network_spec(c.network), c.init) if missing else None
-  if c.rewind and sources["rewind"] is not None:
-    to = _taken(c, "rewind", sources["rewind"], member, tell)
+    missing = sources["start.init"] is None and not c.start.shrink
+    return (
+      outlook_of(network_spec(c.network), c.start.init) if missing else None
+    )
+  if c.start.rewind and sources["start.rewind"] is not None:
+    to = _taken(c, "start.rewind", sources["start.rewind"], member, tell)
     if to is not None and to.fixed and base.fixed and to.spec != base.spec:
       tell(
-        "rewind",
+        "start.rewind",
         "must be an earlier state of what init names, in the same bits and"
         f" forms: {_difference(base.spec, to.spec)}",
         "name a phase of the same `network`",
       )
-  if c.shrink:
+  if c.start.shrink:
     return _shrunk(c, base, tell)
   spec = network_spec(c.network)
   if not base.fixed:
     tell(
-      "init",
+      "start.init",
       "has widths that are known only when it has been trained, and"
       " `network` has others",
       "set shrink=True, which takes what init has",
@@ -56,7 +58,7 @@ def start_of(
     return None
   if difference := misfit(spec, base.spec):
     tell(
-      "init",
+      "start.init",
       f"must have the layers of `network`: {difference}",
       "give both the same widths, blocks and strides",
     )
@@ -68,7 +70,7 @@ def _taken(c, field, found, member: int, tell: Tell) -> Outlook | None:
   """What a member takes of all that a field names; None if it cannot."""
   if found is None:
     return None
-  own = of_member(found, c.population.members, member)
+  own = of_member(found, c.population.size, member)
   if own is not None:
     return own
   if any(o.unknown for o in found):
@@ -109,14 +111,14 @@ def _difference(a: NetSpec, b: NetSpec) -> str:
 def _shrunk(c, base: Outlook, tell: Tell) -> Outlook | None:
   """As `sources.shrunk`, then in the phase's bits."""
   try:
-    drop = matching_blocks(base.spec, c.drop_blocks)
+    drop = matching_blocks(base.spec, c.start.drop_blocks)
   except ValueError as e:
-    tell("drop_blocks", str(e), "name some of them")
+    tell("start.drop_blocks", str(e), "name some of them")
     return None
   try:
     spec, moves = without_blocks(base.spec, drop)
   except ValueError as e:
-    tell("drop_blocks", f"must leave a network: {e}", "drop others")
+    tell("start.drop_blocks", f"must leave a network: {e}", "drop others")
     return None
   stays = {g.name for g in channel_groups(spec)}
   alive = moved(base.alive, base.spec, moves)
@@ -161,7 +163,7 @@ def _in_form(spec: NetSpec, base: Outlook, tell: Tell) -> Outlook | None:
   if pruned and not base.unknown:
     forms = form_of(old[pruned[0]]), form_of(new[pruned[0]])
     tell(
-      "init",
+      "start.init",
       f"has pruned {', '.join(dict.fromkeys(pruned))}, and a mask does not"
       f" carry over from {forms[0]!r} to {forms[1]!r}",
       "shrink the network before, prune it after, or keep the form",
