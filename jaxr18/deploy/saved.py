@@ -1,0 +1,203 @@
+"""One network in one file: saved as it is trained on, or unpacked.
+
+`save` and `load` keep every number of a network. `unpack` makes a network that
+trains on of a packed file, which holds only what evaluation needs: batch norm
+is folded there, so it comes back with a mean of 0 and a variance of 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxr18.deploy import packed
+from jaxr18.host.errors import ToldError
+from jaxr18.host.inputs import read_bytes
+from jaxr18.nn import network
+from jaxr18.nn.network import Network
+from jaxr18.nn.resnet import BATCH_NORM_EPSILON
+from jaxr18.nn.spec import (
+  HALF_BITS,
+  LEARNED_BITS,
+  Layer,
+  NetSpec,
+  batch_norm_of,
+  has_four_levels,
+)
+
+SUFFIX = ".npz"
+FORMAT = "jaxr18 network 1"
+_TREES = ("params", "batch_stats", "masks")
+
+
+class SavedError(ToldError, ValueError):
+  """A file that holds no network."""
+
+
+def to_bytes(net: Network) -> bytes:
+  """A network's numbers, masks and spec as an .npz file; see `from_bytes`."""
+  arrays = {
+    f"{tree}/{path}": np.asarray(leaf)
+    for tree in _TREES
+    for path, leaf in _flat(jax.device_get(getattr(net, tree))).items()
+  }
+  meta = {"format": FORMAT, "spec": net.spec.to_json(), "hash": _hash(arrays)}
+  out = io.BytesIO()
+  np.savez(out, meta=np.array(json.dumps(meta)), **arrays)
+  return out.getvalue()
+
+
+def load(path: str | os.PathLike) -> Network:
+  """The network that `to_bytes` wrote to a file.
+
+  Raises:
+    SavedError: it cannot be read, is damaged, or is no such file.
+  """
+  try:
+    with np.load(io.BytesIO(read_bytes(path))) as file:
+      arrays = dict(file)
+    meta = json.loads(arrays.pop("meta").item())
+    if meta["format"] != FORMAT:
+      raise ValueError(f"its format is {meta['format']!r}, expected {FORMAT!r}")
+    if meta["hash"] != _hash(arrays):
+      raise ValueError("its arrays are not what was written")
+    spec = NetSpec.from_json(meta["spec"])
+  except OSError as e:
+    raise SavedError(f"cannot read {path}: {e.strerror or e}") from e
+  except (
+    ValueError,
+    LookupError,
+    TypeError,
+    zipfile.BadZipFile,
+    EOFError,
+  ) as e:
+    raise SavedError(
+      f"{path} is damaged or no saved network ({e!r}); save it again"
+    ) from e
+  trees = {tree: {} for tree in _TREES}
+  for name, array in arrays.items():
+    tree, _, path_in = name.partition("/")
+    trees[tree][path_in] = jnp.asarray(array)
+  nested = {
+    k: traverse_util.unflatten_dict(v, sep="/") for k, v in trees.items()
+  }
+  return Network(**nested, spec=spec)
+
+
+def unpack(path: str | os.PathLike) -> Network:
+  """A packed file's network, which trains on.
+
+  Kernels of 2 to 7 bits get a learned bound for each output channel
+  (`w_scales="learned_channel"`), since it alone says where their grid ended.
+  Kernels of 8 bits find their grid anew, so their codes may differ: by at most
+  half of a step. Weights that were stored as removed are masked.
+
+  Raises:
+    packed.PackedError: as `packed.read`.
+  """
+  described, arrays = packed.read(path)
+  spec = _trainable(NetSpec.from_json(json.dumps(described["spec"])))
+  net = network.init(jax.random.key(0), spec)
+  params, stats, masks = (
+    _flat(tree) for tree in (net.params, net.batch_stats, net.masks)
+  )
+  stored = {x["path"]: x for xs in described["units"].values() for x in xs}
+  for layer in spec.layers():
+    kernel, mask = _kernel(stored[layer.path], arrays)
+    shape = params[f"{layer.path}/kernel"].shape
+    masks[f"{layer.path}/kernel"] = jnp.asarray(mask.reshape(shape))
+    params |= _numbers(layer, kernel.reshape(shape), arrays)
+    if (norm := batch_norm_of(layer)) is not None:
+      one = jnp.ones(layer.features)
+      stats[f"{norm}/mean"] = 0 * one
+      stats[f"{norm}/var"] = (1 - BATCH_NORM_EPSILON) * one
+  trees = (traverse_util.unflatten_dict(t, sep="/")
+           for t in (params, stats, masks))  # fmt: skip
+  return Network(**dict(zip(_TREES, trees, strict=True)), spec=spec)
+
+
+def _trainable(spec: NetSpec) -> NetSpec:
+  """The spec with learned bounds where kernels have 2 to 7 bits."""
+
+  def learned(unit: Any) -> Any:
+    if unit is None or unit.w_bits not in LEARNED_BITS:
+      return unit
+    return dataclasses.replace(unit, w_scales="learned_channel")
+
+  block = lambda b: dataclasses.replace(
+    b, **{f: learned(conv) for f, conv in vars(b).items()}
+  )
+  return dataclasses.replace(
+    spec,
+    stem=learned(spec.stem),
+    head=learned(spec.head),
+    stages=tuple(tuple(map(block, stage)) for stage in spec.stages),
+  )
+
+
+def _kernel(entry: dict, arrays) -> tuple[np.ndarray, np.ndarray]:
+  """A stored kernel, codes or floats, and which of its weights are kept."""
+  path, size = entry["path"], int(np.prod(entry["kernel_shape"]))
+  mask = np.ones(size, bool)
+  if entry["encoding"] == "bitmask":
+    mask = packed.unpack_bits(arrays[f"{path}.mask"], size, 1) > 0
+  elif entry["encoding"] == "indices":
+    width = int(np.ceil(np.log2(size)))
+    kept = packed.unpack_bits(arrays[f"{path}.indices"], entry["kept"], width)
+    mask = np.isin(np.arange(size), kept)
+  return packed.kernel(entry, arrays), mask
+
+
+def _numbers(layer: Layer, kernel: np.ndarray, arrays) -> dict[str, Any]:
+  """A layer's parameters by path, from what is stored of it."""
+  path, norm, out = layer.path, batch_norm_of(layer), {}
+  scale = arrays.get(f"{path}.scale", np.ones(layer.features, np.float32))
+  if layer.w_bits < HALF_BITS:
+    # A batch norm whose scale was negative turned the stored scale's sign.
+    sign = np.where(scale < 0, -1, 1).astype(np.float32)
+    steps = np.where(scale == 0, 1, np.abs(scale))
+    if layer.w_bits in LEARNED_BITS:
+      out[f"{path}/kernel_bound"] = jnp.asarray(_bound(layer, kernel))
+    kernel, scale = kernel * steps, np.where(scale == 0, 0, sign)
+  out[f"{path}/kernel"] = jnp.asarray(kernel, jnp.float32)
+  if f"{path}.input_bound" in arrays:
+    out[f"{path}/input_bound"] = jnp.asarray(arrays[f"{path}.input_bound"])
+  bias = arrays.get(f"{path}.bias")
+  if norm is not None:
+    out[f"{norm}/scale"] = jnp.asarray(scale, jnp.float32)
+    out[f"{norm}/bias"] = jnp.asarray(bias)
+  elif bias is not None:
+    out[f"{path}/bias"] = jnp.asarray(bias)
+  return out
+
+
+def _bound(layer: Layer, codes: np.ndarray) -> np.ndarray:
+  """Where each channel's grid ends, in root mean squares of its weights."""
+  axes = tuple(range(codes.ndim - 1))
+  count = np.maximum((codes != 0).sum(axes), 1)
+  size = np.sqrt((codes.astype(np.float64) ** 2).sum(axes) / count)
+  last = 3 if has_four_levels(layer) else 2 ** (layer.w_bits - 1) - 1
+  return np.float32(last / np.where(size == 0, 1, size))
+
+
+def _flat(tree) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _hash(arrays: dict[str, np.ndarray]) -> str:
+  """SHA-256 of names, types, shapes and bytes."""
+  digest = hashlib.sha256()
+  for name in sorted(arrays):
+    a = np.ascontiguousarray(arrays[name])
+    digest.update(f"{name} {a.dtype} {a.shape}\n".encode() + a.tobytes())
+  return digest.hexdigest()
