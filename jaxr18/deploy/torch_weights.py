@@ -34,7 +34,7 @@ from absl import logging
 
 from jaxr18.data.augment import normalize
 from jaxr18.data.dataset import CIFAR10_MEAN, CIFAR10_STD
-from jaxr18.deploy import packed
+from jaxr18.deploy import packed, saved
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import check_file
 from jaxr18.nn import network
@@ -68,9 +68,10 @@ _LEAVES = {
 _SHOWN = 6  # names in an error
 _BATCH = 200  # images at once in the check
 
-# What a file of PyTorch's is known by.
+# What a file of one network is known by.
 SUFFIXES = (
   ".pt", ".pth", ".th", ".pth.tar", ".ckpt", ".bin", ".safetensors",
+  saved.SUFFIX,
 )  # fmt: skip
 _SAFETENSORS = {
   "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
@@ -79,7 +80,7 @@ _SAFETENSORS = {
 
 
 def is_name(source: str | os.PathLike) -> bool:
-  """Whether a source names a file of PyTorch's, and no phase or workdir."""
+  """Whether a source names a file of one network, and no phase or workdir."""
   source = os.path.expanduser(source)
   return source.endswith(SUFFIXES) and not os.path.isdir(source)
 
@@ -105,7 +106,10 @@ class _Weights(NamedTuple):
 
 
 def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
-  """Reads a file of torch.save or of safetensors, without running its code.
+  """Reads a network from a file, without running any code in it.
+
+  Files of torch.save and of safetensors hold PyTorch's weights; those of
+  `saved.to_bytes` and packed ones are our own.
 
   Args:
     path: of a state_dict, or of a dict that holds one under 'net',
@@ -121,8 +125,12 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
       more than tensors and plain values, or the weights do not fit.
   """
   path = os.fspath(path)
+  if path.endswith(saved.SUFFIX):
+    return saved.load(path)
   try:
     check_file(path)
+    if _is_packed(path):
+      return saved.unpack(path)
     if path.endswith(".safetensors"):
       loaded = _read_safetensors(path)
     else:
@@ -137,18 +145,22 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
     raise WeightsError(f"{path}: {e}") from e
 
 
+def _is_packed(path: str) -> bool:
+  """Whether a safetensors file is a packed network of ours."""
+  if not path.endswith(".safetensors"):
+    return False
+  with open(path, "rb") as f:
+    head = f.read(1 << 16)
+  return packed.FORMAT.encode() in head
+
+
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
   with open(path, "rb") as f:
     data = f.read()
   end = 8 + int.from_bytes(data[:8], "little")
   try:
     header = json.loads(data[8:end])
-    meta = header.pop("__metadata__", {})
-    if meta.get("format") == packed.FORMAT:
-      raise WeightsError(
-        f"{path} is a packed network of jaxr18; give the workdir that it was"
-        " exported from"
-      )
+    header.pop("__metadata__", None)
     return {name: _of_safetensors(t, data, end) for name, t in header.items()}
   except (ValueError, LookupError, TypeError, AttributeError) as e:
     if isinstance(e, WeightsError):

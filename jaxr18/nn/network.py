@@ -4,6 +4,7 @@ Every technique is a pure function `Network -> Network`, and they chain.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,6 +34,30 @@ class Network:
   batch_stats: Any
   masks: Any
   spec: NetSpec = struct.field(pytree_node=False)
+
+  def __repr__(self) -> str:
+    layers = self.spec.layers()
+    stages = "-".join(
+      str(stage[-1].conv2.features) for stage in self.spec.stages
+    )
+    bits = "/".join(str(b) for b in sorted({x.w_bits for x in layers}))
+    return (
+      f"Network({stages} channels, {len(layers)} layers,"
+      f" {sum(math.prod(x.kernel_shape) for x in layers):,} weights of"
+      f" {bits} bits, {sum(x.macs for x in layers):,} MACs)"
+    )
+
+  def _repr_html_(self) -> str:
+    """A table of the layers, for notebooks."""
+    names = ("layer", "kernel", "groups", "weight bits", "input bits", "MACs")
+    rows = [
+      (x.path, "x".join(map(str, x.kernel_shape)), x.groups, x.w_bits,
+       x.a_bits, f"{x.macs:,}")
+      for x in self.spec.layers()
+    ]  # fmt: skip
+    cells = lambda kind, row: "".join(f"<{kind}>{c}</{kind}>" for c in row)
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><tr>{cells('th', names)}</tr>{body}</table>"
 
 
 Transform = Callable[[Network], Network]
