@@ -124,7 +124,8 @@ def test_a_strangers_script(digits, tmp_path):
   config.data.validation = 200
   fields = [
     "more.network.widths=(12, 24, 56)", "more.network.blocks=(2, 3, 3)",
-    "more.network.inner_bits=4", "more.network.w_scales=learned",
+    "more.network.strides=(1, 2, 2)", "more.network.groups=(1, 1, 1)",
+    "more.network.depthwise=(False, False, False)", "more.network.inner_bits=4", "more.network.w_scales=learned",
     "more.epochs=1", "more.augment.flip=none", "more.augment.pad=1",
     f"more.init={tmp_path}/start.npz", "more.warmup_epochs=0",
     "more.learning_rate=0.02",
