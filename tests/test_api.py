@@ -92,7 +92,7 @@ def test_saves_and_loads(small, tmp_path):
   path = jaxr18.save(jaxr18.prune(small, 0.3), f"{tmp_path}/net.npz")
   back = jaxr18.load(str(path))
   assert (
-    jaxr18.score(back).exact == jaxr18.score(jaxr18.prune(small, 0.3)).exact
+    jaxr18.score(back).per_layer == jaxr18.score(jaxr18.prune(small, 0.3)).per_layer
   )
   with pytest.raises(ValueError, match=r"must end in \.npz"):
     jaxr18.save(small, tmp_path / "net.bin")
@@ -115,7 +115,7 @@ def test_a_strangers_script(digits, tmp_path):
   """Loads a shipped network, compresses it, trains on, exports, runs it."""
   ort = pytest.importorskip("onnxruntime")
   net = jaxr18.load(SHIPPED)
-  assert jaxr18.score(net).exact.total == pytest.approx(0.011163, abs=1e-6)
+  assert jaxr18.score(net).per_layer.total == pytest.approx(0.011163, abs=1e-6)
   net = jaxr18.prune(net, 0.5, layers="stage.*")
   net = jaxr18.quantize(net, 4, digits, w_scales="learned")
   jaxr18.save(net, tmp_path / "start.npz")
@@ -133,7 +133,7 @@ def test_a_strangers_script(digits, tmp_path):
   result = jaxr18.run(config, tmp_path / "run", *fields)
   assert result["test_accuracy"] > 0.2
   trained = jaxr18.load(tmp_path / "run")
-  assert jaxr18.score(trained).exact == jaxr18.score(net).exact
+  assert jaxr18.score(trained).per_layer == jaxr18.score(net).per_layer
   file = jaxr18.export(trained, tmp_path / "net.onnx", digits)
   session = ort.InferenceSession(str(file))
   logits = session.run(None, {"images": digits.test.images})[0]
