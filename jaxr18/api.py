@@ -333,12 +333,15 @@ def run(config: Any, workdir: Path, *fields: str) -> dict[str, Any]:
     What result.json holds.
   """
   from jaxr18.config import file
+  from jaxr18.config.configdict import plain
   from jaxr18.run import experiment
 
   if isinstance(config, str | os.PathLike):
-    config = file.load(os.fspath(config))
-  file.override(config, list(fields))
-  return experiment.run(config, paths.folder(os.fspath(workdir)))
+    values = file.load(os.fspath(config))
+  else:
+    values = plain(config)
+  file.override(values, fields)
+  return experiment.run(values, paths.folder(os.fspath(workdir)))
 
 
 def _images(data: Dataset, spec: NetSpec, count: int) -> jax.Array:

@@ -91,9 +91,8 @@ def test_quantized_networks_get_their_bounds(small, digits):
 def test_saves_and_loads(small, tmp_path):
   path = jaxr18.save(jaxr18.prune(small, 0.3), f"{tmp_path}/net.npz")
   back = jaxr18.load(str(path))
-  assert (
-    jaxr18.score(back).per_layer == jaxr18.score(jaxr18.prune(small, 0.3)).per_layer
-  )
+  expected = jaxr18.score(jaxr18.prune(small, 0.3))
+  assert jaxr18.score(back).per_layer == expected.per_layer
   with pytest.raises(ValueError, match=r"must end in \.npz"):
     jaxr18.save(small, tmp_path / "net.bin")
 
@@ -125,7 +124,8 @@ def test_a_strangers_script(digits, tmp_path):
   fields = [
     "more.network.widths=(12, 24, 56)", "more.network.blocks=(2, 3, 3)",
     "more.network.strides=(1, 2, 2)", "more.network.groups=(1, 1, 1)",
-    "more.network.depthwise=(False, False, False)", "more.network.inner_bits=4", "more.network.w_scales=learned",
+    "more.network.depthwise=(False, False, False)",
+    "more.network.inner_bits=4", "more.network.w_scales=learned",
     "more.epochs=1", "more.augment.flip=none", "more.augment.pad=1",
     f"more.init={tmp_path}/start.npz", "more.warmup_epochs=0",
     "more.learning_rate=0.02",
