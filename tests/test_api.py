@@ -127,8 +127,8 @@ def test_a_strangers_script(digits, tmp_path):
     "more.network.depthwise=(False, False, False)",
     "more.network.inner_bits=4", "more.network.w_scales=learned",
     "more.epochs=1", "more.augment.flip=none", "more.augment.pad=1",
-    f"more.init={tmp_path}/start.npz", "more.warmup_epochs=0",
-    "more.learning_rate=0.02",
+    f"more.start.init={tmp_path}/start.npz", "more.optimizer.warmup_epochs=0",
+    "more.optimizer.learning_rate=0.02",
   ]  # fmt: skip
   result = jaxr18.run(config, tmp_path / "run", *fields)
   assert result["test_accuracy"] > 0.2
