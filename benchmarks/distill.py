@@ -67,9 +67,8 @@ def random_images(n: int) -> data.Dataset:
 def make_step(dataset, taught: bool, members=()):
   """The optimizer and the step of configs/kd_population.py."""
   optimizer = state_lib.make_optimizer(
-    "sgd", learning_rate=0.1, steps=3510, warmup_steps=702, momentum=0.9,
-    weight_decay=5e-4, clip_norm=0.0,
-  )  # fmt: skip
+    "sgd", state_lib.Rate(0.1, 3510, 702), weight_decay=5e-4
+  )
   augment = Augment(PAD, FLIP, mean=dataset.mean, std=dataset.std)
   answers = (terms.cross_entropy(),)
   if taught:

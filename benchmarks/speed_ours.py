@@ -67,13 +67,7 @@ class Ours:
     self.images = jnp.asarray(images)
     self.size = len(batch.labels)
     optimizer = state_lib.make_optimizer(
-      "sgd",
-      learning_rate=0.01,
-      steps=10_000,
-      warmup_steps=0,
-      momentum=0.9,
-      weight_decay=5e-4,
-      clip_norm=0.0,
+      "sgd", state_lib.Rate(0.01, 10_000), weight_decay=5e-4
     )
     self.net = net
     self.state = replicate(state_lib.create(net, optimizer, False), mesh)

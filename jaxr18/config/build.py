@@ -142,19 +142,22 @@ def optimizer(
     movement: whether its state sums what movement pruning asks for.
   """
   start = hold_from(c, steps_per_epoch)
+  rate = state.Rate(
+    c.optimizer.learning_rate,
+    c.epochs * steps_per_epoch,
+    round(c.optimizer.warmup_epochs * steps_per_epoch),
+    start,
+    c.average.swa_rate if start else 0.0,
+  )
   return state.make_optimizer(
     c.optimizer.name,
-    learning_rate=c.optimizer.learning_rate,
-    steps=c.epochs * steps_per_epoch,
-    warmup_steps=round(c.optimizer.warmup_epochs * steps_per_epoch),
+    rate,
     momentum=c.optimizer.momentum,
     weight_decay=c.optimizer.weight_decay,
     clip_norm=c.optimizer.clip_norm,
     bounds_rate=c.bounds.learning_rate,
     bounds_decay=c.bounds.weight_decay,
     movement=movement,
-    hold_from=start,
-    hold_rate=c.average.swa_rate if start else 0.0,
   )
 
 

@@ -50,6 +50,7 @@ from jaxr18.host.errors import writing
 from jaxr18.host.files import removing, write_json
 from jaxr18.host.locks import alone_in
 from jaxr18.host.paths import names
+from jaxr18.host.stop import StopSignal
 from jaxr18.host.workdir import FORMAT, read_result
 from jaxr18.nn import conv, machine, network
 from jaxr18.nn.network import Network
@@ -57,15 +58,20 @@ from jaxr18.nn.spec import HALF_BITS, NetSpec
 from jaxr18.run import members, other_run, sources, teaching
 from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
-from jaxr18.train.evaluate import Evaluation, evaluate
+from jaxr18.train.evaluate import Evaluation, Validation, evaluate
+from jaxr18.train.feed import Feed
 from jaxr18.train.files import latest_step, read_phase
-from jaxr18.train.loop import StopSignal, train
+from jaxr18.train.hooks import Hook, pruning
+from jaxr18.train.loop import Training, train
+from jaxr18.train.progress import Reporter
 from jaxr18.train.step import (
   make_gradients,
   make_mesh,
   make_train_step,
+  replicate,
   shard,
 )
+from jaxr18.train.store import PhaseStore
 from jaxr18.train.writers import Writer
 
 
@@ -79,7 +85,8 @@ class Run:
     dataset: of the experiment.
     mesh: over which batches are split.
     stop: says whether a signal has come.
-    writer, watch: of `loop.train`.
+    writer: gets each epoch's numbers too.
+    hooks: of the training loop, after those that prune and show.
   """
 
   experiment: Experiment
@@ -88,7 +95,7 @@ class Run:
   mesh: jax.sharding.Mesh
   stop: StopSignal
   writer: Writer | None = None
-  watch: Callable[[dict[str, Any]], bool] | None = None
+  hooks: tuple[Hook, ...] = ()
 
 
 def run(
@@ -358,85 +365,100 @@ def run_phase(run: Run, phase: Phase) -> dict[str, Any]:
   Returns:
     What phase.json holds: the chosen step, its validation accuracy, seconds.
   """
-  experiment, workdir, name = run.experiment, run.workdir, phase.name
-  dataset, mesh, stop = run.dataset, run.mesh, run.stop
-  directory = workdir / name
+  directory = run.workdir / phase.name
   done = directory / "phase.json"
   if done.exists():
     return read_phase(directory)
   c = phase.options
-  meta = {"config": experiment.saved(), "phase": name}
+  meta = {"config": run.experiment.saved(), "phase": phase.name}
   if c.ensemble.members:
-    with stop.may_leave(f"config.{name}"):
+    with run.stop.may_leave(f"config.{phase.name}"):
       info = members.save_ensemble(
-        c, workdir, directory, dataset, meta,
-        eval_batch_size=experiment.eval_batch_size, mesh=mesh,
+        c, run.workdir, directory, run.dataset, meta,
+        eval_batch_size=run.experiment.eval_batch_size, mesh=run.mesh,
       )  # fmt: skip
-    write_together(done, info)
-    return info
-  steps_per_epoch = len(dataset.train.labels) // c.batch_size
-  steps = c.epochs * steps_per_epoch
-  seeds = member_seeds(c, experiment.seed)
-  with stop.may_leave(f"config.{name}"):
-    meta["sources"] = {
-      field: sources.identities(workdir, value)
-      for field, value in (
-        ("init", c.start.init),
-        ("rewind", c.start.rewind),
-        ("teacher", c.teacher.source),
-        ("others", c.loss.others),
-      )
-    }
-    teachers = teaching.load_teachers(c, workdir)
-    begun = [begin(run, phase, teachers, steps, i) for i in range(len(seeds))]
-  plan, dtype = begun[0].plan, training_type(phase, mesh)
-  optimizer = build.optimizer(
-    c, steps_per_epoch, plan is not None and plan.criterion == "movement"
-  )
-  average, each = build.average(c, steps_per_epoch), build.members(c)
-  terms = build.terms(c)
-  augment = build.augment(c, dataset)
-  cached = teaching.open_cache(
-    c, teachers, dataset, workdir, batch_size=experiment.eval_batch_size,
-    progress=experiment.progress, stop=stop, where=f"config.{name}",
-    dtype=dtype,
-  )  # fmt: skip
-  if cached is not None:
-    teachers = teachers._replace(nets=())
-  net, projections, key = stacked(begun) if each else begun[0][:3]
-  estimate = None
-  if c.average.estimate and (average is not None or _shifts(c, net.spec)):
-    estimate = estimator(c, net.spec, key, dataset, mesh)
-  _, info = train(
-    state_lib.create(
-      net, optimizer, average is not None, projections, estimate is not None
-    ),
-    make_train_step(terms, optimizer, augment, average, mesh, dtype, each),
-    dataset,
-    phase=name,
-    directory=directory,
-    meta=meta,
-    teachers=teachers,
-    key=key,
-    seed=seeds if each else experiment.seed,
-    epochs=c.epochs,
-    batch_size=c.batch_size,
-    eval_batch_size=experiment.eval_batch_size,
-    every_seconds=experiment.checkpoint.every_seconds,
-    progress=experiment.progress,
-    mesh=mesh,
-    stop=stop,
-    update=_update_each(begun) if plan else None,
-    update_due=plan.due if plan else lambda step: False,
-    gradients=make_gradients(terms, augment, average, mesh, dtype, each),
-    estimate=estimate,
-    select_from=plan.last + 1 if plan and c.epochs else 0,
-    cached=cached,
-    writer=run.writer,
-    watch=run.watch,
-  )
+  else:
+    info = _train_phase(run, phase, directory, meta)
   write_together(done, info)
   return info
+
+
+def _train_phase(
+  run: Run, phase: Phase, directory: pathlib.Path, meta: dict[str, Any]
+) -> dict[str, Any]:
+  """Trains a phase, or goes on with it; returns what its store tells."""
+  c, dataset, mesh = phase.options, run.dataset, run.mesh
+  steps_per_epoch = len(dataset.train) // c.batch_size
+  seeds, each = member_seeds(c, run.experiment.seed), build.members(c)
+  with run.stop.may_leave(f"config.{phase.name}"):
+    meta["sources"] = _identities(c, run.workdir)
+    teachers = teaching.load_teachers(c, run.workdir)
+    steps = c.epochs * steps_per_epoch
+    begun = [begin(run, phase, teachers, steps, i) for i in range(len(seeds))]
+    plan, dtype = begun[0].plan, training_type(phase, mesh)
+    table = teaching.open_cache(
+      run.experiment, phase, teachers, dataset, run.workdir, run.stop, dtype
+    )
+    net, projections, key = stacked(begun) if each else begun[0][:3]
+    average = build.average(c, steps_per_epoch)
+    estimate = None
+    if c.average.estimate and (average is not None or _shifts(c, net.spec)):
+      estimate = estimator(c, net.spec, key, dataset, mesh)
+    movement = plan is not None and plan.criterion == "movement"
+    optimizer = build.optimizer(c, steps_per_epoch, movement)
+    state = state_lib.create(
+      net, optimizer, average is not None, projections, estimate is not None
+    )
+    if table is not None:
+      teachers = teachers._replace(nets=())
+    teachers, key = replicate((teachers, key), mesh)
+  seed = seeds if each else seeds[0]
+  feed = Feed(dataset.train, c.batch_size, seed, key, mesh, table)
+  terms, augment = build.terms(c), build.augment(c, dataset)
+  t = Training(
+    phase.name,
+    make_train_step(terms, optimizer, augment, average, mesh, dtype, each),
+    feed,
+    teachers,
+    c.epochs,
+    mesh,
+    Validation(dataset, run.experiment.eval_batch_size, mesh),
+    estimate,
+  )
+  hooks = _watchers(run, t)
+  if plan is not None:
+    gradients = make_gradients(terms, augment, average, mesh, dtype, each)
+    update = _update_each(begun)
+    hooks = [pruning(feed, teachers, plan.due, update, gradients), *hooks]
+  meta["network"] = "net" if average is None else "average"
+  meta["spec"], meta["data"] = net.spec.to_json(), dataset.fingerprint
+  store = PhaseStore(
+    directory,
+    meta,
+    every_seconds=run.experiment.checkpoint.every_seconds,
+    select_from=plan.last + 1 if plan is not None and c.epochs else 0,
+  )
+  train(t, state, store, hooks, run.stop)
+  return store.close()
+
+
+def _identities(c: PhaseOptions, workdir: pathlib.Path) -> dict[str, Any]:
+  """What a phase learns from, by which a resumed one knows it again."""
+  named = {
+    "init": c.start.init,
+    "rewind": c.start.rewind,
+    "teacher": c.teacher.source,
+    "others": c.loss.others,
+  }
+  return {k: sources.identities(workdir, v) for k, v in named.items()}
+
+
+def _watchers(run: Run, t: Training) -> list[Hook]:
+  """The hooks that show how far a phase is, and those that were given."""
+  mode = run.experiment.progress if jax.process_index() == 0 else "none"
+  shown = Reporter(t.name, t.epochs, t.feed.steps, t.feed.batch_size, mode)
+  written = [] if run.writer is None else [run.writer.hook(t.name)]
+  return [*written, shown.hook(), *run.hooks]
 
 
 def _shifts(c: PhaseOptions, spec: NetSpec) -> bool:

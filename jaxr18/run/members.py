@@ -53,7 +53,7 @@ def save_ensemble(
     c: of the phase.
     workdir: of the run.
     directory: of the phase; gets checkpoints/0.
-    meta: as `loop.train` takes it.
+    meta: goes into the checkpoint.
 
   Returns:
     What phase.json holds: accuracies on validation images of the members and
@@ -73,20 +73,7 @@ def save_ensemble(
     vote = max(votes, key=votes.get)  # of equal ones the simplest
   if c.ensemble.vote != "select":
     vote = c.ensemble.vote
-  arrays = {}
-  for i, net in enumerate(nets):
-    parts = dict(
-      params=net.params, batch_stats=net.batch_stats, masks=net.masks
-    )
-    arrays |= checkpoint.flatten({f"member{i}": parts})
-  manager = checkpoint.open_manager(directory / "checkpoints", {})
-  if manager.latest_step() is None:
-    specs = [net.spec.to_json() for net in nets]
-    checkpoint.save(
-      manager, 0, arrays, meta | {"members": specs, "data": dataset.fingerprint}
-    )
-  checkpoint.finish(manager)
-  manager.close()
+  _keep(directory, nets, meta | {"data": dataset.fingerprint})
   return {
     "step": 0,
     "epoch": 0,
@@ -98,6 +85,24 @@ def save_ensemble(
     "weights": weights,
     "seconds": time.monotonic() - began,
   }
+
+
+def _keep(
+  directory: pathlib.Path, nets: Sequence[Network], meta: dict[str, Any]
+) -> None:
+  """Writes the members' arrays as checkpoint 0, unless it is there."""
+  arrays = {}
+  for i, net in enumerate(nets):
+    parts = dict(
+      params=net.params, batch_stats=net.batch_stats, masks=net.masks
+    )
+    arrays |= checkpoint.flatten({f"member{i}": parts})
+  manager = checkpoint.open_manager(directory / "checkpoints", {})
+  if manager.latest_step() is None:
+    specs = [net.spec.to_json() for net in nets]
+    checkpoint.save(manager, 0, arrays, meta | {"members": specs})
+  checkpoint.finish(manager)
+  manager.close()
 
 
 def answer(
@@ -150,28 +155,8 @@ def test_members(
   for row, accuracy in zip(rows, found, strict=True):
     row["validation_accuracy"] = accuracy
   if names(c.ensemble.members):
-    weights = phase["weights"]
-    charged = ensemble_score([(net.spec, net.masks) for net in nets])
-    votes = {
-      how: answer(logits, labels, how, weights)
-      for how in ensemble.VOTES
-      if how != "weighted" or weights is not None
-    }
-    more |= {
-      "vote": phase["vote"],
-      "weights": weights,
-      "votes": {
-        how: {
-          "test_accuracy": found.accuracy,
-          "test_loss": found.loss,
-          "validation_accuracy": phase["votes"].get(how),
-        }
-        for how, found in votes.items()
-      },
-      "specs": [json.loads(net.spec.to_json()) for net in nets],
-      "score": json.loads(charged.to_json()),
-    }
-    return votes[phase["vote"]], more
+    chosen, votes = _test_votes(nets, logits, labels, phase)
+    return chosen, more | votes
   rates = factors(c, "learning_rates")
   temperatures = factors(c, "temperatures")
   for i, row in enumerate(rows):
@@ -184,6 +169,33 @@ def test_members(
     statistics.mean(one.loss for one in each),
   )
   return total, more
+
+
+def _test_votes(
+  nets: Sequence[Network], logits: np.ndarray, labels: np.ndarray, phase
+) -> tuple[Evaluation, dict[str, Any]]:
+  """Counts what the chosen vote answers, and tells of all votes."""
+  weights = phase["weights"]
+  charged = ensemble_score([(net.spec, net.masks) for net in nets])
+  votes = {
+    how: answer(logits, labels, how, weights)
+    for how in ensemble.VOTES
+    if how != "weighted" or weights is not None
+  }
+  return votes[phase["vote"]], {
+    "vote": phase["vote"],
+    "weights": weights,
+    "votes": {
+      how: {
+        "test_accuracy": found.accuracy,
+        "test_loss": found.loss,
+        "validation_accuracy": phase["votes"].get(how),
+      }
+      for how, found in votes.items()
+    },
+    "specs": [json.loads(net.spec.to_json()) for net in nets],
+    "score": json.loads(charged.to_json()),
+  }
 
 
 def _row(net: Network, found: Evaluation) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import time
 import jax
 
 from jaxr18.compress import distill
+from jaxr18.config.experiment import Experiment, Phase
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.schema import PhaseOptions
+from jaxr18.data.dataset import Dataset
 from jaxr18.host.paths import names
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn.network import Network, stage_features, stage_sides
@@ -65,28 +67,31 @@ def make_projections(
 
 
 def open_cache(
-  c: PhaseOptions,
+  experiment: Experiment,
+  phase: Phase,
   teachers: Teachers,
-  dataset,
+  dataset: Dataset,
   workdir: pathlib.Path,
-  *,
-  batch_size: int,
-  progress: str,
   stop: StopSignal,
-  where: str,
   dtype,
 ) -> CachedTeacher | None:
   """The table of the teacher's logits, filled if `teacher.cache` is 'full'.
 
   Args:
-    batch_size: images a step of filling it.
-    progress: 'none' says nothing.
+    experiment: says how many images a step of filling it takes, and whether
+      its progress is told.
+    phase: whose teachers they are.
+    teachers: of the phase.
+    dataset: of the experiment.
+    workdir: of the run; holds the tables.
+    stop: a signal may end the process while the table is filled.
     dtype: of the phase's convolutions, the teacher's among them.
 
   Raises:
     ConfigError: several processes would write one file.
     Stopped: a stop signal came; what was computed is kept.
   """
+  c, where = phase.options, f"config.{phase.name}"
   if c.teacher.cache == "none":
     return None
   if jax.process_count() > 1:
@@ -103,11 +108,11 @@ def open_cache(
 
   def say(text: str) -> None:
     nonlocal said
-    if progress != "none" and time.monotonic() - said > 10:
+    if experiment.progress != "none" and time.monotonic() - said > 10:
       said = time.monotonic()
       print(f"{where}: {text}", file=sys.stderr, flush=True)
 
   if c.teacher.cache == "full":
     with stop.may_leave(f"{where}.teacher.cache", cached.flush):
-      cached.fill(min(batch_size, len(dataset.train)), say)
+      cached.fill(min(experiment.eval_batch_size, len(dataset.train)), say)
   return cached

@@ -21,7 +21,8 @@ from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.run import experiment, sources
 from jaxr18.search import halving, storage
 from jaxr18.search.storage import Study, StudyError
-from jaxr18.train.loop import TrainingError
+from jaxr18.train.hooks import Hook
+from jaxr18.train.store import TrainingError
 from jaxr18.train.writers import Writer
 
 # So many candidates in a row that are not to be trained, or that fail, end the
@@ -248,7 +249,13 @@ def train(
     with contextlib.closing(writer):
       phases = experiment.train_phases(
         experiment.Run(
-          candidate, work.folder, dataset, mesh, stop, writer, watch
+          candidate,
+          work.folder,
+          dataset,
+          mesh,
+          stop,
+          writer,
+          (Hook(after_epoch=watch),),
         )
       )
   except Stopped:

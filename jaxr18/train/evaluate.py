@@ -1,5 +1,6 @@
 """Counting correct answers, every image once, whatever the batch size."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxr18.compress import ensemble
 from jaxr18.data.augment import normalize
+from jaxr18.data.dataset import Dataset
 from jaxr18.deploy import integer
 from jaxr18.deploy.fold import fold
 from jaxr18.host.files import STEADIER, NotFiniteError
@@ -64,6 +66,13 @@ def predict(
   sums of codes scaled once: the simulation that trains it rounds otherwise, and
   now and then a value in the middle of two codes goes to the other. Stacked
   networks give [n, members, classes], all simulated in one program.
+
+  Args:
+    net: one network, or stacked ones.
+    images: uint8 [n, height, width, channels].
+    dataset: gives mean and deviation of the channels.
+    batch_size: images a step, over all devices.
+    mesh: over which a batch is split.
   """
   devices = mesh.devices.size
   batch_size = -(-min(batch_size, len(images)) // devices) * devices
@@ -123,11 +132,50 @@ def evaluate(
   """The network's answers on all images of a split.
 
   Of stacked networks a list, one for each member.
+
+  Args:
+    net: one network, or stacked ones.
+    split: the images, of the data set.
+    dataset, batch_size, mesh: as `predict`.
   """
   logits = predict(net, split.images, dataset, batch_size, mesh)
   if logits.ndim == 3:
     return [count(logits[:, i], split.labels) for i in range(logits.shape[1])]
   return count(logits, split.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+  """Measures networks on a data set's validation images, if it has any.
+
+  Attributes:
+    dataset: whose images they are.
+    batch_size: images a step.
+    mesh: over which a batch is split.
+  """
+
+  dataset: Dataset
+  batch_size: int
+  mesh: Mesh
+
+  def compile(self, net: Network) -> None:
+    """Compiles what `accuracies` runs, on the first images."""
+    images = self.dataset.validation.images[: self.batch_size]
+    if len(images):
+      predict(net, images, self.dataset, self.batch_size, self.mesh)
+
+  def accuracies(self, net: Network) -> list[float]:
+    """Returns the accuracy of the network, or of each of the stacked ones.
+
+    Raises:
+      NotFiniteError: a logit is NaN or infinite.
+    """
+    split = self.dataset.validation
+    if not len(split):
+      return []
+    found = evaluate(net, split, self.dataset, self.batch_size, self.mesh)
+    each = found if isinstance(found, list) else [found]
+    return [one.accuracy for one in each]
 
 
 def count(logits: np.ndarray, labels: np.ndarray) -> Evaluation:

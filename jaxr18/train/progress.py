@@ -1,13 +1,16 @@
 """Telling a person how far training is, on a terminal or in a log."""
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from jaxr18.train.clock import Clock
+from jaxr18.train.hooks import Hook
 
 
 def duration(seconds: float) -> str:
@@ -18,20 +21,6 @@ def duration(seconds: float) -> str:
   return f"{hours}:{tail}" if hours else tail
 
 
-class _Clock:
-  """Counts images and seconds from its start."""
-
-  def __init__(self):
-    self.started, self.images, self.paused = time.monotonic(), 0, 0.0
-
-  def seconds(self) -> float:
-    return time.monotonic() - self.started
-
-  def rate(self) -> float:
-    """Images a second of training: pauses are left out."""
-    return self.images / max(1e-9, self.seconds() - self.paused)
-
-
 class Reporter:
   """A live bar where there is a terminal, else one plain line an epoch.
 
@@ -39,15 +28,30 @@ class Reporter:
   had compiled.
   """
 
-  def __init__(self, phase: str, epochs: int, steps_per_epoch: int, mode: str):
-    """Shows that the phase begins; mode is 'auto', 'bar', 'plain' or 'none'."""
+  def __init__(
+    self,
+    phase: str,
+    epochs: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    mode: str,
+  ):
+    """Shows that the phase begins.
+
+    Args:
+      phase: its name.
+      epochs, steps_per_epoch: of the phase.
+      batch_size: images a step of one network.
+      mode: 'auto', 'bar', 'plain' or 'none'.
+    """
     if mode == "auto":
       mode = "bar" if sys.stderr.isatty() else "plain"
     self._phase, self._epochs, self._mode = phase, epochs, mode
     self._steps_per_epoch = steps_per_epoch
     self._total = epochs * steps_per_epoch
+    self._batch_size, self._clock = batch_size, Clock()
     self._validation, self._shown = "", 0.0
-    self.start(0)
+    self._first, self._told = 0, -1
     self._bar = None
     if mode == "bar":
       self._bar = Progress(
@@ -61,17 +65,26 @@ class Reporter:
       )
       self._bar.start()
 
-  def start(self, step: int) -> None:
-    """Starts the clocks, after compilation, at the step to go on from."""
-    self._first = step
-    self._clock, self._epoch_clock = _Clock(), _Clock()
+  def hook(self) -> Hook:
+    """Returns what the training loop calls."""
+    return Hook(
+      begin=self.begin,
+      after_step=self.step,
+      validating=self.validating,
+      after_epoch=self.epoch,
+      close=self.close,
+    )
+
+  def begin(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+    """Starts the clock, after compilation, at the step to go on from."""
+    self._first, self._told = step, rows[-1]["step"] if rows else -1
+    self._clock.restart()
     if step:
       self._line(f"{self._phase}: goes on at step {step} of {self._total}")
 
-  def step(self, step: int, images: int, loss: float) -> None:
-    """After each step, with the images and the loss of one."""
-    self._clock.images += images
-    self._epoch_clock.images += images
+  def step(self, step: int, loss: np.ndarray) -> None:
+    """After each step, with its loss, or each member's."""
+    self._clock.add(self._batch_size * loss.size)
     now = time.monotonic()
     if self._bar and now - self._shown > 0.2:
       self._shown = now
@@ -79,29 +92,23 @@ class Reporter:
       self._show(
         step,
         f"epoch {epoch}/{self._epochs} {self._clock.rate():.0f} images/s"
-        f" loss {loss:.3f}{self._validation} {duration(self._left(step))} left",
+        f" loss {loss.mean():.3f}{self._validation}"
+        f" {duration(self._left(step))} left",
       )
 
-  @contextlib.contextmanager
-  def validating(self, step: int) -> Iterator[None]:
-    """Leaves the time within out of the images a second."""
-    began = time.monotonic()
+  def validating(self, step: int) -> None:
+    """Leaves the time until the epoch's line out of the images a second."""
+    self._clock.pause()
     self._show(step, "validating")
-    yield
-    for clock in (self._clock, self._epoch_clock):
-      clock.paused += time.monotonic() - began
-
-  def timing(self) -> dict[str, float]:
-    """Of the epoch so far, as far as this process ran it."""
-    clock = self._epoch_clock
-    return {"images_per_second": clock.rate(), "seconds": clock.seconds()}
 
   def epoch(self, row: dict[str, Any]) -> None:
     """After each epoch, with its line of metrics.jsonl."""
+    self._clock.go_on()
     accuracy, step = row["validation_accuracy"], row["step"]
+    if step <= self._told:  # by an earlier process
+      return
     shown = "" if accuracy is None else f" val {accuracy:.2%}"
     self._validation = shown
-    self._epoch_clock = _Clock()
     if not self._total:
       self._line(f"{self._phase}: no training{shown}")
       return

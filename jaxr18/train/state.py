@@ -1,5 +1,6 @@
 """What training carries from one step to the next, and its optimizer."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -103,40 +104,63 @@ def bounds(params: Any) -> Any:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Rate:
+  """A learning rate that warms up linearly and then falls as a cosine.
+
+  Attributes:
+    peak: at the end of the warm-up.
+    steps: after which it is 0.
+    warmup_steps: of the warm-up.
+    hold_from: the step at which the cosine ends instead, on `hold * peak`,
+      where the rate then stays; None is the last step.
+    hold: factor of the peak.
+  """
+
+  peak: float
+  steps: int
+  warmup_steps: int = 0
+  hold_from: int | None = None
+  hold: float = 0.0
+
+  def schedule(self) -> optax.Schedule:
+    """Returns the function from a step to its rate."""
+    return optax.warmup_cosine_decay_schedule(
+      init_value=self.peak / max(1, self.warmup_steps),
+      peak_value=self.peak,
+      warmup_steps=self.warmup_steps,
+      decay_steps=max(self.hold_from or self.steps, self.warmup_steps + 1),
+      end_value=self.peak * self.hold,
+    )
+
+
 def make_optimizer(
   name: str,
+  rate: Rate,
   *,
-  learning_rate: float,
-  steps: int,
-  warmup_steps: int,
-  momentum: float,
-  weight_decay: float,
-  clip_norm: float,
+  momentum: float = 0.9,
+  weight_decay: float = 0.0,
+  clip_norm: float = 0.0,
   bounds_rate: float = 1.0,
   bounds_decay: float = 0.0,
   movement: bool = False,
-  hold_from: int | None = None,
-  hold_rate: float = 0.0,
 ) -> optax.GradientTransformation:
-  """SGD with Nesterov momentum or AdamW, warm-up then cosine to zero.
+  """Makes SGD with Nesterov momentum, or AdamW.
 
   Weight decay is on kernels only; SGD's is the L2 kind, coupled to the
-  momentum, AdamW's decoupled. A clip_norm of 0 is off.
+  momentum, AdamW's decoupled.
 
   Args:
+    name: 'sgd' or 'adamw'.
+    rate: of learning.
+    momentum: of sgd.
+    weight_decay: of kernels.
+    clip_norm: largest norm of the whole gradient; 0 is off.
     bounds_rate: factor of the learning rate for the learned ends of grids.
     bounds_decay: their weight decay.
     movement: the state also holds what `sum_movement` sums.
-    hold_from, hold_rate: the cosine ends at this step, on this factor of the
-      learning rate, which stays; None and 0 are the last step and zero.
   """
-  schedule = optax.warmup_cosine_decay_schedule(
-    init_value=learning_rate / max(1, warmup_steps),
-    peak_value=learning_rate,
-    warmup_steps=warmup_steps,
-    decay_steps=max(hold_from or steps, warmup_steps + 1),
-    end_value=learning_rate * hold_rate,
-  )
+  schedule = rate.schedule()
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   decays = [optax.add_decayed_weights(weight_decay, mask=kernels)]
   if bounds_decay:

@@ -138,6 +138,30 @@ def observe(
   return TeacherOutputs(logits, found, jnp.stack(others) if others else None)
 
 
+def _see(
+  how: Augment, state: TrainState, batch: Batch, key, epoch
+) -> tuple[Callable[[Network], jax.Array], jax.Array]:
+  """Returns the images as a network sees them, and their labels.
+
+  The labels are ints [batch], or probabilities [batch, classes] under mixup.
+  """
+  images = augment(
+    key, batch.images, state.step, how, index=batch.index, epoch=epoch
+  )
+  share, partner, labels = 1.0, None, batch.labels
+  if how.mixup:
+    share, partner = draw_mixup(key, state.step, how.mixup, len(labels))
+    labels = jax.nn.one_hot(labels, state.net.spec.head.classes)
+    labels = share * labels + (1 - share) * labels[partner]
+
+  def inputs(net: Network) -> jax.Array:
+    x = normalize(images, how.mean, how.std, net.spec.resolution)
+    # Teacher and student see the same mixture: resizing is linear.
+    return x if partner is None else share * x + (1 - share) * x[partner]
+
+  return inputs, labels
+
+
 class _Differentiated(NamedTuple):
   """A loss, its gradient, and what the forward pass left.
 
@@ -182,20 +206,7 @@ def _differentiate(
   def differentiate(
     state: TrainState, teachers: Teachers, batch: Batch, key, epoch, member
   ) -> _Differentiated:
-    images = augment(
-      key, batch.images, state.step, how, index=batch.index, epoch=epoch
-    )
-    share, partner, labels = 1.0, None, batch.labels
-    if how.mixup:
-      share, partner = draw_mixup(key, state.step, how.mixup, len(labels))
-      labels = jax.nn.one_hot(labels, state.net.spec.head.classes)
-      labels = share * labels + (1 - share) * labels[partner]
-
-    def inputs(net: Network) -> jax.Array:
-      x = normalize(images, how.mean, how.std, net.spec.resolution)
-      # Teacher and student see the same mixture: resizing is linear.
-      return x if partner is None else share * x + (1 - share) * x[partner]
-
+    inputs, labels = _see(how, state, batch, key, epoch)
     net = state.net
     if unmasked:
       every = jax.tree.map(jnp.ones_like, net.masks)
@@ -226,6 +237,9 @@ def single_step(
   dtype,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
   """Returns the pure step of one network.
+
+  Args:
+    terms, optimizer, augment, average, dtype: as `make_train_step`.
 
   Returns:
     (state, teachers, batch, key, epoch, member) -> (state, loss).

@@ -41,7 +41,15 @@ def fingerprint(
   dtype=jnp.float32,
   loss: str = "kd",
 ) -> str:
-  """Of all that the logits depend on: teachers, images, crops, arithmetic."""
+  """Returns a hash of all that a table's logits depend on.
+
+  Args:
+    nets: the teachers.
+    dataset: whose images they look at.
+    pad: of the crops.
+    dtype: of convolutions.
+    loss: as `distill.mean_teacher` takes it.
+  """
   h = hashlib.sha256()
   h.update(
     f"{FORMAT} {dataset.fingerprint} {dataset.mean} {dataset.std}".encode()

@@ -21,8 +21,7 @@ from jaxr18.cost.figures import FIGURES
 from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import read_bytes
 from jaxr18.train.files import MetricsFile
-
-Row = dict[str, Any]  # a line of metrics.jsonl
+from jaxr18.train.hooks import Hook, Row
 
 
 class _Sink(NamedTuple):
@@ -61,6 +60,22 @@ class Writer:
   def row(self, phase: str, row: Row) -> None:
     """A line is added."""
     self._each(lambda sink: sink.row(phase, row))
+
+  def hook(self, phase: str) -> Hook:
+    """Returns what a phase's training loop calls; it is told each line once."""
+    told = -1
+
+    def begin(rows: Sequence[Row], step: int) -> None:
+      nonlocal told
+      del step
+      told = rows[-1]["step"] if rows else -1
+      self.begin(phase, rows)
+
+    def after_epoch(row: Row) -> None:
+      if row["step"] > told:
+        self.row(phase, row)
+
+    return Hook(begin=begin, after_epoch=after_epoch)
 
   def result(self, result: dict[str, Any]) -> None:
     """The run is finished, with what result.json holds."""
@@ -155,6 +170,23 @@ def _tensorboard(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
   return _Sink(begin, write, result, close)
 
 
+def _wandb_run(workdir: pathlib.Path, config: dict[str, Any], run_id: str):
+  """Begins or resumes a run; nobody may be there to answer a question."""
+  import wandb
+
+  # The run's own output is ours.
+  quiet = dict(console="off", silent=True, login_timeout=30, init_timeout=60)
+  return wandb.init(
+    project=os.environ.get("WANDB_PROJECT", "jaxr18"),
+    name=workdir.name,
+    id=run_id,
+    resume="allow",
+    dir=str(workdir),
+    config=config,
+    settings=wandb.Settings(**quiet),
+  )
+
+
 def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
   """A run of Weights & Biases, the same after a resume.
 
@@ -163,8 +195,6 @@ def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
   missing and nothing twice. Offline each process has a folder of its own: the
   new one gets all lines, and those before it, which hold no more, are removed.
   """
-  import wandb
-
   folder = workdir / "wandb"
   folder.mkdir(exist_ok=True)
   path = folder / "jaxr18.json"
@@ -175,19 +205,7 @@ def _wandb(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
     phases = saved.get("phases") or list(saved.get("steps", {}))
     state = {"id": saved["id"], "phases": phases}
   write_atomically(path, json.dumps(state))
-  run = wandb.init(
-    project=os.environ.get("WANDB_PROJECT", "jaxr18"),
-    name=workdir.name,
-    id=state["id"],
-    resume="allow",
-    dir=str(workdir),
-    config=config,
-    # Nobody may be there to answer, and the run's own output is ours.
-    settings=wandb.Settings(
-      console="off", silent=True, login_timeout=30, init_timeout=60
-    ),
-  )
-
+  run = _wandb_run(workdir, config, state["id"])
   first = run.step  # that it does not have
   number, begun = 0, set()
 

@@ -415,8 +415,8 @@ class TestTransformations:
     )
     student = with_bits(student, [(".*", 4, 4)])
     optimizer = state.make_optimizer(
-      "sgd", learning_rate=0.1, steps=9, warmup_steps=1, momentum=0.9,
-      weight_decay=5e-4, clip_norm=1.0)  # fmt: skip
+      "sgd", state.Rate(0.1, 9, 1), weight_decay=5e-4, clip_norm=1.0
+    )
     augment = Augment(4, "random", 8, mean=(0.5,) * 3, std=(0.2,) * 3)
     answers = terms.cross_entropy(0.1, 0.1), terms.soft(4.0, 0.9)
     train_step = step.make_train_step(

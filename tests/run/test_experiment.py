@@ -719,9 +719,8 @@ def test_the_teacher_is_an_argument_of_the_step_and_no_constant(trained):
   net = network.init(jax.random.key(1), teacher.spec)
   c = config.train
   optimizer = state_lib.make_optimizer(
-    "sgd", learning_rate=0.1, steps=9, warmup_steps=0, momentum=0.9,
-    weight_decay=1e-4, clip_norm=0.0,
-  )  # fmt: skip
+    "sgd", state_lib.Rate(0.1, 9), weight_decay=1e-4
+  )
   augment = Augment(c.augment.pad, mean=(0.5,) * 3, std=(0.2,) * 3)
   answers = terms.cross_entropy(0.0, 0.1), terms.soft(4.0, 0.9)
   step = make_train_step(answers, optimizer, augment, None, make_mesh())

@@ -9,10 +9,11 @@ import tiny_run
 
 from jaxr18.compress import ensemble
 from jaxr18.config import base
-from jaxr18.host.stop import Stopped, StopSignal
+from jaxr18.data import dataset as data
+from jaxr18.host.stop import Stopped
 from jaxr18.host.workdir import read_result
 from jaxr18.run import experiment, sources
-from jaxr18.train import checkpoint, loop, state
+from jaxr18.train import checkpoint, state
 from jaxr18.train.step import (
   Batch,
   Member,
@@ -45,9 +46,7 @@ def rows(i, step):
 
 
 def data_order(seed):
-  return loop.data.batches(
-    len(DIGITS.train), tiny_run.BATCH_SIZE, seed, epoch=0
-  )
+  return data.batches(len(DIGITS.train), tiny_run.BATCH_SIZE, seed, epoch=0)
 
 
 def batch(index):
@@ -99,29 +98,14 @@ TX = tiny_run.optimizer(clip_norm=0.0)
 STEP = tiny_run.train_step(TX, members=MEMBERS, taught=True)
 
 
-def run(directory, stop=None, update=None):
-  """Three members, taught from a table, pruned on the way if told so."""
-  cached = CachedTeacher(
+def run(directory, stop=None):
+  """Three members, taught from a table."""
+  table = CachedTeacher(
     (TEACHER,), DIGITS, directory / "table", pad=1, flip="none"
   )
-  return loop.train(
-    state.create(ensemble.stack(NETS), TX, average=True),
-    STEP,
-    DIGITS,
-    phase="tiny",
-    directory=directory,
-    meta={},
-    teachers=Teachers(),
-    key=KEYS,
-    seed=SEEDS,
-    epochs=2,
-    batch_size=tiny_run.BATCH_SIZE,
-    eval_batch_size=20,
-    every_seconds=1e9,
-    progress="none",
-    mesh=make_mesh(),
-    stop=stop or StopSignal(),
-    cached=cached,
+  start = state.create(ensemble.stack(NETS), TX, average=True)
+  return tiny_run.train(
+    start, STEP, directory, key=KEYS, seed=SEEDS, table=table, stop=stop
   )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,21 @@ from jaxr18.data import dataset as data
 from jaxr18.data.augment import Augment, normalize
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network, spec
-from jaxr18.train import loop, state
+from jaxr18.train import checkpoint, loop, state
 from jaxr18.train import terms as terms_lib
 from jaxr18.train.average import Average
+from jaxr18.train.evaluate import Validation
+from jaxr18.train.feed import Feed
+from jaxr18.train.hooks import Hook
 from jaxr18.train.step import (
   Teachers,
   make_gradients,
   make_mesh,
   make_train_step,
+  replicate,
 )
+from jaxr18.train.store import PhaseStore
+from jaxr18.train.teacher_table import CachedTeacher
 
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 6, 16
 STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -50,16 +57,13 @@ def half_pruned(net: network.Network) -> network.Network:
   return net.replace(masks=masks)
 
 
-def optimizer(name: str = "sgd", **changes):
-  how = dict(
-    learning_rate=0.05,
-    steps=STEPS,
-    warmup_steps=3,
-    momentum=0.9,
-    weight_decay=1e-2,
-    clip_norm=1.0,
-  )
-  return state.make_optimizer(name, **(how | changes))
+def optimizer(
+  name: str = "sgd", learning_rate=0.05, steps=STEPS, warmup_steps=3,
+  hold_from=None, hold_rate=0.0, **changes,
+):  # fmt: skip
+  rate = state.Rate(learning_rate, steps, warmup_steps, hold_from, hold_rate)
+  how = dict(weight_decay=1e-2, clip_norm=1.0)
+  return state.make_optimizer(name, rate, **(how | changes))
 
 
 def terms(
@@ -135,25 +139,57 @@ def run_phase(
   """Trains or goes on in a directory: a pruned net with a teacher and EMA."""
   tx, step = _default(learning_rate, dtype)
   net = half_pruned(tiny_network(bits=bits))
-  return loop.train(
+  return train(
     state.create(net, tx, average=True, estimated=True),
     step,
-    dataset(),
-    phase="tiny",
-    directory=directory,
-    meta={"phase": "tiny"},
-    teachers=Teachers((tiny_network(seed=1),)),
-    key=jax.random.key(3),
-    seed=5,
+    directory,
+    nets=(tiny_network(seed=1),),
     epochs=EPOCHS,
-    batch_size=BATCH_SIZE,
-    eval_batch_size=20,
     every_seconds=every_seconds,
     estimate=_estimate,
-    progress="none",
-    mesh=make_mesh(),
-    stop=stop or StopSignal(),
+    stop=stop,
   )
+
+
+def train(
+  start: state.TrainState,
+  step: Callable,
+  directory: pathlib.Path,
+  *,
+  nets: tuple[network.Network, ...] = (),
+  key=None,
+  seed: int | tuple[int, ...] = 5,
+  epochs: int = 2,
+  table: CachedTeacher | None = None,
+  every_seconds: float = 1e9,
+  estimate: Callable | None = None,
+  stop: StopSignal | None = None,
+  hooks: Callable[[loop.Training], list[Hook]] = lambda t: [],
+):
+  """Trains or goes on in a directory.
+
+  Returns:
+    The best network, and what is known of it.
+  """
+  mesh = make_mesh()
+  key = jax.random.key(3) if key is None else key
+  teachers, key = replicate((Teachers(nets), key), mesh)
+  feed = Feed(dataset().train, BATCH_SIZE, seed, key, mesh, table)
+  t = loop.Training(
+    "tiny", step, feed, teachers, epochs, mesh,
+    Validation(dataset(), 20, mesh), estimate,
+  )  # fmt: skip
+  meta = {
+    "phase": "tiny",
+    "network": "net" if start.average is None else "average",
+    "spec": start.net.spec.to_json(),
+    "data": dataset().fingerprint,
+  }
+  store = PhaseStore(directory, meta, every_seconds=every_seconds)
+  loop.train(t, start, store, hooks(t), stop or StopSignal())
+  info = store.close()
+  best = directory / "checkpoints" / str(info["step"])
+  return checkpoint.network_from(*checkpoint.read(best)), info
 
 
 def _estimate(net: network.Network) -> network.Network:

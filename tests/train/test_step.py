@@ -17,9 +17,9 @@ import tiny_run
 from jaxr18.compress import criteria, prune
 from jaxr18.data import dataset as data
 from jaxr18.host.files import NotFiniteError
-from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network, spec
-from jaxr18.train import evaluate, loop, progress, state
+from jaxr18.train import evaluate, hooks, progress, state
+from jaxr18.train.clock import Clock
 from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
 
 DIGITS = tiny_run.dataset()
@@ -183,14 +183,14 @@ class TestForget:
         return now.net.replace(params=params, masks=masks)
       return now.net
 
-    loop.train(
-      state.create(dense, tx, average=True), tiny_run.train_step(tx), DIGITS,
-      phase="tiny", directory=tmp_path, meta={}, teachers=Teachers(), key=KEY,
-      seed=5, epochs=2, batch_size=tiny_run.BATCH_SIZE, eval_batch_size=20,
-      every_seconds=1e9, progress="none", mesh=make_mesh(), stop=StopSignal(),
-      update=update, update_due=lambda step: step in (3, 6, 7),
-      gradients=tiny_run.gradients(),
-    )  # fmt: skip
+    hook = lambda t: [
+      hooks.pruning(
+        t.feed, t.teachers, lambda step: step in (3, 6, 7), update,
+        tiny_run.gradients(),
+      )
+    ]  # fmt: skip
+    start = state.create(dense, tx, average=True)
+    tiny_run.train(start, tiny_run.train_step(tx), tmp_path, hooks=hook)
     mask = np.asarray(network.kernels(pruned.masks)["stem"])
     trace = optax.tree_utils.tree_get(seen[6].opt_state, "trace")
     assert np.any(trace["stem"]["kernel"][~mask])  # 0.9^3 of it is left
@@ -287,10 +287,7 @@ def test_sgd_is_nesterovs_with_coupled_decay():
 
 def rates(steps, warmup, n):
   """The learning rate at each of n steps, seen from outside."""
-  tx = state.make_optimizer(
-    "sgd", learning_rate=0.2, steps=steps, warmup_steps=warmup, momentum=0.0,
-    weight_decay=0.0, clip_norm=0.0,
-  )  # fmt: skip
+  tx = state.make_optimizer("sgd", state.Rate(0.2, steps, warmup), momentum=0.0)
   one = {"kernel": jnp.ones(())}
   opt_state, out = tx.init(one), []
   for _ in range(n):
@@ -408,20 +405,26 @@ def test_duration(seconds, text):
 
 def report(mode, start=0):
   """Two epochs of ten steps: 0.2 s of compiling, then 0.02 s a step."""
-  reporter = progress.Reporter("tiny", 3, 10, mode)
+  hook = progress.Reporter("tiny", 3, 10, 100, mode).hook()
   time.sleep(0.2)
-  reporter.start(start)
+  hook.begin([], start)
+  clock = Clock()
   for step in range(start + 1, 21):
     time.sleep(0.02)
-    reporter.step(step, 100, 1.5)
+    clock.add(100)
+    hook.after_step(step, np.float32(1.5))
     if step % 10 == 0:
-      with reporter.validating(step):
-        time.sleep(0.2)
+      hook.validating(step)
+      clock.pause()
+      time.sleep(0.2)
+      clock.go_on()
       row = {"step": step, "epoch": step // 10, "loss": 1.25}
       row |= {"train_accuracy": 0.5, "validation_accuracy": 0.75}
-      reporter.epoch(row | reporter.timing())
-  reporter.close()
-  reporter.close()
+      row |= {"images_per_second": clock.rate(), "seconds": clock.seconds()}
+      hook.after_epoch(row)
+      clock.restart()
+  hook.close()
+  hook.close()
 
 
 def test_plain_lines(capsys):

@@ -10,10 +10,8 @@ import tiny_run
 
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import Augment, augment, normalize
-from jaxr18.host.stop import StopSignal
 from jaxr18.nn.network import forward
-from jaxr18.train import loop, state, teacher_table
-from jaxr18.train.step import Teachers, make_mesh
+from jaxr18.train import checkpoint, state, teacher_table
 from jaxr18.train.teacher_table import CachedTeacher, Table, TableError
 
 DIGITS = tiny_run.dataset()
@@ -236,30 +234,20 @@ STEP = tiny_run.train_step(TX, flip="alternating", taught=True)
 
 
 def distil(directory, cached=None, nets=(), every_seconds=1e9):
-  return loop.train(
+  return tiny_run.train(
     state.create(tiny_run.tiny_network(), TX, average=True),
     STEP,
-    DIGITS,
-    phase="tiny",
-    directory=directory,
-    meta={},
-    teachers=Teachers(nets),
+    directory,
+    nets=nets,
     key=KEY,
-    seed=5,
-    epochs=2,
-    batch_size=SIZE,
-    eval_batch_size=20,
+    table=cached,
     every_seconds=every_seconds,
-    progress="none",
-    mesh=make_mesh(),
-    stop=StopSignal(),
-    cached=cached,
   )
 
 
 def arrays(directory, step=12):
   path = directory / "checkpoints" / str(step)
-  return loop.checkpoint.read(path)[0]
+  return checkpoint.read(path)[0]
 
 
 @pytest.fixture(scope="module")
