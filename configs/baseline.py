@@ -6,7 +6,9 @@ python -m jaxr18.main --config=configs/baseline.py
 runs a narrow one on the embedded digits in seconds.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 
 def get_config(arg=""):
@@ -14,14 +16,8 @@ def get_config(arg=""):
   config.train.epochs = 60
   config.train.loss.label_smoothing = 0.1
   if arg == "tiny":
-    config.data.name = "digits"
-    config.data.validation = 200
-    config.train.network.widths = (8, 8, 16, 16)
-    config.train.epochs = 3
-    config.train.optimizer.warmup_epochs = 1.0
-    config.train.batch_size = 32
-  elif arg:
-    raise ValueError(f"baseline.py: argument {arg!r} must be 'tiny' or none")
+    tiny(config, widths=(8, 8, 16, 16))
+    config.train.epochs, config.train.optimizer.warmup_epochs = 3, 1.0
   return config
 
 

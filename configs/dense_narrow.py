@@ -7,7 +7,9 @@ depthwise.py and low_rank.py are the same network in other forms. `:tiny` takes
 seconds on the embedded digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 
 def get_config(arg=""):
@@ -19,16 +21,4 @@ def get_config(arg=""):
   train.average.ema_decay = 0.998
   train.augment.pad = 2
   train.augment.flip = "alternating"
-  if arg == "tiny":
-    config.data.name = "digits"
-    config.data.validation = 200
-    train.network.blocks = (1, 1, 1, 1)
-    train.epochs = 2
-    train.batch_size = 32
-    train.average.ema_decay = 0.9
-    train.augment.flip = "none"
-  elif arg:
-    raise ValueError(
-      f"dense_narrow.py: argument {arg!r} must be 'tiny' or none"
-    )
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -6,7 +6,9 @@ python -m jaxr18.main --config=configs/depthwise.py
 takes seconds on the embedded digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 
 def get_config(arg=""):
@@ -14,19 +16,9 @@ def get_config(arg=""):
   train = config.train
   train.network.widths = (16, 32, 48, 56)
   train.network.strides = (2, 2, 2, 1)
-  train.network.depthwise = (True, True, True, True)
+  train.network.depthwise = (True,)
   train.epochs = 10
   train.average.ema_decay = 0.998
   train.augment.pad = 2
   train.augment.flip = "alternating"
-  if arg == "tiny":
-    config.data.name = "digits"
-    config.data.validation = 200
-    train.network.blocks = (1, 1, 1, 1)
-    train.epochs = 2
-    train.batch_size = 32
-    train.average.ema_decay = 0.9
-    train.augment.flip = "none"
-  elif arg:
-    raise ValueError(f"depthwise.py: argument {arg!r} must be 'tiny' or none")
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -9,7 +9,7 @@ side by side. The members' networks are copied, the vote is chosen on validation
 images, the test images are seen once. `:tiny` takes seconds on the digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
 
 
 def get_config(arg=""):
@@ -30,9 +30,4 @@ def get_config(arg=""):
       f"ensemble.py: argument {arg!r} must be workdirs such as runs/a,runs/b,"
       " 'tiny' or none"
     )
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    train.network.blocks = (1, 1, 1, 1)
-    train.epochs, train.batch_size, train.average.ema_decay = 2, 32, 0.9
-    train.augment.flip = "none"
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -7,7 +7,9 @@ whole network, and the second to err elsewhere than the first (after HCE, arXiv
 2301.07794). The score charges both. `:tiny` takes seconds on the digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 
 def get_config(arg=""):
@@ -26,13 +28,4 @@ def get_config(arg=""):
   quantized.network.bits = (("stem|head", 8, 8), (".*", 4, 4))
   quantized.loss.others, quantized.loss.diversity = "pruned", 0.2
   vote.ensemble.members = "pruned,quantized"
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    for phase in (whole, pruned, quantized):
-      phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
-      phase.augment.flip = "none"
-    pruned.prune.every = 10
-  elif arg:
-    raise ValueError(f"hce.py: argument {arg!r} must be 'tiny' or none")
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -11,12 +11,12 @@ leaves 18 views of an image, whose logits the seeds share. `:tiny` takes seconds
 on the embedded digits, with a teacher of its own.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("kd", "plain", "tiny")
 
 
 def get_config(arg="plain"):
-  if arg not in ("kd", "plain", "tiny"):
-    raise ValueError(f"kd_population.py: {arg!r} must be kd, plain or tiny")
   config = base(phases=("teacher", "train") if arg == "tiny" else ("train",))
   for phase in [config[name] for name in config.phases]:
     phase.network.widths, phase.network.strides = (8, 16, 24, 24), (2, 2, 2, 1)
@@ -28,10 +28,6 @@ def get_config(arg="plain"):
   if arg != "plain":
     train.teacher.source, train.teacher.cache = "runs/dense_narrow", "lazy"
   if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    for phase in [config[name] for name in config.phases]:
-      phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
-      phase.augment.flip = "none"
+    tiny(config)
     train.teacher.source = "teacher"
   return config

@@ -7,7 +7,9 @@ channels 50,954 parameters, 2,215,968 MACs. The dense phase is
 dense_narrow.py. `:tiny` takes seconds on the embedded digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 
 def get_config(arg=""):
@@ -23,15 +25,4 @@ def get_config(arg=""):
     phase.average.ema_decay = 0.998
     phase.augment.pad = 2
     phase.augment.flip = "alternating"
-  if arg == "tiny":
-    config.data.name = "digits"
-    config.data.validation = 200
-    for phase in (dense, low_rank):
-      phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs = 2
-      phase.batch_size = 32
-      phase.average.ema_decay = 0.9
-      phase.augment.flip = "none"
-  elif arg:
-    raise ValueError(f"low_rank.py: argument {arg!r} must be 'tiny' or none")
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -8,7 +8,9 @@ what it was. On two CPU cores: 90.00% at a per-layer score of 0.0276 in 68
 minutes (docs/results/prune_quant). `:tiny` takes seconds on the digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 
 def get_config(arg=""):
@@ -25,13 +27,4 @@ def get_config(arg=""):
   quant.epochs, quant.teacher.weight = 6, 0.9
   quant.optimizer.learning_rate, quant.optimizer.warmup_epochs = 0.01, 0.5
   quant.optimizer.weight_decay = 1e-4
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    prune.every = 10
-    for phase in (pruned, quant):
-      phase.network.strides, phase.network.blocks = (2, 2, 2, 1), (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
-      phase.augment.flip = "none"
-  elif arg:
-    raise ValueError(f"prune_quant.py: argument {arg!r} must be 'tiny' or none")
-  return config
+  return tiny(config, strides=(2, 2, 2, 1)) if arg == "tiny" else config

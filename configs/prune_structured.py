@@ -10,7 +10,7 @@ Several shares of one dense network, which configs/dense_narrow.py trains:
 takes seconds on the embedded digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
 
 
 def get_config(arg=""):
@@ -19,9 +19,8 @@ def get_config(arg=""):
   for phase in phases:
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
+    phase.augment.pad, phase.augment.flip = 2, "alternating"
     phase.average.ema_decay = 0.998
-    phase.augment.pad = 2
-    phase.augment.flip = "alternating"
   config.dense.epochs, config.prune.epochs, config.shrink.epochs = 10, 1, 3
   for phase, init in ((config.prune, "dense"), (config.shrink, "prune")):
     phase.start.init = init
@@ -36,10 +35,4 @@ def get_config(arg=""):
       " channels to keep, such as 0.5, or none"
     ) from None
   config.shrink.start.shrink = True
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    for phase in phases:
-      phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
-      phase.augment.flip = "none"
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -11,7 +11,7 @@ dense network, which configs/dense_narrow.py trains:
 takes seconds on the embedded digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
 
 
 def get_config(arg=""):
@@ -19,13 +19,11 @@ def get_config(arg=""):
   for phase in (config.dense, config.prune):
     phase.network.widths = (16, 32, 48, 56)
     phase.network.strides = (2, 2, 2, 1)
+    phase.augment.pad, phase.augment.flip = 2, "alternating"
     phase.average.ema_decay = 0.998
-    phase.augment.pad = 2
-    phase.augment.flip = "alternating"
-  config.dense.epochs = 10
   prune = config.prune
+  config.dense.epochs, prune.epochs = 10, 4
   prune.start.init = "dense"
-  prune.epochs = 4
   prune.optimizer.learning_rate, prune.optimizer.warmup_epochs = 0.05, 0.5
   prune.prune.schedule, prune.prune.end = "cubic", 0.5
   try:
@@ -35,11 +33,4 @@ def get_config(arg=""):
       f"prune_unstructured.py: argument {arg!r} must be 'tiny', the share of"
       " weights to keep, such as 0.1, or none"
     ) from None
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    for phase in (config.dense, prune):
-      phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
-      phase.augment.flip = "none"
-    prune.prune.every = 10
-  return config
+  return tiny(config) if arg == "tiny" else config

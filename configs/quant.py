@@ -8,13 +8,13 @@ in 32 bits for 4 epochs. `:8`, `:4`, `:3`, `:2` (ternary weights) and `:1`
 first phase; `:ptq4` only calibrates. `:tiny` takes seconds on the digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny", *"8654321", *(f"ptq{bits}" for bits in "8654321"))
 
 
 def get_config(arg=""):
   alone, bits = arg in ("", "tiny"), arg.removeprefix("ptq")
-  if not (alone or bits in tuple("1234568")):
-    raise ValueError(f"quant.py: argument {arg!r} must be 'tiny' or as above")
   config = base(phases=("dense", "quant") if alone else ("quant",))
   phases, quant = [config[name] for name in config.phases], config.quant
   for phase in phases:
@@ -22,9 +22,8 @@ def get_config(arg=""):
     phase.network.strides = (2, 2, 2, 1)
     phase.augment.pad, phase.augment.flip = 2, "alternating"
     phase.epochs, phase.average.ema_decay = 10, 0.998
-  quant.start.init = quant.teacher.source = (
-    "dense" if alone else "runs/dense_narrow"
-  )
+  source = "dense" if alone else "runs/dense_narrow"
+  quant.start.init = quant.teacher.source = source
   bits = 4 if alone else int(bits)
   quant.network.bits = (("stem|head", 8, 8), (".*", bits, max(2, bits)))
   quant.epochs, quant.teacher.weight = 4, 0.7
@@ -33,10 +32,4 @@ def get_config(arg=""):
   if arg.startswith("ptq"):
     quant.epochs, quant.teacher.source, quant.average.ema_decay = 0, "", 0.0
     quant.start.recalibrate = 4  # batches of 128 images
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    for phase in phases:
-      phase.network.blocks = (1, 1, 1, 1)
-      phase.epochs, phase.batch_size, phase.average.ema_decay = 2, 32, 0.9
-      phase.augment.flip = "none"
-  return config
+  return tiny(config) if arg == "tiny" else config

@@ -10,19 +10,16 @@ a minute or two on the embedded digits.
 
 from jaxr18.config import base
 
+ARGUMENTS = ("digits",)
+
 
 def get_config(arg=""):
-  if arg not in ("", "digits"):
-    raise ValueError(f"search.py: argument {arg!r} must be 'digits' or none")
   config = base(search=True)
   train, search = config.train, config.search
   train.network.strides = (2, 2, 2, 1)
   train.augment.pad, train.augment.flip = 2, "alternating"
-  train.epochs, train.optimizer.warmup_epochs, train.average.ema_decay = (
-    4,
-    0.5,
-    0.995,
-  )
+  train.epochs, train.optimizer.warmup_epochs = 4, 0.5
+  train.average.ema_decay = 0.995
   train.prune.distribution, train.prune.schedule = "erk", "cubic"
   train.prune.end, train.prune.every = 0.25, 50
   search.score_budget, search.rungs, search.eta = 0.004, (1, 2), 2

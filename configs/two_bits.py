@@ -6,11 +6,12 @@ Three stages of 8, 16 and 32 channels see 10,000 of CIFAR-10's images: a float
 phase, then four phases of 3 epochs in 2 bits from it, ternary and four levels,
 each with ends of least error and with learned ones. What it compares are the
 phases' validation accuracies; it is far too short to say what a network in 2
-bits can do.
-`:tiny` takes seconds on the digits.
+bits can do. `:tiny` takes seconds on the digits.
 """
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
+
+ARGUMENTS = ("tiny",)
 
 GRIDS = {
   "ternary": ("ternary", "least_error"),
@@ -25,9 +26,7 @@ def get_config(arg=""):
   config.data.limit = 10_000
   for name in config.phases:
     phase = config[name]
-    phase.network.widths, phase.network.blocks = (8, 16, 32), (2, 2, 2)
-    phase.network.strides, phase.network.groups = (1, 2, 2), (1, 1, 1)
-    phase.network.depthwise = (False, False, False)
+    phase.network.widths = (8, 16, 32)
     phase.augment.pad, phase.augment.flip = 2, "alternating"
     phase.epochs, phase.average.estimate = 8, 20
     if name in GRIDS:
@@ -36,13 +35,4 @@ def get_config(arg=""):
       phase.network.two_bits, phase.network.w_scales = GRIDS[name]
       phase.optimizer.learning_rate, phase.optimizer.warmup_epochs = 0.04, 0.5
       phase.optimizer.weight_decay = 5e-5
-  if arg == "tiny":
-    config.data.name, config.data.validation = "digits", 200
-    for name in config.phases:
-      phase = config[name]
-      phase.network.strides, phase.network.blocks = (2, 2, 2), (1, 1, 1)
-      phase.epochs, phase.batch_size, phase.optimizer.warmup_epochs = 1, 32, 0.5
-      phase.augment.flip, phase.average.estimate = "none", 2
-  elif arg:
-    raise ValueError(f"two_bits.py: argument {arg!r} must be 'tiny' or none")
-  return config
+  return tiny(config, strides=(2,)) if arg == "tiny" else config

@@ -225,4 +225,4 @@ class TestPackage:
     assert "kd_quant" in configs
     for name, source in configs.items():
       got = {target(d, MODULES) for _, d in imports("", source)} - {None}
-      assert got <= {"config.base"}, name
+      assert got <= {"config.base", "config.tiny"}, name

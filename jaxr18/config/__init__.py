@@ -7,6 +7,7 @@ import importlib
 
 _HOMES = {
   "base": "configdict",
+  "tiny": "configdict",
   "parse": "reading",
   "ConfigError": "faults",
 }

@@ -56,13 +56,23 @@ def load(name: str) -> Values:
   from jaxr18.config.configdict import plain
 
   with _said_of(name, path):
-    config = _module(path).get_config(*([argument] if argument else []))
+    module = _module(path)
+    _check_argument(argument, getattr(module, "ARGUMENTS", None))
+    config = module.get_config(*([argument] if argument else []))
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
       f"{name}: get_config returned {config!r}, expected what"
       " jaxr18.config.base() returns; end it with 'return config'"
     )
   return plain(config)
+
+
+def _check_argument(given: str, known: Sequence[str] | None) -> None:
+  """Raises ValueError for an argument that a file's ARGUMENTS does not name."""
+  if known is not None and given not in ("", *known):
+    raise ValueError(
+      f"argument {given!r} must be {', '.join(map(repr, known))} or none"
+    )
 
 
 def sweep(name: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxr18.config import base
+from jaxr18.config import base, tiny
 from jaxr18.config import file as configfile
 from jaxr18.config.faults import ConfigError, at
 from jaxr18.config.file import from_json, load, override, set_field
@@ -283,3 +283,18 @@ def test_each_config_tells_its_command():
     command = "search" if path.stem == "search" else "main"
     assert f"python -m jaxr18.{command} --config=configs/{path.name}" in text
     assert f"configs/{path.name}" in configfile.catalog()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_config_is_short(path):
+  assert len(path.read_text().splitlines()) <= 40
+
+
+def test_tiny_changes_what_takes_time():
+  config = tiny(base(("one", "two")), strides=(2,))
+  assert config.data.name == "digits"
+  for phase in parse(config).phases:
+    assert phase.options.epochs == 2
+    assert phase.options.network.blocks == (1, 1, 1, 1)
+    assert phase.options.network.strides == (2, 2, 2, 2)
+    assert phase.options.average.ema_decay == 0  # an average is not added
