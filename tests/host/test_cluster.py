@@ -106,7 +106,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   texts = [command.finish(p, 75) for p in pair]
   stopped = [t.splitlines()[-1] for t in texts]
   assert stopped[0] == stopped[1]
-  assert "train stopped at step" in stopped[0] and "of 18" in stopped[0]
+  assert "train at step" in stopped[0] and "of 18 stopped" in stopped[0]
   assert not (workdir / "result.json").exists()
 
   text = command.finish(command.start_local(workdir, *flags))
