@@ -31,14 +31,9 @@ from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
 from jaxr18.train import terms
 from jaxr18.train.average import Average
-from jaxr18.train.step import (
-  Batch,
-  Teachers,
-  make_mesh,
-  make_train_step,
-  replicate,
-)
-from jaxr18.train.step import shard as shard_over
+from jaxr18.train.mesh import make_mesh, replicate
+from jaxr18.train.mesh import shard as shard_over
+from jaxr18.train.step import Batch, Teachers, make_train_step
 from jaxr18.train.teacher_table import CachedTeacher
 
 STRIDES = (2, 2, 2, 1)

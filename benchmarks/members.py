@@ -29,14 +29,8 @@ from jaxr18.compress.distill import cross_entropy
 from jaxr18.nn import network
 from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
-from jaxr18.train.step import (
-  Batch,
-  Member,
-  Teachers,
-  make_mesh,
-  replicate,
-  shard,
-)
+from jaxr18.train.mesh import make_mesh, replicate, shard
+from jaxr18.train.step import Batch, Member, Teachers
 
 # Widths by stage, and whether its convolutions are depthwise-separable.
 ROWS = {

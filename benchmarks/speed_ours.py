@@ -22,14 +22,8 @@ from benchmarks.speed_rows import make_spec  # noqa: E402
 from jaxr18.nn import network, onednn  # noqa: E402
 from jaxr18.train import state as state_lib  # noqa: E402
 from jaxr18.train import terms  # noqa: E402
-from jaxr18.train.step import (  # noqa: E402
-  Batch,
-  Teachers,
-  make_mesh,
-  make_train_step,
-  replicate,
-  shard,
-)
+from jaxr18.train.mesh import make_mesh, replicate, shard  # noqa: E402
+from jaxr18.train.step import Batch, Teachers, make_train_step  # noqa: E402
 
 _AUGMENT = Augment(0, "none", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

@@ -287,7 +287,7 @@ def evaluate(net: Network, data: Dataset, split: str = "test") -> Evaluation:
     split: 'train', 'validation' or 'test'.
   """
   from jaxr18.train import evaluate
-  from jaxr18.train.step import make_mesh
+  from jaxr18.train.mesh import make_mesh
 
   images = getattr(data, split)
   size = min(500, len(images.labels))
@@ -351,7 +351,7 @@ def _images(data: Dataset, spec: NetSpec, count: int) -> jax.Array:
 
 def _predict(net: Network, images: np.ndarray, data: Dataset) -> np.ndarray:
   from jaxr18.train.evaluate import predict
-  from jaxr18.train.step import make_mesh
+  from jaxr18.train.mesh import make_mesh
 
   return predict(net, images, data, min(500, len(images)), make_mesh())
 

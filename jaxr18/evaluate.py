@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.host.workdir import WorkdirError
   from jaxr18.run import experiment, sources
   from jaxr18.run.finished import reopen
-  from jaxr18.train.step import make_mesh
+  from jaxr18.train.mesh import make_mesh
 
   workdir, opened, result, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   nets = sources.load_networks(workdir)

@@ -92,7 +92,7 @@ def evidence_of(run):
   from jaxr18.run import members, sources
   from jaxr18.run.finished import settings
   from jaxr18.train.evaluate import check_finite, predict
-  from jaxr18.train.step import make_mesh
+  from jaxr18.train.mesh import make_mesh
 
   opened = settings(run.folder, _DATA_DIR.value)
   nets = sources.load_networks(run.folder)

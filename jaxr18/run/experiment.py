@@ -63,14 +63,9 @@ from jaxr18.train.feed import Feed
 from jaxr18.train.files import latest_step, read_phase
 from jaxr18.train.hooks import Hook, pruning
 from jaxr18.train.loop import Training, train
+from jaxr18.train.mesh import make_mesh, replicate, shard
 from jaxr18.train.progress import Reporter
-from jaxr18.train.step import (
-  make_gradients,
-  make_mesh,
-  make_train_step,
-  replicate,
-  shard,
-)
+from jaxr18.train.step import make_gradients, make_train_step
 from jaxr18.train.store import PhaseStore
 from jaxr18.train.writers import Writer
 

@@ -25,7 +25,7 @@ from jaxr18.nn.network import Network
 from jaxr18.run import sources
 from jaxr18.run.finished import reopen
 from jaxr18.train.evaluate import compare, in_batches, predict
-from jaxr18.train.step import make_mesh
+from jaxr18.train.mesh import make_mesh
 
 _APART = 3e-3  # of the largest logit; a GPU's TensorFloat-32 is off by 1e-3
 

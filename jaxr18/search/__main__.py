@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     from jaxr18.host.locks import in_turn
     from jaxr18.run import experiment
     from jaxr18.search import storage
-    from jaxr18.train.step import make_mesh
+    from jaxr18.train.mesh import make_mesh
 
     searched = parse(values, experiment.place_of(workdir))
     compiled.keep_compiled()

@@ -18,7 +18,7 @@ from jaxr18.deploy.fold import fold
 from jaxr18.host.files import STEADIER, NotFiniteError
 from jaxr18.nn.network import Network, forward, members
 from jaxr18.nn.spec import HALF_BITS, NetSpec
-from jaxr18.train.step import replicate, shard
+from jaxr18.train.mesh import replicate, shard
 
 
 class Evaluation(NamedTuple):

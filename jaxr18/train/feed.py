@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxr18.data import dataset as data
-from jaxr18.train.step import Batch, shard
+from jaxr18.train.mesh import shard
+from jaxr18.train.step import Batch
 from jaxr18.train.teacher_table import CachedTeacher
 
 

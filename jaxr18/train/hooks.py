@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from jaxr18.nn.network import Network, apply_masks
 from jaxr18.train.feed import Feed
+from jaxr18.train.mesh import replicate
 from jaxr18.train.state import TrainState, forget
-from jaxr18.train.step import Teachers, replicate
+from jaxr18.train.step import Teachers
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 

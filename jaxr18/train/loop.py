@@ -22,8 +22,9 @@ from jaxr18.train.clock import Clock
 from jaxr18.train.evaluate import Validation
 from jaxr18.train.feed import Feed
 from jaxr18.train.hooks import Hook
+from jaxr18.train.mesh import replicate
 from jaxr18.train.state import TrainState
-from jaxr18.train.step import Teachers, replicate
+from jaxr18.train.step import Teachers
 from jaxr18.train.store import PhaseStore
 from jaxr18.train.store import TrainingError as TrainingError
 

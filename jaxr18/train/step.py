@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxr18.compress import distill
 from jaxr18.data.augment import Augment, augment, draw_mixup, normalize
@@ -65,50 +64,6 @@ class Member(NamedTuple):
 
   rate: jax.Array | float | None = None
   temperature: jax.Array | float = 1.0
-
-
-def make_mesh() -> Mesh:
-  """All devices of all processes on one axis, 'data'."""
-  return jax.make_mesh(
-    (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
-  )
-
-
-def replicate(tree, mesh: Mesh):
-  """A copy of the tree on every device of the mesh.
-
-  The leaves are the same in every process, or there on all devices already.
-  """
-  sharding = NamedSharding(mesh, PartitionSpec())
-  if jax.process_count() == 1:
-    # A copy, since the step donates its state: the caller's arrays live on.
-    return jax.device_put(tree, sharding, may_alias=False)
-
-  def put(x):
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return x
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      impl = jax.random.key_impl(x)
-      return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=impl)
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
-
-  return jax.tree.map(put, tree)
-
-
-def shard(tree, mesh: Mesh, axis: int = 0):
-  """Host arrays [batch, ...], the same in every process, split over 'data'.
-
-  Args:
-    axis: of the batch; 1 where members come first.
-  """
-  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
-  return jax.tree.map(
-    lambda x: jax.make_array_from_callback(
-      np.shape(x), sharding, lambda i: np.asarray(x)[i]
-    ),
-    tree,
-  )
 
 
 def observe(

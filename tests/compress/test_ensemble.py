@@ -17,7 +17,7 @@ from jaxr18.host.workdir import read_result
 from jaxr18.nn import network
 from jaxr18.run import experiment, members, sources
 from jaxr18.train import evaluate
-from jaxr18.train.step import make_mesh
+from jaxr18.train.mesh import make_mesh
 
 NETS = [tiny_run.tiny_network(seed=i) for i in range(3)]
 QUANTIZED = tiny_run.tiny_network(seed=3, bits=4)

@@ -30,6 +30,7 @@ from jaxr18.nn import network
 from jaxr18.nn.spec import resnet, resnet18, with_bits
 from jaxr18.train import state, step, terms
 from jaxr18.train.average import Average
+from jaxr18.train.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESNET18_MACS = 555_422_720  # by hand, by PyTorch's FlopCounterMode
@@ -420,7 +421,7 @@ class TestTransformations:
     augment = Augment(4, "random", 8, mean=(0.5,) * 3, std=(0.2,) * 3)
     answers = terms.cross_entropy(0.1, 0.1), terms.soft(4.0, 0.9)
     train_step = step.make_train_step(
-      answers, optimizer, augment, Average(0.99), step.make_mesh()
+      answers, optimizer, augment, Average(0.99), make_mesh()
     )
     key = jax.random.key(0)
     create = lambda k: state.create(network.init(k, student), optimizer, True)

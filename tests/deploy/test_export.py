@@ -24,7 +24,7 @@ from jaxr18.run import experiment, sources
 from jaxr18.run import export as exporting
 from jaxr18.train.checkpoint import CheckpointError
 from jaxr18.train.evaluate import predict
-from jaxr18.train.step import make_mesh
+from jaxr18.train.mesh import make_mesh
 
 HOW = dict(mean=odd_nets.MEAN, std=odd_nets.STD, size=odd_nets.SIDE)
 

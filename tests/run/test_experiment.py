@@ -33,7 +33,8 @@ from jaxr18.nn.spec import NetSpec, with_bits
 from jaxr18.run import experiment, finished, sources
 from jaxr18.train import checkpoint, starts, terms
 from jaxr18.train import state as state_lib
-from jaxr18.train.step import Batch, Teachers, make_mesh, make_train_step
+from jaxr18.train.mesh import make_mesh
+from jaxr18.train.step import Batch, Teachers, make_train_step
 
 CONFIGS = sorted(configfile.CONFIGS.glob("*.py"))
 

@@ -14,14 +14,8 @@ from jaxr18.host.stop import Stopped
 from jaxr18.host.workdir import read_result
 from jaxr18.run import experiment, sources
 from jaxr18.train import checkpoint, state
-from jaxr18.train.step import (
-  Batch,
-  Member,
-  Teachers,
-  make_mesh,
-  replicate,
-  shard,
-)
+from jaxr18.train.mesh import make_mesh, replicate, shard
+from jaxr18.train.step import Batch, Member, Teachers
 from jaxr18.train.teacher_table import CachedTeacher
 
 DIGITS = tiny_run.dataset()

@@ -14,7 +14,8 @@ from jaxr18.nn import network
 from jaxr18.run import experiment
 from jaxr18.train import loop, state, terms
 from jaxr18.train.average import Average
-from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
+from jaxr18.train.mesh import make_mesh, replicate, shard
+from jaxr18.train.step import Batch, Teachers
 
 DIGITS = tiny_run.dataset()
 KEY = jax.random.key(3)

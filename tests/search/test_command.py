@@ -22,7 +22,7 @@ from jaxr18.cost.score import score
 from jaxr18.host.stop import StopSignal
 from jaxr18.run import experiment, sources
 from jaxr18.search import halving, storage, table, trial
-from jaxr18.train.step import make_mesh
+from jaxr18.train.mesh import make_mesh
 
 pytest.importorskip("optuna")
 ROOT = pathlib.Path(__file__).parents[2]

@@ -18,13 +18,8 @@ from jaxr18.train.average import Average
 from jaxr18.train.evaluate import Validation
 from jaxr18.train.feed import Feed
 from jaxr18.train.hooks import Hook
-from jaxr18.train.step import (
-  Teachers,
-  make_gradients,
-  make_mesh,
-  make_train_step,
-  replicate,
-)
+from jaxr18.train.mesh import make_mesh, replicate
+from jaxr18.train.step import Teachers, make_gradients, make_train_step
 from jaxr18.train.store import PhaseStore
 from jaxr18.train.teacher_table import CachedTeacher
 

@@ -20,7 +20,8 @@ from jaxr18.host.files import NotFiniteError
 from jaxr18.nn import network, spec
 from jaxr18.train import evaluate, hooks, progress, state
 from jaxr18.train.clock import Clock
-from jaxr18.train.step import Batch, Teachers, make_mesh, replicate, shard
+from jaxr18.train.mesh import make_mesh, replicate, shard
+from jaxr18.train.step import Batch, Teachers
 
 DIGITS = tiny_run.dataset()
 KEY = jax.random.key(0)

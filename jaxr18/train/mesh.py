@@ -1,0 +1,50 @@
+"""Where arrays lie: on all devices whole, or split by the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh() -> Mesh:
+  """All devices of all processes on one axis, 'data'."""
+  return jax.make_mesh(
+    (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
+  )
+
+
+def replicate(tree, mesh: Mesh):
+  """A copy of the tree on every device of the mesh.
+
+  The leaves are the same in every process, or there on all devices already.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec())
+  if jax.process_count() == 1:
+    # A copy, since the step donates its state: the caller's arrays live on.
+    return jax.device_put(tree, sharding, may_alias=False)
+
+  def put(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      impl = jax.random.key_impl(x)
+      return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=impl)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
+
+
+def shard(tree, mesh: Mesh, axis: int = 0):
+  """Host arrays [batch, ...], the same in every process, split over 'data'.
+
+  Args:
+    axis: of the batch; 1 where members come first.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(
+      np.shape(x), sharding, lambda i: np.asarray(x)[i]
+    ),
+    tree,
+  )
