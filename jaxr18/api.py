@@ -68,7 +68,7 @@ def save(net: Network, path: Path) -> pathlib.Path:
     ValueError: another suffix.
     ToldError: the file cannot be written.
   """
-  from jaxr18.train.files import write_atomically
+  from jaxr18.host.files import write_atomically
 
   file = paths.folder(os.fspath(path))
   if file.suffix != saved.SUFFIX:
@@ -312,7 +312,7 @@ def export(net: Network, path: Path, data: Dataset) -> pathlib.Path:
     ValueError: another suffix, or a network that the form cannot hold.
     ImportError: a package that the form needs.
   """
-  from jaxr18.train.files import write_atomically
+  from jaxr18.host.files import write_atomically
 
   file = paths.folder(os.fspath(path))
   if file.suffix not in _FORMS:
