@@ -173,13 +173,14 @@ def _entry(
 ) -> tuple[str, str]:
   """What a value, or an entry of it, must be; how to mend it."""
   if e["type"] in ("tuple_type", "too_short"):
-    must = f"must be a tuple, not empty, each entry {f.allowed()}"
+    of = "of tuples, " if any(isinstance(x, tuple) for x in f.default) else ""
+    must = f"must be a tuple, not empty, {of}each entry {f.allowed()}"
     one = e["input"] if not inner and type(e["input"]) is f.kind else None
     return must, f"such as {f.default!r}" if one is None else f"write {(one,)}"
   which, hint = "", f"such as {f.default!r}"
   if inner:
-    where = " at index ".join(map(str, ("", *inner))).lstrip()
-    which, hint = f"has {e['input']!r} {where}, which ", "change it"
+    where = " of entry ".join(map(str, reversed(inner)))
+    which, hint = f"has {e['input']!r} at index {where}, which ", "change it"
   elif f.default == "":
     hint = "write '' for none"
   must = f"{which}must be {f.allowed()} ({f.doc})"

@@ -227,7 +227,7 @@ def _bit_choices_faults(value: Any) -> Faults:
       or not isinstance(entry[1], tuple)
       or not entry[1]
     ):
-      yield f"has {entry!r}, which must be {form}, such as ('.*', (4, 8))", hint
+      yield f"has {entry!r}, which must be {form}", "such as ('.*', (4, 8))"
       continue
     pattern, bits = entry
     if fault := patterns.fault(pattern):

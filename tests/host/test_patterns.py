@@ -68,7 +68,7 @@ def test_others_are_faults(pattern, told):
     ("network.factorize", (("(.+)+x", "groups=2"),)),
     ("prune.layers", "(.+)+x"),
     ("prune.rules", (("(.+)+x", 0.5),)),
-    ("drop_blocks", "(.+)+x"),
+    ("start.drop_blocks", "(.+)+x"),
   ],
 )
 def test_a_config_is_refused(field, value):
