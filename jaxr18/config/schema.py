@@ -6,7 +6,7 @@ in configs/ starts from `base(phases)` and sets only what differs.
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from jaxr18.config.fields import (
   BitChoices,
@@ -27,30 +27,40 @@ from jaxr18.config.fields import (
   section,
   walk,
 )
-from jaxr18.nn.spec import BITS, SCALES, TWO_BITS, W_SCALES
+from jaxr18.nn.spec import BITS
 
 # Images of each data set's training split, validation included.
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 IMAGE_SIZE = 32  # pixels a side, of both
 
-# The names that compress/ knows; a test holds them equal.
-WEIGHT_CRITERIA = ("magnitude_l1", "magnitude_l2", "random", "gradient",
-                   "taylor", "snip", "movement", "wanda")  # fmt: skip
-CHANNEL_CRITERIA = ("l2", "bn_scale", "taylor", "geometric_median", "random")
-CRITERIA = tuple(dict.fromkeys(WEIGHT_CRITERIA + CHANNEL_CRITERIA))
-CALIBRATIONS = ("mse", "percentile", "absmax", "lsq")
-WEIGHT_DISTRIBUTIONS = ("uniform", "per_output", "global", "erk", "lamp",
-                        "explicit")  # fmt: skip
-CHANNEL_DISTRIBUTIONS = ("uniform", "global", "global_raw")
-DISTRIBUTIONS = tuple(
-  dict.fromkeys(WEIGHT_DISTRIBUTIONS + CHANNEL_DISTRIBUTIONS)
-)
+# The names that nn/ and compress/ know; tests hold them equal.
+Calibration = Literal["mse", "percentile", "absmax", "lsq"]
+Scales = Literal["lsq", "lsq_paper", "pact", "fixed", "dynamic"]
+WeightScales = Literal["least_error", "learned", "learned_channel"]
+TwoBits = Literal["ternary", "four_levels"]
+WeightCriterion = Literal[
+  "magnitude_l1", "magnitude_l2", "random", "gradient", "taylor", "snip",
+  "movement", "wanda",
+]  # fmt: skip
+ChannelCriterion = Literal[
+  "l2", "bn_scale", "taylor", "geometric_median", "random"
+]
+WeightDistribution = Literal[
+  "uniform", "per_output", "global", "erk", "lamp", "explicit"
+]
+ChannelDistribution = Literal["uniform", "global", "global_raw"]
+
+CALIBRATIONS = get_args(Calibration)
+WEIGHT_CRITERIA = get_args(WeightCriterion)
+CHANNEL_CRITERIA = get_args(ChannelCriterion)
+WEIGHT_DISTRIBUTIONS = get_args(WeightDistribution)
+CHANNEL_DISTRIBUTIONS = get_args(ChannelDistribution)
 
 
 class Data(Section):
   """The data set, and which of its images are seen."""
 
-  name: Literal[*TRAINING_IMAGES] = field("cifar10", "the data set")
+  name: Literal["cifar10", "digits"] = field("cifar10", "the data set")
   dir: Text = field("", "TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default")
   cache_dir: Text = field("", "for decoded images; '' is ~/.cache/jaxr18")
   validation: int = field(
@@ -142,17 +152,17 @@ class Network(Section):
     "in place of bits: of every layer but stem and head, which have 8; 0 is"
     " off, else 2 to 8 or 16",
   )
-  scales: Literal[*SCALES] = field(
+  scales: Scales = field(
     "lsq",
     "of quantized inputs: learned as LSQ's, with the paper's gradient factor,"
     " or as PACT's; fixed as calibrated; or dynamic, each image's largest",
   )
-  w_scales: Literal[*W_SCALES] = field(
+  w_scales: WeightScales = field(
     "least_error",
     "where a kernel's grid ends: where the squared error of each channel is"
     " least, or learned, one end a layer or a channel of 2 to 7 bits",
   )
-  two_bits: Literal[*TWO_BITS] = field(
+  two_bits: TwoBits = field(
     "ternary",
     "of a weight: -1, 0, 1; or four levels, -3, -1, 1, 3, which cannot be"
     " pruned",
@@ -162,7 +172,7 @@ class Network(Section):
 class Calibrate(Section):
   """What the learned ends of quantized inputs begin with."""
 
-  method: Literal[*CALIBRATIONS] = field(
+  method: Calibration = field(
     "mse",
     "what the largest values of quantized inputs begin with: least squared"
     " error, the 99.9th percentile, the largest, or LSQ's 2 mean|x| sqrt(n)",
@@ -180,10 +190,10 @@ class Prune(Section):
     1,
   )
   structured: bool = field(False, "whole channels, in coupled groups")
-  criterion: Literal[*CRITERIA] = field(
+  criterion: Literal[WeightCriterion, ChannelCriterion] = field(
     "magnitude_l1", "what matters; whole channels have their own"
   )
-  distribution: Literal[*DISTRIBUTIONS] = field(
+  distribution: Literal[WeightDistribution, ChannelDistribution] = field(
     "global",
     "over layers or channel groups; global_raw is of channels, and global then"
     " of scores over their group's mean",

@@ -1,5 +1,7 @@
 """Masks of single weights."""
 
+from typing import get_args
+
 import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -62,8 +64,8 @@ def test_configs_know_the_same_names():
   assert config.CHANNEL_CRITERIA == channels.CRITERIA
   assert config.WEIGHT_DISTRIBUTIONS == density.NAMES
   assert config.CHANNEL_DISTRIBUTIONS == channels.DISTRIBUTIONS
-  choices = config.PHASE["prune"]["schedule"].choices
-  assert choices == prune.SCHEDULES
+  choices = config.Prune.model_fields["schedule"].annotation
+  assert get_args(choices) == prune.SCHEDULES
 
 
 class TestTopK:

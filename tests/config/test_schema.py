@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -12,6 +13,7 @@ from jaxr18.config.fields import is_section
 from jaxr18.config.file import set_field
 from jaxr18.config.reading import parse
 from jaxr18.config.schema import PhaseOptions, describe, fields
+from jaxr18.nn import spec
 
 PHASE_SECTIONS = {
   name: info.annotation
@@ -97,6 +99,18 @@ class TestFields:
     for name, model in PHASE_SECTIONS.items():
       told = re.search(rf"\n  {name}: (.*(?:\n    .*)*)", text)[1]
       assert re.split(r",\s+", told) == list(model.model_fields)
+
+
+@pytest.mark.parametrize(
+  "names, known",
+  [
+    (schema.Scales, spec.SCALES),
+    (schema.WeightScales, spec.W_SCALES),
+    (schema.TwoBits, spec.TWO_BITS),
+  ],
+)
+def test_names_are_those_that_layers_know(names, known):
+  assert get_args(names) == known
 
 
 NO_BOUNDS = "train.network.inner_bits"  # which is one of a few
