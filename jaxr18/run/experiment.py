@@ -401,15 +401,16 @@ def _train_phase(
       estimate = estimator(c, net.spec, key, dataset, mesh)
     movement = plan is not None and plan.criterion == "movement"
     optimizer = build.optimizer(c, steps_per_epoch, movement)
+    terms, augment = build.terms(c), build.augment(c, dataset)
     state = state_lib.create(
-      net, optimizer, average is not None, projections, estimate is not None
-    )
+      net, optimizer, average is not None, projections, estimate is not None,
+      [term.name for term in terms],
+    )  # fmt: skip
     if table is not None:
       teachers = teachers._replace(nets=())
     teachers, key = replicate((teachers, key), mesh)
   seed = seeds if each else seeds[0]
   feed = Feed(dataset.train, c.batch_size, seed, key, mesh, table)
-  terms, augment = build.terms(c), build.augment(c, dataset)
   t = Training(
     phase.name,
     make_train_step(terms, optimizer, augment, average, mesh, dtype, each),

@@ -161,6 +161,8 @@ def measure(
   clock.go_on()
   if each:
     row["validation_accuracy"] = sum(each) / len(each)
+  if count and "terms" in totals:
+    row["terms"] = {k: float(v / count) for k, v in totals["terms"].items()}
   if isinstance(t.feed.seed, tuple) and each:
     row["validation_accuracies"] = each
   row |= {"images_per_second": clock.rate(), "seconds": clock.seconds()}

@@ -1,6 +1,7 @@
 """What training carries from one step to the next, and its optimizer."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ class TrainState:
     net: the network that is trained.
     opt_state: the optimizer's.
     average: `net`'s moving average, or None.
-    totals: sums over the epoch so far: loss, correct, count.
+    totals: sums over the epoch so far: loss, correct, count; and of each term
+      of the loss, weighted, in 'terms' where there are several.
     projections: of the student's stage outputs to the teacher's, or None.
     statistics: batch norm's, estimated for the network that is evaluated at
       the last epoch's end; None where the running ones serve.
@@ -46,12 +48,15 @@ class TrainState:
     return net.replace(batch_stats=self.statistics)
 
 
-def zero_totals() -> dict[str, jax.Array]:
-  return {
+def zero_totals(terms: Sequence[str] = ()) -> dict[str, Any]:
+  totals = {
     "loss": jnp.zeros((), jnp.float32),
     "correct": jnp.zeros((), jnp.int32),
     "count": jnp.zeros((), jnp.int32),
   }
+  if len(terms) < 2:  # one term is the loss
+    return totals
+  return totals | {"terms": {k: jnp.zeros((), jnp.float32) for k in terms}}
 
 
 def create(
@@ -60,6 +65,7 @@ def create(
   average: bool,
   projections: Any = None,
   estimated: bool = False,
+  terms: Sequence[str] = (),
 ) -> TrainState:
   """The state before the first step; what `net` masks is 0 in it.
 
@@ -68,9 +74,10 @@ def create(
     average: whether there is a moving average.
     projections: of `distill.init_projections`, trained with the network.
     estimated: whether batch norm's statistics are estimated for evaluation.
+    terms: names of the loss's terms, each of which is summed; () sums none.
   """
   if net.params["head"]["bias"].ndim == 2:
-    one = lambda n, p: create(n, optimizer, average, p, estimated)
+    one = lambda n, p: create(n, optimizer, average, p, estimated, terms)
     return jax.vmap(one)(net, projections)
   net = net.replace(params=apply_masks(net.params, net.masks))
   # A copy, since the step donates its input and no buffer twice.
@@ -84,7 +91,7 @@ def create(
       else net.params | {"projections": projections}
     ),
     average=copied,
-    totals=zero_totals(),
+    totals=zero_totals(terms),
     projections=projections,
     statistics=jax.tree.map(jnp.copy, net.batch_stats) if estimated else None,
   )

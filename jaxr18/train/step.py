@@ -122,6 +122,7 @@ class _Differentiated(NamedTuple):
 
   Attributes:
     params: that the gradient is of: the network's, and 'projections' if any.
+    each: the loss's weighted terms by name.
   """
 
   loss: jax.Array
@@ -129,6 +130,7 @@ class _Differentiated(NamedTuple):
   params: Any
   logits: jax.Array
   batch_stats: Any
+  each: dict[str, jax.Array]
 
 
 def _differentiate(
@@ -156,7 +158,8 @@ def _differentiate(
     c = Context(
       net, params.get("projections"), logits, outputs, teacher=teacher, **rest
     )
-    return terms_lib.total(terms, c), (logits, batch_stats)
+    value, each = terms_lib.total(terms, c)
+    return value, (logits, batch_stats, each)
 
   def differentiate(
     state: TrainState, teachers: Teachers, batch: Batch, key, epoch, member
@@ -176,10 +179,10 @@ def _differentiate(
       labels=labels, epoch=epoch, temperature_factor=member.temperature
     )
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (logits, batch_stats)), grads = grad_fn(
+    (loss, (logits, batch_stats, each)), grads = grad_fn(
       params, net, teacher, inputs(net), rest
     )
-    return _Differentiated(loss, grads, params, logits, batch_stats)
+    return _Differentiated(loss, grads, params, logits, batch_stats, each)
 
   return differentiate
 
@@ -222,6 +225,11 @@ def single_step(
       "correct": state.totals["correct"] + correct.astype(jnp.int32),
       "count": state.totals["count"] + len(batch.labels),
     }
+    if terms_so_far := state.totals.get("terms"):
+      totals["terms"] = {
+        name: so_far + found.each[name] * len(batch.labels)
+        for name, so_far in terms_so_far.items()
+      }
     return state.replace(
       step=state.step + 1,
       net=net,

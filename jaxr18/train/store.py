@@ -198,6 +198,10 @@ class PhaseStore:
         f" fingerprint {meta['data']!r}, and this is {images!r}; set"
         " config.data back, or give another --workdir"
       )
+    for name, so_far in like.totals.get("terms", {}).items():
+      # A run that was begun before terms were summed has none of its epoch.
+      zero = np.zeros(so_far.shape, so_far.dtype)
+      arrays.setdefault(f"totals.terms.{name}", zero)
     return checkpoint.unflatten(arrays, like, path), meta["seconds"]
 
 

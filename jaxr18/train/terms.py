@@ -78,18 +78,26 @@ class Term:
   loss: str = ""
 
 
-def total(terms: Sequence[Term], c: Context) -> jax.Array:
-  """Sums the weighted terms from the first to the last, which decides bits."""
+def total(
+  terms: Sequence[Term], c: Context
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Sums the weighted terms from the first to the last, which decides bits.
+
+  Returns:
+    The loss, and each weighted term by its name.
+  """
 
   def value(term: Term) -> jax.Array:
     found = term.fn(c)
     return found if term.weight is None else term.weight * found
 
   first, *rest = terms
-  out = value(first)
+  each = {first.name: value(first)}
+  out = each[first.name]
   for term in rest:
-    out = out + value(term)
-  return out
+    each[term.name] = value(term)
+    out = out + each[term.name]
+  return out, each
 
 
 def cross_entropy(

@@ -107,10 +107,12 @@ class Writer:
 
 
 def scalars(row: Row) -> dict[str, float]:
-  """The numbers of a line; those of members by name and index."""
+  """The numbers of a line; of several by name and member, or term."""
   out = {}
   for k, v in row.items():
-    if isinstance(v, list):
+    if isinstance(v, dict):
+      out |= {f"{k}/{name}": x for name, x in v.items()}
+    elif isinstance(v, list):
       out |= {f"{k}/{i}": x for i, x in enumerate(v)}
     elif isinstance(v, int | float) and k != "step":
       out[k] = v

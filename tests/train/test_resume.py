@@ -13,7 +13,7 @@ import tiny_run
 
 from jaxr18.host import sealed
 from jaxr18.host.stop import Stopped, StopSignal
-from jaxr18.train import checkpoint, loop
+from jaxr18.train import checkpoint, loop, state
 from jaxr18.train.files import CheckpointError
 
 LAST = tiny_run.STEPS
@@ -179,6 +179,19 @@ def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):
     tiny_run.run_phase(directory)
   assert remedy.follow(e.value) == f"rm -r {last}"
   assert_same(directory, tiny_run.run_phase(directory)[1], whole)
+
+
+def test_a_run_of_before_terms_were_summed_goes_on(tmp_path):
+  tx = tiny_run.optimizer(clip_norm=0.0)
+  step, nets = tiny_run.train_step(tx, taught=True), (tiny_run.tiny_network(1),)
+  start = functools.partial(state.create, tiny_run.tiny_network(), tx, True)
+  with pytest.raises(Stopped):
+    stop = tiny_run.StopAfter(7)
+    tiny_run.train(start(), step, tmp_path, nets=nets, stop=stop)
+  names = ("cross_entropy", "distillation")
+  tiny_run.train(start(terms=names), step, tmp_path, nets=nets)
+  before, after = metrics(tmp_path)
+  assert "terms" not in before and after["terms"].keys() == set(names)
 
 
 def flipped(path, at):

@@ -254,6 +254,25 @@ def test_totals_are_sums_over_the_steps(trained):
   assert states[-1].totals["count"] == 96 and states[-1].step == 6
 
 
+def test_totals_of_terms_sum_to_that_of_the_loss():
+  tx = tiny_run.optimizer()
+  net, teacher = tiny_run.tiny_network(), tiny_run.tiny_network(seed=1)
+  names = ("cross_entropy", "distillation")
+  now = replicate(state.create(net, tx, False, terms=names), make_mesh())
+  step = tiny_run.train_step(tx, taught=True, kd_weight=0.25)
+  for i in range(2):
+    args = Teachers((teacher,)), batch(i), KEY, np.int32(0)
+    now, _ = step(now, *args)
+  totals = jax.device_get(now.totals)
+  assert totals["terms"].keys() == set(names)
+  assert all(v > 1 for v in totals["terms"].values())
+  assert sum(totals["terms"].values()) == pytest.approx(
+    totals["loss"], rel=1e-5
+  )
+  # One term is the loss itself, and is not summed twice.
+  assert "terms" not in state.create(net, tx, False, terms=names[:1]).totals
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_only_kernels_decay(name):
   tx = tiny_run.optimizer(name, warmup_steps=0, weight_decay=0.1, clip_norm=0.0)
