@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxr18.__main__ import COMMANDS
 from jaxr18.config import base
 from jaxr18.nn import network, spec
+from tests.test_imports import ORDER
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PROGRAMS = (
-  "python", "pip", "cp", "mkdir", "sbatch", "docker", "kubectl", "sky",
+  "python", "pip", "jaxr18", "cp",
+  "mkdir", "sbatch", "docker", "kubectl", "sky",
   "tensorboard",
 )  # fmt: skip
 
@@ -72,6 +75,7 @@ def called(tmp_path_factory):
       stub = where / name
       stub.write_text(_STUB.format(python=sys.executable, log=str(log)))
       stub.chmod(0o755)
+  (folder / ".venv" / "bin" / "activate").touch()
   (folder / "launch").mkdir()
   for script in (ROOT / "launch").glob("*.sh"):
     stub = folder / "launch" / script.name
@@ -96,6 +100,8 @@ def called(tmp_path_factory):
 def _module_of(line: list[str]) -> tuple[str, list[str]]:
   """The module that a command runs in the end, and its flags."""
   program, *rest = line
+  if program == "jaxr18":
+    program, rest = "python", ["-m", COMMANDS[rest[0]][0], *rest[1:]]
   if program == "sbatch" and "launch/slurm.sbatch" in rest:
     rest = rest[rest.index("launch/slurm.sbatch") + 1 :]
     return ("jaxr18.main", rest) if rest[0].startswith("-") else ("", rest)
@@ -195,6 +201,31 @@ def test_references_name_tests_that_are_there():
         assert re.search(rf"^ *{kind} {name}\b", there, re.M), (file, name)
         named += 1
   assert named > 50
+
+
+def test_the_house_is_the_readmes_table():
+  rows = re.findall(r"^\| `jaxr18/(\w+)/` \|", PAGES[0].read_text(), re.M)
+  folders = {p.name for p in (ROOT / "jaxr18").iterdir() if p.is_dir()}
+  assert set(rows) == folders - {"__pycache__"}
+  row_of = {name: i for i, row in enumerate(ORDER) for name in row}
+  assert sorted(rows, key=row_of.__getitem__) == rows
+
+
+def test_links_lead_somewhere():
+  """Those between pages and to files, and to a heading where one is named."""
+  for page in PAGES:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+      if "://" in link:
+        continue
+      file, _, heading = link.partition("#")
+      target = page.parent / file if file else page
+      assert target.exists(), f"{page.name}: {link}"
+      if heading:
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+        slugs = [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-")
+                 for t in titles]  # fmt: skip
+        assert heading in slugs, f"{page.name}: {link}"
 
 
 @pytest.mark.parametrize(
