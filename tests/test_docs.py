@@ -122,6 +122,7 @@ def _module_of(line: list[str]) -> tuple[str, list[str]]:
   return (name, flags) if ours else ("", flags)
 
 
+@pytest.mark.slow
 def test_commands_have_their_flags_and_configs(called):
   modules: dict[str, list[list[str]]] = {}
   for _, line in called:
@@ -246,6 +247,7 @@ def test_code_runs(page):
     exec(compile(block, str(page), "exec"), known)
 
 
+@pytest.mark.slow
 def test_the_tour(tmp_path):
   """Each command as it stands, in a folder with nothing else in it."""
   tour = ROOT / "docs" / "tour.md"

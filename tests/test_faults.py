@@ -1,8 +1,11 @@
 """A small run of benchmarks.faults: what is damaged is told or mended."""
 
+import pytest
+
 from benchmarks import faults
 
 
+@pytest.mark.slow
 def test_no_fault_has_another_end(capsys):
   args = ["--flips=1", "--cuts=1", "--mends=1", "--calls=1", "--configs=20"]
   assert faults.main(args) == 0, capsys.readouterr().out

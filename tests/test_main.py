@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from jaxr18 import cli
@@ -29,6 +30,11 @@ CONFIG = "--config=configs/baseline.py:tiny"
 
 
 def _run(module, *flags, cwd):
+  return forked.run(f"jaxr18.{module}", *flags, cwd=cwd)
+
+
+def _run_alone(module, *flags, cwd):
+  """As `_run`, in a new process, as people do."""
   return subprocess.run(
     [sys.executable, "-m", f"jaxr18.{module}", *flags],
     cwd=cwd,
@@ -167,11 +173,12 @@ class TestCommandLine:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
   folder = tmp_path_factory.mktemp("elsewhere")
-  done = _run("main", CONFIG, *TINY, cwd=folder)
+  done = _run_alone("main", CONFIG, *TINY, cwd=folder)
   assert done.returncode == 0, done.stderr
   return folder, done
 
 
+@pytest.mark.slow
 class TestRun:
   """One run, from another folder than the project's."""
 
@@ -209,7 +216,7 @@ class TestRun:
   def test_64_bits_are_left_aside(self, first, tmp_path, monkeypatch):
     folder, done = first
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
-    again = _run("main", CONFIG, *TINY, cwd=tmp_path)
+    again = _run_alone("main", CONFIG, *TINY, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "JAX_ENABLE_X64" in again.stderr
     result = "runs/baseline-tiny/result.json"

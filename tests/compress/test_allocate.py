@@ -3,9 +3,8 @@
 import dataclasses
 import itertools
 import json
-import subprocess
-import sys
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,13 +185,10 @@ class TestLosses:
 
 
 def run_command(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "jaxr18.allocate", *flags],
-    capture_output=True,
-    text=True,
-  )
+  return forked.run("jaxr18.allocate", *flags, cwd=".")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   config = tiny_config.get_config("0")
   config.train.optimizer.warmup_epochs = 0.0

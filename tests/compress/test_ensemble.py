@@ -1,6 +1,7 @@
 """Ensembles: stacked, voting, disagreeing, averaged, charged in full."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,7 @@ from jaxr18.run import experiment, members, sources
 from jaxr18.train import evaluate
 from jaxr18.train.mesh import make_mesh
 
-NETS = [tiny_run.tiny_network(seed=i) for i in range(3)]
-QUANTIZED = tiny_run.tiny_network(seed=3, bits=4)
-IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-DIGITS = tiny_run.dataset()
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
 # Probabilities of two members and a third, of 3 images and 3 classes.
 P = np.array([
@@ -33,31 +31,41 @@ P = np.array([
 LOGITS = np.log(P) + np.arange(9).reshape(3, 3, 1)  # a constant changes nothing
 
 
+@functools.cache
+def three():
+  return [tiny_run.tiny_network(seed=i) for i in range(3)]
+
+
+@functools.cache
+def quantized():
+  return tiny_run.tiny_network(seed=3, bits=4)
+
+
 class TestStack:
   def test_and_back(self):
     for net, again in zip(
-      NETS, ensemble.unstack(ensemble.stack(NETS)), strict=True
+      three(), ensemble.unstack(ensemble.stack(three())), strict=True
     ):
       jax.tree.map(np.testing.assert_array_equal, again, net)
-    assert ensemble.unstack(NETS[0]) == [NETS[0]]
-    assert ensemble.members(NETS[0]) is None
-    assert ensemble.members(ensemble.stack(NETS)) == 3
+    assert ensemble.unstack(three()[0]) == [three()[0]]
+    assert ensemble.members(three()[0]) is None
+    assert ensemble.members(ensemble.stack(three())) == 3
 
   def test_masks_of_some_members_only(self):
-    pruned = tiny_run.half_pruned(NETS[1])
-    one, two = ensemble.unstack(ensemble.stack([NETS[0], pruned]))
-    for net, again in ((NETS[0], one), (pruned, two)):
+    pruned = tiny_run.half_pruned(three()[1])
+    one, two = ensemble.unstack(ensemble.stack([three()[0], pruned]))
+    for net, again in ((three()[0], one), (pruned, two)):
       got, want = (network.apply_masks(n.params, n.masks) for n in (again, net))
       jax.tree.map(np.testing.assert_array_equal, got, want)
 
   def test_what_does_not_stack(self):
     with pytest.raises(ValueError, match="2 networks of 2 specs.*groups"):
-      ensemble.stack([NETS[0], QUANTIZED])
+      ensemble.stack([three()[0], quantized()])
     with pytest.raises(ValueError, match="at least one"):
       ensemble.stack([])
 
   def test_one_program_equals_a_loop(self):
-    nets = [*NETS[:2], tiny_run.half_pruned(NETS[2])]
+    nets = [*three()[:2], tiny_run.half_pruned(three()[2])]
     got = jax.jit(ensemble.forward_members)(ensemble.stack(nets), IMAGES)
     want = [network.forward(n, IMAGES) for n in nets]
     np.testing.assert_allclose(got, np.stack(want), rtol=1e-5, atol=1e-6)
@@ -67,10 +75,10 @@ class TestStack:
       logits = network.forward(net.replace(params=params), IMAGES)
       return jnp.sum(logits[:, 0] ** 2)
 
-    many = ensemble.stack(NETS)
+    many = ensemble.stack(three())
     total = lambda p: jax.vmap(loss)(p, many).sum()  # through the batching
     got = jax.jit(jax.grad(total))(many.params)
-    want = [jax.grad(loss)(n.params, n) for n in NETS]
+    want = [jax.grad(loss)(n.params, n) for n in three()]
     want = jax.tree.map(lambda *x: np.stack(x), *want)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -78,13 +86,13 @@ class TestStack:
     )  # fmt: skip
 
   def test_groups_by_spec(self):
-    found = ensemble.groups([NETS[0], QUANTIZED, NETS[1]])
+    one, two, _ = three()
+    nets, digits = [one, quantized(), two], tiny_run.dataset()
+    found = ensemble.groups(nets)
     assert [positions for positions, _ in found] == [(0, 2), (1,)]
-    logits = members.predict_members(
-      [NETS[0], QUANTIZED, NETS[1]], DIGITS.test, DIGITS, 20, make_mesh()
-    )
-    for got, net in zip(logits, [NETS[0], QUANTIZED, NETS[1]], strict=True):
-      want = evaluate.predict(net, DIGITS.test.images, DIGITS, 20, make_mesh())
+    logits = members.predict_members(nets, digits.test, digits, 20, make_mesh())
+    for got, net in zip(logits, nets, strict=True):
+      want = evaluate.predict(net, digits.test.images, digits, 20, make_mesh())
       np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -156,27 +164,28 @@ class TestVote:
 
 class TestSoup:
   def test_is_the_mean_of_weights(self):
-    got = ensemble.soup(NETS)
+    got = ensemble.soup(three())
     for part in ("params", "batch_stats"):
       want = jax.tree.map(
-        lambda *x: np.mean(x, 0), *(getattr(n, part) for n in NETS)
+        lambda *x: np.mean(x, 0), *(getattr(n, part) for n in three())
       )
       jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         getattr(got, part), want,
       )  # fmt: skip
-    weighted = ensemble.soup(NETS[:2], [1.0, 0.0])
-    jax.tree.map(np.testing.assert_array_equal, weighted.params, NETS[0].params)
+    one, two, _ = three()
+    weighted = ensemble.soup([one, two], [1.0, 0.0])
+    jax.tree.map(np.testing.assert_array_equal, weighted.params, one.params)
 
   def test_needs_the_same_masks(self):
     with pytest.raises(ValueError, match="same masks"):
-      ensemble.soup([NETS[0], tiny_run.half_pruned(NETS[1])])
-    pruned = [tiny_run.half_pruned(n) for n in NETS]
+      ensemble.soup([three()[0], tiny_run.half_pruned(three()[1])])
+    pruned = [tiny_run.half_pruned(n) for n in three()]
     kernel = ensemble.soup(pruned).params["stem"]["kernel"].ravel()
     assert not kernel[1::2].any() and kernel[::2].any()
 
   def test_recalibrated_it_has_the_statistics_of_its_own_weights(self):
-    soup = ensemble.soup(NETS)
+    soup = ensemble.soup(three())
     net = network.recalibrate(soup, [IMAGES])
     y = np.asarray(  # what the stem gives, by hand
       jax.lax.conv_general_dilated(
@@ -193,7 +202,7 @@ class TestSoup:
 
 class TestScore:
   def test_of_one_spec_it_is_score_of_members(self):
-    stack = ensemble.stack([NETS[0], tiny_run.half_pruned(NETS[1])])
+    stack = ensemble.stack([three()[0], tiny_run.half_pruned(three()[1])])
     want = score(stack.spec, masks=stack.masks, members=2)
     got = ensemble_score([(n.spec, n.masks) for n in ensemble.unstack(stack)])
     assert got.per_layer.params_term == pytest.approx(
@@ -210,8 +219,8 @@ class TestScore:
     assert got.per_network.p_u == pytest.approx(want.per_network.p_u)
 
   def test_of_several_it_is_the_sum(self):
-    parts = [score(n.spec, masks=n.masks) for n in (NETS[0], QUANTIZED)]
-    got = ensemble_score([(n.spec, n.masks) for n in (NETS[0], QUANTIZED)])
+    parts = [score(n.spec, masks=n.masks) for n in (three()[0], quantized())]
+    got = ensemble_score([(n.spec, n.masks) for n in (three()[0], quantized())])
     for name in ("per_network", "per_layer", "on_disk"):
       for term in ("params_term", "ops_term"):
         want = sum(getattr(getattr(p, name), term) for p in parts)
@@ -243,6 +252,7 @@ def voted(tmp_path_factory):
   return config, root / "run", experiment.run(config, root / "run")
 
 
+@pytest.mark.slow
 class TestExperiment:
   def test_its_result(self, voted):
     _, workdir, result = voted

@@ -513,6 +513,7 @@ class TestInit:
     ):
       sources.initial_network(jax.random.key(1), wide, images(), tiny(), "here")
 
+  @pytest.mark.slow
   def test_an_experiment(self, tmp_path, capsys):
     config = base(phases=("dense", "student"))
     config.data.name = "digits"

@@ -68,6 +68,7 @@ def whole(tmp_path_factory):
   return workdir, result
 
 
+@pytest.mark.slow
 class TestWeights:
   @pytest.mark.parametrize("n", [2, 7, 9])
   def test_a_stopped_run_ends_with_the_same_bits(self, n, whole, tmp_path):
@@ -185,6 +186,7 @@ def _two_phases(**second):
   return config
 
 
+@pytest.mark.slow
 class TestPhases:
   def test_structured_then_shrunk(self, tmp_path):
     config = _two_phases(start__shrink=True, start__recalibrate=2)
@@ -368,6 +370,7 @@ class TestPhases:
       experiment.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_group_lasso_shrinks_scales(tmp_path):
   found = []
   for weight in (0.0, 0.5):

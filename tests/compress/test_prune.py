@@ -1,5 +1,6 @@
 """Masks of single weights."""
 
+import functools
 from typing import get_args
 
 import chex
@@ -29,11 +30,9 @@ GROUPED = spec.resnet((8, 16), (1, 1), (2, 2), (2, 4), (False, False))
 DEPTHWISE = spec.resnet((8, 16), (1, 1), (2, 2), (1, 1), (True, True))
 
 
+@functools.cache
 def _net(net_spec=NARROW, seed=0):
   return network.init(jax.random.key(seed), net_spec)
-
-
-NARROW_NET = _net()
 
 
 def _images(n=8, seed=1):
@@ -268,7 +267,7 @@ class TestNotFinite:
   @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
   @pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
   def test_a_score(self, how, bad):
-    scores = criteria.score("magnitude_l1", NARROW_NET)
+    scores = criteria.score("magnitude_l1", _net())
     scores["stem"] = np.array(scores["stem"])
     scores["stem"][0, 0, 1, 0] = bad
     with pytest.raises(
@@ -276,12 +275,12 @@ class TestNotFinite:
       match=r"(stem|top_k): scores must be finite, and 1 of its 216 are not"
       rf" \(the first is {bad} at \[0, 0, 1, 0\]\)",
     ):
-      how(NARROW_NET, scores)
+      how(_net(), scores)
 
   def test_a_weight(self):
-    params = jax.tree.map(lambda p: p, NARROW_NET.params)
+    params = jax.tree.map(lambda p: p, _net().params)
     params["stem"]["kernel"] = params["stem"]["kernel"].at[0, 0].set(jnp.nan)
-    net = NARROW_NET.replace(params=params)
+    net = _net().replace(params=params)
     scores = criteria.score("magnitude_l1", net)
     with pytest.raises(ValueError, match="stem: scores must be finite"):
       prune.prune_pattern(net, scores, 1, 3, "stem")
@@ -372,7 +371,7 @@ class TestPrune:
     self, seed, ties, distribution, shares, floor
   ):
     rng = np.random.default_rng(seed)
-    net = NARROW_NET
+    net = _net()
     for share in sorted(shares, reverse=True):
       scores = {p: rng.random(k.shape).astype(np.float32)
                 for p, k in network.kernels(net.params).items()}  # fmt: skip
@@ -427,9 +426,9 @@ class TestPrune:
     assert prune.total_density(fewer) == pytest.approx(0.1, abs=1e-3)
 
   def test_lamp_takes_no_other_scores(self):
-    scores = criteria.score("random", NARROW_NET, key=jax.random.key(1))
+    scores = criteria.score("random", _net(), key=jax.random.key(1))
     with pytest.raises(ValueError, match="'lamp' ranks by w.2, and the scores"):
-      prune.prune(NARROW_NET, scores, 0.5, distribution="lamp")
+      prune.prune(_net(), scores, 0.5, distribution="lamp")
 
   @pytest.mark.parametrize("sparsity", [0.9, 0.5, 0.3, 0.1])
   def test_wanda_by_output(self, sparsity):
@@ -486,7 +485,7 @@ class TestPrune:
   def test_four_levels_have_no_zero(self):
     rules = [("stem", 8, 8), (".*", 2, 2)]
     few = spec.with_bits(NARROW, rules, two_bits="four_levels")
-    net = NARROW_NET.replace(spec=few)
+    net = _net().replace(spec=few)
     scores = criteria.score("magnitude_l1", net)
     with pytest.raises(ValueError, match="masked in stage.*have no zero"):
       prune.prune(net, scores, 0.5)

@@ -1,9 +1,8 @@
 """Accuracy by layer and sparsity, in one compiled evaluation."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -86,17 +85,15 @@ def test_errors(case):
     sensitivity.sensitivity(net, ranks, (0.0,), batches, structured=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["", "--structured"])
 def test_the_command(flag, tmp_path):
   config = tiny_config.get_config("1")
   config.progress = "none"
   experiment.run(config, tmp_path)
-  command = [sys.executable, "-m", "jaxr18.sensitivity", "--sparsities=0.5,0.9"]
-  done = subprocess.run(
-    [*command, f"--workdir={tmp_path}", *([flag] if flag else [])],
-    capture_output=True,
-    text=True,
-  )
+  command = ["jaxr18.sensitivity", "--sparsities=0.5,0.9"]
+  command += [f"--workdir={tmp_path}", *([flag] if flag else [])]
+  done = forked.run(*command, cwd=".")
   assert done.returncode == 0, done.stderr
   name = "channels" if flag else "weights"
   result = json.loads((tmp_path / "sensitivity" / f"{name}.json").read_text())
@@ -109,9 +106,7 @@ def test_the_command(flag, tmp_path):
     return
   path.unlink()
   path.mkdir()
-  done = subprocess.run(
-    [*command, f"--workdir={tmp_path}"], capture_output=True, text=True
-  )
+  done = forked.run(*command, cwd=".")
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert f"cannot write {path}: it is a folder" in done.stderr
   assert "accuracy on" not in done.stdout  # known before the work
@@ -127,9 +122,5 @@ def test_the_command(flag, tmp_path):
   ],
 )
 def test_a_wrong_command_line(flags, told):
-  done = subprocess.run(
-    [sys.executable, "-m", "jaxr18.sensitivity", *flags],
-    capture_output=True,
-    text=True,
-  )
+  done = forked.run("jaxr18.sensitivity", *flags, cwd=".")
   assert done.returncode == 2 and told in done.stderr

@@ -4,10 +4,9 @@ import dataclasses
 import json
 import math
 import pathlib
-import subprocess
-import sys
 import time
 
+import forked
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -527,9 +526,7 @@ class TestReport:
 class TestCommand:
   @staticmethod
   def run(*flags):
-    return subprocess.run(
-      [sys.executable, "-m", "jaxr18.score", *flags],
-      cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    return forked.run("jaxr18.score", *flags, cwd=ROOT)
 
   def test_prints_the_table(self):
     done = self.run("--config=configs/baseline.py")

@@ -71,6 +71,7 @@ def second_of(script):
   raise AssertionError("there is no second process")
 
 
+@pytest.mark.slow
 def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   """Killed under Slurm's variables, stopped under JAX's, finished as begun."""
   workdir = tmp_path / "run"
@@ -123,6 +124,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
   ) == 1
 
 
+@pytest.mark.slow
 def test_all_end_when_nobody_reads_them(tmp_path):
   """As in `launch/local.sh ... | head -1`."""
   script = command.start_local(tmp_path / "run", *FLAGS, PATIENCE="5")

@@ -97,6 +97,7 @@ def runs(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 def test_workdirs_are_sources_whatever_their_names_are(runs, monkeypatch):
   monkeypatch.chdir(runs)
   names = ["./~j" if name == "~j" else name for name in NASTY]
@@ -111,6 +112,7 @@ def test_workdirs_are_sources_whatever_their_names_are(runs, monkeypatch):
   assert len(result["members"]) == len(NASTY)
 
 
+@pytest.mark.slow
 def test_the_config_that_an_error_names_can_be_read(runs):
   config = tiny_run.phases("train")
   config.train.epochs, config.seed = 0, 1
@@ -122,6 +124,7 @@ def test_the_config_that_an_error_names_can_be_read(runs):
     assert configfile.load(flag.removeprefix("--config="))["seed"] == 0
 
 
+@pytest.mark.slow
 def test_a_name_that_is_read_as_two_is_told(runs, monkeypatch):
   monkeypatch.chdir(runs)
   config = tiny_run.phases("train")
@@ -135,6 +138,7 @@ def test_a_name_that_is_read_as_two_is_told(runs, monkeypatch):
     parse(config, Place(source=other_run.source))
 
 
+@pytest.mark.slow
 def test_commands_take_such_workdirs(runs):
   name = next(runs.glob("a,bc*")).name
   done = subprocess.run(

@@ -58,15 +58,22 @@ def operands(case, batch=3, dtype=np.float32, seed=0):
   return arrays, dict(stride=stride, padding=padding, groups=groups)
 
 
-def with_gradients(function, x, kernel, dy):
-  """The output and its gradients for x and kernel, compiled together."""
+def with_gradients(function):
+  """Returns (x, kernel, dy) -> the output and its gradients, compiled."""
 
   @jax.jit
   def run(x, kernel, dy):
     y, grad = jax.vjp(function, x, kernel)
     return y, *grad(dy)
 
-  return run(x, kernel, dy)
+  return run
+
+
+@functools.cache
+def by_xla(case):
+  """The output and the gradients of `operands(case)`."""
+  arrays, how = operands(case)
+  return with_gradients(functools.partial(reference, **how))(*arrays)
 
 
 def assert_close(got, expected, tolerance=1e-5):
@@ -94,10 +101,8 @@ def skip_unless_possible(path):
 def test_equals_xla(path, case):
   skip_unless_possible(path)
   arrays, how = operands(case)
-  got = with_gradients(functools.partial(conv, path=path, **how), *arrays)
-  assert_close(
-    got, with_gradients(functools.partial(reference, **how), *arrays)
-  )
+  got = with_gradients(functools.partial(conv, path=path, **how))(*arrays)
+  assert_close(got, by_xla(case))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -123,8 +128,8 @@ def test_any_shape(
   )
   with jax.enable_x64(dtype == "float64"):
     arrays, how = operands(case, batch, dtype)
-    got = with_gradients(functools.partial(conv, **how), *arrays)
-    want = with_gradients(functools.partial(reference, **how), *arrays)
+    got = with_gradients(functools.partial(conv, **how))(*arrays)
+    want = with_gradients(functools.partial(reference, **how))(*arrays)
     if batch:
       # Sums are rounded to bfloat16's 8 bits, by either path.
       assert_close(got, want, 2**-7 if dtype == "bfloat16" else 1e-5)
@@ -154,7 +159,7 @@ def test_vmap_equals_loop(axes, members):
     return jnp.stack([v * s for s in scale], axis)
 
   x, kernel = stack(x, axes[0]), stack(kernel, axes[1])
-  run = functools.partial(with_gradients, functools.partial(conv, **how))
+  run = with_gradients(functools.partial(conv, **how))
   got = jax.vmap(run, (*axes, None))(x, kernel, dy)
 
   def member(v, axis, i):
@@ -227,6 +232,7 @@ def test_sharded_batch_over_two_devices():
   assert out.split()[-1] == "False"  # what XLA partitions has no custom call
 
 
+@pytest.mark.slow
 def test_same_bits_in_every_process_and_run():
   code = """
     import hashlib, jax, numpy as np
@@ -443,9 +449,9 @@ def test_wrong_operands_are_named():
 def bfloat16_gradients(case, batch, path):
   arrays, how = operands(case, batch, jnp.bfloat16)
   x, kernel, dy = arrays[0], arrays[1].astype(np.float32), arrays[2]
-  got = with_gradients(functools.partial(conv, path=path, **how), x, kernel, dy)
+  got = with_gradients(functools.partial(conv, path=path, **how))(x, kernel, dy)
   exact = [x.astype(np.float32) for x in arrays]
-  want = with_gradients(functools.partial(reference, **how), *exact)
+  want = with_gradients(functools.partial(reference, **how))(*exact)
   return got, want
 
 
@@ -521,6 +527,7 @@ def test_training_in_bfloat16_where_it_is_fast():
   assert training_type("float32", 2) == (whole, None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not onednn.ready(), reason=f"{onednn.reason()}")
 def test_what_is_kept_is_checked_and_built_again(tmp_path, monkeypatch, capfd):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -555,6 +562,7 @@ def test_a_cache_of_another_user_is_not_trusted(tmp_path, monkeypatch):
     onednn._own_folder(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   bool(onednn.bfloat16_reason()), reason=f"{onednn.bfloat16_reason()}"
 )

@@ -287,6 +287,7 @@ TRAINING = """
   """
 
 
+@pytest.mark.slow
 def test_same_bits_in_every_process_and_run():
   first, second = run_python(TRAINING), run_python(TRAINING)
   assert first == second and len(first.split()) == 1
@@ -308,6 +309,7 @@ ONE = """
   """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not onednn.ready(), reason=f"oneDNN: {onednn.reason()}")
 @pytest.mark.skipif(os.cpu_count() < 2, reason="it needs two cores")
 def test_sums_do_not_depend_on_threads():

@@ -36,6 +36,8 @@ from jaxr18.train import state as state_lib
 from jaxr18.train.mesh import make_mesh
 from jaxr18.train.step import Batch, Teachers, make_train_step
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted(configfile.CONFIGS.glob("*.py"))
 
 

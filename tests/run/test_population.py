@@ -18,6 +18,8 @@ from jaxr18.train.mesh import make_mesh, replicate, shard
 from jaxr18.train.step import Batch, Member, Teachers
 from jaxr18.train.teacher_table import CachedTeacher
 
+pytestmark = pytest.mark.slow
+
 DIGITS = tiny_run.dataset()
 TEACHER = tiny_run.tiny_network(seed=9)
 SEEDS, RATES, HEATS = (5, 6, 7), (1.0, 0.5, 2.0), (1.0, 2.0, 0.5)

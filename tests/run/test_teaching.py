@@ -194,6 +194,7 @@ def test_the_mean_of_weights_since(every):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_from_a_config_to_a_table_and_back(tmp_path):
   """Two teachers, their table filled at once, and a second run that reads."""
   config = tiny_run.phases("one", "two", "student")
@@ -214,6 +215,7 @@ def test_from_a_config_to_a_table_and_back(tmp_path):
   assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_stages_that_do_not_fit_are_refused(tmp_path):
   config = tiny_run.phases("teacher", "student")
   config.teacher.epochs = 0
@@ -227,6 +229,7 @@ def test_stages_that_do_not_fit_are_refused(tmp_path):
     experiment.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_is_seen_before_a_table_is_filled(tmp_path):
   config = tiny_run.phases("teacher", "student")
   config.teacher.epochs = 0

@@ -181,6 +181,7 @@ def studied(tmp_path_factory):
   return config, workdir, study, rows
 
 
+@pytest.mark.slow
 class TestStudy:
   def test_has_as_many_as_wanted(self, studied):
     _, _, _, rows = studied
@@ -471,6 +472,7 @@ class TestWork:
       storage.open_study(tmp_path / "x.log")
 
 
+@pytest.mark.slow
 def test_training_that_is_not_finite_fails_its_trial_alone(tmp_path):
   config = load(
     train__optimizer__learning_rate=100.0, train__optimizer__weight_decay=10.0
@@ -489,6 +491,7 @@ def test_training_that_is_not_finite_fails_its_trial_alone(tmp_path):
   assert trial.finished(storage.rows(study)) == []
 
 
+@pytest.mark.slow
 def test_two_workers_one_killed(studied, tmp_path):
   """The other one takes its trial up; numbers are those of a quiet study."""
   _, _, _, quiet = studied
@@ -526,6 +529,7 @@ def _holds(pid: int, folder: pathlib.Path) -> bool:
   return any(os.path.realpath(x) == str(folder / ".lock") for x in links)
 
 
+@pytest.mark.slow
 class TestCommand:
   @pytest.mark.parametrize(
     "flags, status, texts",

@@ -70,6 +70,7 @@ def test_stopped_in_an_epoch_and_at_its_end(tmp_path, whole, n):
   assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
 
 
+@pytest.mark.slow
 def test_stopped_in_bfloat16_on_3_bits(tmp_path):
   run = functools.partial(tiny_run.run_phase, dtype="bfloat16", bits=3)
   whole = tmp_path / "whole", run(tmp_path / "whole")[1]
@@ -79,6 +80,7 @@ def test_stopped_in_bfloat16_on_3_bits(tmp_path):
   assert_same(tmp_path / "stopped", info, whole)
 
 
+@pytest.mark.slow
 def test_stopped_at_every_third_step(tmp_path, whole):
   for n in range(3, 18, 3):
     with pytest.raises(Stopped, match=f"at step {n} of 18"):
@@ -86,6 +88,7 @@ def test_stopped_at_every_third_step(tmp_path, whole):
   assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_change_nothing(tmp_path, whole):
   info = tiny_run.run_phase(tmp_path, every_seconds=0)[1]
   assert {17, 18} <= set(steps(tmp_path))
@@ -131,6 +134,7 @@ def relieved_of_its_latest_checkpoint(directory):
   shutil.rmtree(directory / "checkpoints" / str(LAST))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kill",
   [
@@ -151,6 +155,7 @@ def test_what_a_kill_leaves_behind(tmp_path, whole, kill):
   assert not [name for name in left if "tmp" in name]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite(tmp_path):
   with pytest.raises(
     loop.TrainingError,
@@ -200,6 +205,7 @@ def flipped(path, at):
   path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [[0], [1], [2], [0, 1, 2]])
 def test_a_damaged_line_is_told_and_what_is_needed_of_it_measured_again(
   tmp_path, whole, lines
@@ -243,6 +249,7 @@ def best_before_the_last_two(tmp_path, whole):
   return directory, best
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_trained_again(tmp_path, whole):
   """To go on from a later one would test another network without a word."""
   directory, best = best_before_the_last_two(tmp_path, whole)
@@ -256,6 +263,7 @@ def test_a_damaged_best_checkpoint_is_trained_again(tmp_path, whole):
   assert_same(directory, tiny_run.run_phase(directory)[1], whole)
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path, whole):
   directory, best = best_before_the_last_two(tmp_path, whole)
   shutil.rmtree(best)
@@ -265,6 +273,7 @@ def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path, whole):
   assert_same(directory, tiny_run.run_phase(directory)[1], whole)
 
 
+@pytest.mark.slow
 def test_sigterm_and_the_same_command(tmp_path):
   """While it compiles, then in training; what is compiled is kept or not."""
   run, other, cache = (tmp_path / name for name in ("run", "other", "cache"))
@@ -296,6 +305,7 @@ def test_sigterm_and_the_same_command(tmp_path):
     assert results[0][key] == results[1][key]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_status_1(tmp_path):
   process = command.start(tmp_path / "run", LARGEST_FILE="8000")
   text = command.finish(process, status=1)

@@ -258,6 +258,7 @@ def whole(tmp_path_factory):
   return arrays(folder)
 
 
+@pytest.mark.slow
 def test_training_from_the_table_is_training_from_the_teacher(tmp_path, whole):
   distil(tmp_path, nets=TEACHERS[:1])
   computed = arrays(tmp_path)
@@ -268,6 +269,7 @@ def test_training_from_the_table_is_training_from_the_teacher(tmp_path, whole):
     )
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_table_and_the_checkpoint(tmp_path, whole):
   """The table has what the last steps were taught, the checkpoint has not."""
   distil(tmp_path, open_teacher(tmp_path / "table"), every_seconds=0)
@@ -281,6 +283,7 @@ def test_a_kill_between_the_table_and_the_checkpoint(tmp_path, whole):
     np.testing.assert_array_equal(array, whole[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_kill_that_lost_the_table(tmp_path, whole):
   """Rows that never came to the disk are computed in the same batches."""
   distil(tmp_path, open_teacher(tmp_path / "table"), every_seconds=0)
