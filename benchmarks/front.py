@@ -14,9 +14,9 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from benchmarks.results import RESULTS, load
+from benchmarks.results import RESULTS
+from benchmarks.results import run as run_of
 from jaxr18.deploy import packed
 
 ARTIFACT = "network.safetensors"  # beside result.json
@@ -48,17 +48,18 @@ GOALS = {
 }
 
 
-def row(name: str, goal: Goal, results: Sequence[dict[str, Any]]) -> str:
+def row(name: str, goal: Goal, results: Sequence[tuple[float, float]]) -> str:
   """A goal beside what is reached, on one line.
 
   Args:
-    results: what result.json of each of the goal's runs holds.
+    name, goal: the goal.
+    results: test accuracy and per-layer score of each of its runs.
   """
   want = f"{name}: {goal.accuracy:.2%} at {goal.score:.4f}, {goal.seeds} seeds"
   if not results:
     return f"{want} | nothing yet"
-  accuracies = [r["test_accuracy"] for r in results]
-  score = max(r["score"]["per_layer"]["total"] for r in results)
+  accuracies = [accuracy for accuracy, _ in results]
+  score = max(score for _, score in results)
   mean = statistics.mean(accuracies)
   spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
   reached = mean >= goal.accuracy and score <= goal.score
@@ -86,7 +87,9 @@ def main() -> None:
   parser.add_argument("--data_dir", default="", help="TFDS's folder")
   data_dir = parser.parse_args().data_dir
   for name, goal in GOALS.items():
-    print(row(name, goal, [load(run) for run in goal.runs]))
+    found = map(run_of, goal.runs)
+    points = [(r.test.accuracy, r.score.per_layer.total) for r in found]
+    print(row(name, goal, points))
   if not shipped():
     print("no packed network is beside a result")
     return
@@ -96,7 +99,7 @@ def main() -> None:
   test = data.load("cifar10", data_dir=data_dir).test
   wrong = []
   for run in shipped():
-    promised = load(run)["test_correct"]
+    promised = run_of(run).test.correct
     found = right_answers(run, test.images, test.labels)
     same = found == promised
     print(

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from benchmarks.results import RESULTS, load
+from benchmarks.results import RESULTS
+from benchmarks.results import run as run_of
 from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
 from jaxr18.report import bits, entry, figure, points, runs, tradeoff
 from jaxr18.report import pictures as report_pictures
@@ -22,7 +23,7 @@ from jaxr18.search import table
 def pruned() -> Figure:
   """Accuracy of pruned networks against what is left of them."""
   series = {
-    name: [(run.rpartition("_")[2], load(run)) for run in runs]
+    name: [(run.rpartition("_")[2], run_of(run)) for run in runs]
     for name, runs in (
       ("single weights", PRUNED_WEIGHTS),
       # All channels: the same network trained on for as long.
@@ -39,8 +40,8 @@ def pruned() -> Figure:
 
 def quantized() -> Figure:
   """Accuracy in fewer bits, calibrated alone and trained on."""
-  accuracy = lambda name: load(name)["test_accuracy"]
-  epochs = load(f"quant_{QUANT_BITS[0]}")["config"]["quant"]["epochs"]
+  accuracy = lambda name: run_of(name).test.accuracy
+  epochs = run_of(f"quant_{QUANT_BITS[0]}").config["quant"]["epochs"]
   curves = {
     label: {b: accuracy(f"quant_{kind}{b}") for b in QUANT_BITS}
     for kind, label in (

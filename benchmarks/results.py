@@ -4,16 +4,20 @@ import json
 import pathlib
 from typing import Any
 
-from jaxr18.host import sealed, workdir
+from jaxr18.run.result import Result, read
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 
 
+def run(name: str) -> Result:
+  """Reads a run's docs/results/NAME/result.json."""
+  return read(RESULTS / name)
+
+
 def load(name: str) -> dict[str, Any]:
-  """docs/results/NAME/result.json."""
-  result = sealed.read(RESULTS / name / "result.json", demanded=False)
-  return workdir.lift(result)
+  """Reads a benchmark's docs/results/NAME/result.json."""
+  return json.loads((RESULTS / name / "result.json").read_text())
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

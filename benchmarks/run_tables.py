@@ -2,8 +2,10 @@
 
 import json
 
-from benchmarks.results import RESULTS, load, table
+from benchmarks.results import RESULTS, run, table
 from jaxr18.cost.figures import FIGURES
+from jaxr18.run.parts import Answers, Export
+from jaxr18.run.result import accuracy_of
 
 SCORES = ("score: per network", "per layer", "on disk")
 
@@ -19,19 +21,18 @@ def runs(*names: str) -> str:
   """Runs by folder: accuracy, score, cost, time."""
   rows = []
   for name in names:
-    r = load(name)
-    s = r["score"]
+    r = run(name)
+    s = r.score
     rows.append(
       [
         f"[{name}](docs/results/{name}/result.json)",
-        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
-        f" {r['test_count']:,})",
-        f"{s['per_network']['total']:.4f}",
-        f"{s['per_layer']['total']:.4f}",
-        f"{s['on_disk']['total']:.4f}",
-        f"{s['macs'] / 1e6:.1f} M",
-        f"{s['per_network']['w'] / 1e6:.2f} M",
-        f"{r['seconds'] / 60:.0f}",
+        _answers(r.test),
+        f"{s.per_network.total:.4f}",
+        f"{s.per_layer.total:.4f}",
+        f"{s.on_disk.total:.4f}",
+        f"{s.macs / 1e6:.1f} M",
+        f"{s.per_network.w / 1e6:.2f} M",
+        f"{r.seconds / 60:.0f}",
       ]
     )
   header = ["run", "test accuracy", *SCORES,
@@ -41,24 +42,24 @@ def runs(*names: str) -> str:
 
 def quantization() -> str:
   """dense_narrow in fewer bits: calibrated alone, and trained on."""
-  epochs = load(f"quant_{QUANT_BITS[0]}")["config"]["quant"]["epochs"]
+  epochs = run(f"quant_{QUANT_BITS[0]}").config["quant"]["epochs"]
 
   def cell(name):
-    r = load(name)
-    return f"[{100 * r['test_accuracy']:.2f}%](docs/results/{name}/result.json)"
+    accuracy = run(name).test.accuracy
+    return f"[{100 * accuracy:.2f}%](docs/results/{name}/result.json)"
 
   rows = []
   for bits in (32, *QUANT_BITS):
     after = "dense_narrow" if bits == 32 else f"quant_ptq{bits}"
     trained = "dense_narrow" if bits == 32 else f"quant_{bits}"
-    score = load(trained)["score"]
+    score = run(trained).score
     rows.append(
       [
         str(bits),
         cell(after),
         cell(trained),
-        f"{score['per_layer']['total']:.4f}",
-        f"{score['on_disk']['total']:.4f}",
+        f"{score.per_layer.total:.4f}",
+        f"{score.on_disk.total:.4f}",
       ]
     )
   header = ["bits", "calibrated only", f"trained {epochs} epochs, distilled",
@@ -66,22 +67,26 @@ def quantization() -> str:
   return table(header, rows)
 
 
+def _answers(found: Answers | Export) -> str:
+  share = 100 * found.correct / found.count
+  return f"{share:.2f}% ({found.correct:,} of {found.count:,})"
+
+
 def exports(*names: str) -> str:
   """Runs by folder: each exported file beside the network, on the test set."""
   rows = []
   for name in names:
-    r = load(name)
-    for form, e in r["export"].items():
-      n = e["count"]
+    for form, e in run(name).exports.items():
+      weights = e.bytes_of_weights
       rows.append(
         [
           f"[{name}](docs/results/{name}/result.json), {form}",
-          f"{e['bytes']:,}",
-          f"{e['bytes_of_weights']:,}" if "bytes_of_weights" in e else "",
-          f"{100 * e['accuracy']:.2f}% ({e['correct']:,} of {n:,})",
-          f"{e['same_answers']:,}",
-          f"{e['images_beyond_1e-4']:,}",
-          f"{e['largest_difference']:.2g}",
+          f"{e.bytes:,}",
+          "" if weights is None else f"{weights:,}",
+          _answers(e),
+          f"{e.same_answers:,}",
+          f"{e.images_apart:,}",
+          f"{e.largest_difference:.2g}",
         ]
       )
   header = ["run, format", "bytes", "of them weights", "test accuracy",
@@ -92,30 +97,29 @@ def exports(*names: str) -> str:
 
 def pruned() -> str:
   """Pruned runs beside the dense network that all of them start from."""
-  whole = load("dense_narrow")["score"]["per_network"]["w"]
+  whole = run("dense_narrow").score.per_network.w
   rows = []
   for name in ("dense_narrow", *PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
-    r = load(name)
-    s = r["score"]
-    c = s["per_network"]
+    r = run(name)
+    s = r.score
+    c = s.per_network
     what = ""
     if name in (*PRUNED_WEIGHTS, *PRUNED_STRUCTURED):
       of = "weights" if name in PRUNED_WEIGHTS else "channels"
-      density = r["config"]["prune"]["prune"]["density"]
+      density = r.config["prune"]["prune"]["density"]
       what = f"{density:.0%} of {of}" if density < 1 else "all, trained on"
-    kept = c["w"] * (1 - c["p_s"] - c["p_u"])
+    kept = c.w * (1 - c.p_s - c.p_u)
     rows.append(
       [
         f"[{name}](docs/results/{name}/result.json)",
         what,
-        f"{100 * r['test_accuracy']:.2f}% ({r['test_correct']:,} of"
-        f" {r['test_count']:,})",
-        f"{c['total']:.4f}",
-        f"{s['per_layer']['total']:.4f}",
-        f"{s['on_disk']['total']:.4f}",
-        f"{s['macs'] / 1e6:.2f} M",
+        _answers(r.test),
+        f"{c.total:.4f}",
+        f"{s.per_layer.total:.4f}",
+        f"{s.on_disk.total:.4f}",
+        f"{s.macs / 1e6:.2f} M",
         f"{kept / 1e3:,.1f} k ({kept / whole:.0%})",
-        f"{r['seconds'] / 60:.0f}",
+        f"{r.seconds / 60:.0f}",
       ]
     )
   header = ["run", "keeps", "test accuracy", *SCORES,
@@ -127,17 +131,17 @@ def populations(*names: str) -> str:
   """Runs of a population by folder: accuracy over seeds."""
   rows = []
   for name in names:
-    r = load(name)
-    each = ", ".join(f"{100 * m['test_accuracy']:.2f}" for m in r["members"])
+    r = run(name)
+    each = ", ".join(f"{100 * m.test.accuracy:.2f}" for m in r.members)
+    mean, std = accuracy_of(r.members)
     rows.append(
       [
         f"[{name}](docs/results/{name}/result.json)",
-        f"{100 * r['members_accuracy_mean']:.2f}"
-        f" ± {100 * r['members_accuracy_std']:.2f}%",
+        f"{100 * mean:.2f} ± {100 * std:.2f}%",
         each,
-        f"{r['members'][0]['score']['per_layer']:.4f}",
-        f"{r['members'][0]['macs'] / 1e6:.1f} M",
-        f"{r['seconds'] / 60:.0f}",
+        f"{r.members[0].score['per_layer']:.4f}",
+        f"{r.members[0].macs / 1e6:.1f} M",
+        f"{r.seconds / 60:.0f}",
       ]
     )
   header = ["run", "test accuracy, mean ± standard deviation", "each seed, %",
@@ -147,26 +151,25 @@ def populations(*names: str) -> str:
 
 def ensemble(name: str) -> str:
   """An ensemble's members, one a row, and what all of them answer."""
-  r = load(name)
-  phase = r["phases"][r["config"]["phases"][-1]]
+  r = run(name)
+  sources = list(r.phases.values())[-1].sources or ()
   rows = [
     [
       source.removeprefix("runs/"),
-      f"{100 * m['test_accuracy']:.2f}%",
-      *(f"{m['score'][k]:.4f}" for k in FIGURES),
-      f"{m['macs'] / 1e6:.2f} M",
+      f"{100 * m.test.accuracy:.2f}%",
+      *(f"{m.score[k]:.4f}" for k in FIGURES),
+      f"{m.macs / 1e6:.2f} M",
       "",
     ]
-    for source, m in zip(phase["sources"], r["members"], strict=True)
+    for source, m in zip(sources, r.members, strict=True)
   ]
-  pairs = [x for i, row in enumerate(r["disagreement"]) for x in row[i + 1 :]]
-  score = r["score"]
+  pairs = [x for i, row in enumerate(r.disagreement) for x in row[i + 1 :]]
   rows.append(
     [
-      f"[all](docs/results/{name}/result.json), by {r['vote']}",
-      f"{100 * r['test_accuracy']:.2f}%",
-      *(f"{score[k]['total']:.4f}" for k in FIGURES),
-      f"{score['macs'] / 1e6:.2f} M",
+      f"[all](docs/results/{name}/result.json), by {r.vote}",
+      f"{100 * r.test.accuracy:.2f}%",
+      *(f"{getattr(r.score, k).total:.4f}" for k in FIGURES),
+      f"{r.score.macs / 1e6:.2f} M",
       f"{100 * sum(pairs) / len(pairs):.1f}%",
     ]
   )

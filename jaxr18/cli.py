@@ -13,14 +13,12 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 from absl import app, flags, logging
 
 from jaxr18 import __version__
 from jaxr18.config import file as configfile
 from jaxr18.config.faults import ConfigError
-from jaxr18.cost.figures import FIGURES
 from jaxr18.host import paths, stop
 from jaxr18.host.errors import ToldError
 
@@ -276,56 +274,3 @@ def default_workdir(file: str) -> pathlib.Path:
   if argument:
     name += "-" + re.sub(r"[^\w.=,+-]+", "_", argument)
   return pathlib.Path("runs", name)
-
-
-def members_table(result: dict[str, Any]) -> str:
-  """A line for each member, what they differ in, and each vote."""
-  phase = result["phases"][result["config"]["phases"][-1]]
-  lines = ["member   test accuracy  validation   per-layer score"]
-
-  def line(name, test, validation, rest):
-    shown = "" if validation is None else f"{validation:.2%}"
-    lines.append(f"{name:<12} {test:>9.2%} {shown:>11}   {rest}")
-
-  for i, row in enumerate(result["members"]):
-    what = f"seed {row['seed']}" if "seed" in row else phase["sources"]
-    if isinstance(what, list):
-      what = what[i] if len(what) == len(result["members"]) else ""
-    per_layer = f"{row['score']['per_layer']:11.6f}"
-    line(str(i), row["test_accuracy"], row["validation_accuracy"],
-         f"{per_layer}  {what}")  # fmt: skip
-  lines.append(
-    f"mean {result['members_accuracy_mean']:.2%}, standard deviation"
-    f" {100 * result['members_accuracy_std']:.2f} points"
-  )
-  lines.append("share of test images on which two members answer differently:")
-  for row in result["disagreement"]:
-    lines.append("  " + " ".join(f"{x:.4f}" for x in row))
-  for how, row in result.get("votes", {}).items():
-    chosen = "the vote" if how == result["vote"] else ""
-    line(how, row["test_accuracy"], row["validation_accuracy"], chosen)
-  if result.get("vote") == "weighted":
-    weights = ", ".join(f"{w:.3f}" for w in result["weights"])
-    lines.append(f"weights, fitted on validation images: {weights}")
-  return "\n".join(lines)
-
-
-def print_result(result: dict[str, Any], workdir) -> None:
-  """The few lines that people want to see at the end."""
-  score = result["score"]
-  if "members" in result:
-    print(members_table(result))
-  print(
-    f"test accuracy {result['test_accuracy']:.2%}"
-    f" ({result['test_correct']} of {result['test_count']})"
-  )
-  for name in FIGURES:
-    s = score[name]
-    print(
-      f"score, {name}: {s['total']:.6f}"
-      f" = {s['params_term']:.6f} (weights) + {s['ops_term']:.6f} (MACs)"
-    )
-  print(
-    f"{score['macs']:,} MACs, {score['per_network']['w']:,} parameters,"
-    f" {result['seconds']:.0f} s of training; all in {workdir}/result.json"
-  )

@@ -33,14 +33,14 @@ def main(argv: list[str]) -> None:
   workdir, opened, result, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
   nets = sources.load_networks(workdir)
   test, _ = experiment.test_last(
-    opened, nets, result["phases"], dataset, make_mesh()
+    opened, nets, result.phases, dataset, make_mesh()
   )
   print(f"test accuracy {test.accuracy:.2%} ({test.correct} of {test.count})")
-  was = result["test_correct"], result["test_count"]
+  was = result.test.correct, result.test.count
   if (test.correct, test.count) != was:
     raise WorkdirError(
       f"{workdir}/result.json has {was[0]} of {was[1]}, measured on"
-      f" {result.get('device')}: the checkpoint, the result or the data were"
+      f" {result.made.device}: the checkpoint, the result or the data were"
       " changed, or this device rounds otherwise; compare there"
     )
   print(f"the same as in {workdir}/result.json")

@@ -46,18 +46,18 @@ def main(argv: list[str]) -> None:
   path, found = exporting.export_run(
     _WORKDIR.value, _FORMAT.value, _OUT.value, _DATA_DIR.value
   )
-  n = found["count"]
-  print(f"{path}: {found['bytes']:,} bytes")
-  if "bytes_of_weights" in found:
+  n = found.count
+  print(f"{path}: {found.bytes:,} bytes")
+  if found.bytes_of_weights is not None:
     print(
-      f"{found['bytes_of_weights']:,} of them without the description;"
-      f" {found['bytes_charged']:,} are charged by the on-disk score"
+      f"{found.bytes_of_weights:,} of them without the description;"
+      f" {found.bytes_charged:,} are charged by the on-disk score"
     )
-  print(f"test accuracy {found['accuracy']:.2%} ({found['correct']} of {n})")
+  print(f"test accuracy {found.accuracy:.2%} ({found.correct} of {n})")
   print(
-    f"the same answer as the network in {found['same_answers']} of {n} images;"
-    f" logits differ by up to {found['largest_difference']:.2g}, by more than"
-    f" 1e-4 in {found['images_beyond_1e-4']} images"
+    f"the same answer as the network in {found.same_answers} of {n} images;"
+    f" logits differ by up to {found.largest_difference:.2g}, by more than"
+    f" 1e-4 in {found.images_apart} images"
   )
 
 

@@ -12,6 +12,7 @@ when the command or the config cannot be run, and then nothing was touched. A
 stopped run ends with JAXR18_STOPPED_STATUS in place of 0 where that is set.
 """
 
+import shlex
 import sys
 
 from absl import app
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
 
     from jaxr18.host import cluster, compiled
     from jaxr18.run import experiment
+    from jaxr18.run.summary import summary
 
     joined = cluster.initialize_cluster()
   try:
@@ -61,11 +63,12 @@ def main(argv: list[str]) -> None:
       print(joined, file=sys.stderr, flush=True)
     compiled.keep_compiled()
     finished = (workdir / "result.json").exists()
-    result = experiment.run(config, workdir, signals)
+    command = shlex.join(["python", "-m", "jaxr18.main", *sys.argv[1:]])
+    result = experiment.run(config, workdir, signals, command)
     if jax.process_index() == 0:
       if finished:
         print(f"{workdir} was finished already:")
-      cli.print_result(result, workdir)
+      print(f"{summary(result)}; all in {workdir}/result.json")
   except stop.Stopped:
     raise
   except Exception as e:

@@ -40,7 +40,7 @@ from jaxr18.config import file as configfile
 from jaxr18.config.faults import ConfigError
 from jaxr18.host import paths
 from jaxr18.host.files import write_atomically
-from jaxr18.host.workdir import read_result
+from jaxr18.run.result import read
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag(
@@ -205,10 +205,10 @@ def _outcome(workdir: pathlib.Path, status: int) -> str:
   if status:
     how = f"signal {-status}" if status < 0 else f"status {status}"
     return f"failed with {how}; {workdir}/log.txt says why"
-  result = read_result(workdir)
+  result = read(workdir)
   return (
-    f"test accuracy {result['test_accuracy']:.2%}, per-layer score"
-    f" {result['score']['per_layer']['total']:.6f}"
+    f"test accuracy {result.test.accuracy:.2%}, per-layer score"
+    f" {result.score.per_layer.total:.6f}"
   )
 
 

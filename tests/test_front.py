@@ -3,20 +3,16 @@
 import pytest
 
 from benchmarks import front
-from benchmarks.results import load
+from benchmarks.results import run as run_of
 from jaxr18.data import cifar10
 from jaxr18.data import dataset as data
 
 SHIPPED = front.shipped()
 
 
-def result(accuracy, score):
-  return {"test_accuracy": accuracy, "score": {"per_layer": {"total": score}}}
-
-
 class TestRow:
   def test_the_mean_over_all_seeds_counts(self):
-    results = result(0.898, 0.01), result(0.904, 0.02)
+    results = (0.898, 0.01), (0.904, 0.02)
     text = front.row("X", front.Goal(0.90, 0.02, 2), results)
     assert "90.10% at 0.0200, 2 seeds" in text and "| reached" in text
     assert "standard deviation 0.42%" in text
@@ -27,7 +23,7 @@ class TestRow:
   )  # fmt: skip
   def test_what_falls_short(self, seeds, accuracy, score):
     goal = front.Goal(0.90, 0.02, seeds)
-    text = front.row("X", goal, [result(accuracy, score)])
+    text = front.row("X", goal, [(accuracy, score)])
     assert "| not reached" in text
 
   def test_without_a_run(self):
@@ -38,7 +34,7 @@ class TestRow:
 def test_every_run_of_a_goal_is_there():
   for goal in front.GOALS.values():
     for run in goal.runs:
-      assert 0 < load(run)["test_accuracy"] < 1
+      assert 0 < run_of(run).test.accuracy < 1
       assert run in SHIPPED
 
 
@@ -49,4 +45,4 @@ def test_an_artifact_gives_its_result_again(run):
     pytest.skip("CIFAR-10 is not prepared here; TFDS_DATA_DIR names its folder")
   test = data.load("cifar10").test
   right = front.right_answers(run, test.images, test.labels)
-  assert right == load(run)["test_correct"]
+  assert right == run_of(run).test.correct

@@ -3,7 +3,6 @@
 tests/host/test_cluster.py has the real thing in two processes.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -16,6 +15,7 @@ import time
 import pytest
 
 from jaxr18 import cli
+from jaxr18.run.result import read
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 # Slurm's variables of this machine, if any, are none of the tests' business.
@@ -344,19 +344,23 @@ class TestSweep:
     assert re.fullmatch(r"[\w./=,-]+", workdirs[2])
 
   def test_one_fails_and_the_others_go_on(self, tmp_path, config):
-    result = {"test_accuracy": 0.5, "score": {"per_layer": {"total": 0.25}}}
+    finished = LAUNCH.parent / "docs" / "results" / "kd_quant"
+    result = read(finished)
     python = stub(
       tmp_path, "python",
       'workdir=${*: -1}; workdir=${workdir#*=}; echo "$@"\n'
       'if [[ $* == *rate=0.1* ]]; then exit 3; fi\n'
-      f"echo '{json.dumps(result)}' >\"$workdir/result.json\"",
+      f"cp '{finished}/result.json' \"$workdir\"",
     )  # fmt: skip
     done = self.sweep(tmp_path, f"--config={config}", "--parallel=2",
                       PYTHON=str(python))  # fmt: skip
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
-    assert sum("test accuracy 50.00%, per-layer score 0.250000" in x
-               for x in lines) == 2  # fmt: skip
+    said = (
+      f"test accuracy {result.test.accuracy:.2%}, per-layer score"
+      f" {result.score.per_layer.total:.6f}"
+    )
+    assert sum(said in x for x in lines) == 2
     assert "2 of 3 runs are finished, 1 failed" in lines
     first = "runs/mine-sweep/train.optimizer.learning_rate=0.1,seed=3"
     assert f"{first}: failed with status 3; {first}/log.txt" in lines[-1]

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
 
 def look_at(run):
   """(what the run's network shows, ''), or (None, why that is not known)."""
-  name = run.result["config"]["phases"][-1]
+  name = run.result.config["phases"][-1]
   if not (run.folder / name / "checkpoints").is_dir():
     return None, "the run's checkpoints are not beside its result.json."
   try:
@@ -88,7 +88,7 @@ def evidence_of(run):
   import numpy as np
 
   from jaxr18.compress import ensemble
-  from jaxr18.report import evidence, points
+  from jaxr18.report import evidence
   from jaxr18.run import members, sources
   from jaxr18.run.finished import settings
   from jaxr18.train.evaluate import check_finite, predict
@@ -98,25 +98,25 @@ def evidence_of(run):
   nets = sources.load_networks(run.folder)
   dataset = _data(opened.data)
   test, result, remarks = dataset.test, run.result, []
-  size, mesh, was = opened.eval_batch_size, make_mesh(), result
-  if "votes" in result:
-    how = result["vote"]
-    weights = result["weights"] if how == "weighted" else None
+  size, mesh, was = opened.eval_batch_size, make_mesh(), result.test
+  if result.votes:
+    how = result.vote
+    weights = result.weights if how == "weighted" else None
     logits = members.predict_members(nets, test, dataset, size, mesh)
     logits = np.log(ensemble.vote(logits, how, weights) + 1e-30)
     remarks.append("The answers are the vote's; masks are the first member's.")
-  elif points.is_population(result):
+  elif result.is_population:
     logits = members.predict_members(nets[:1], test, dataset, size, mesh)[0]
-    was = result["members"][0]
+    was = result.members[0].test
     remarks.append("This is the population's first member.")
   else:
     logits = predict(nets[0], test.images, dataset, size, mesh)
   check_finite(logits)
   counts = evidence.confusion(logits.argmax(-1), test.labels, dataset.classes)
-  if (right := int(counts.trace())) != was["test_correct"]:
+  if (right := int(counts.trace())) != was.correct:
     remarks.append(
       f"Computed here, {right:,} of {len(test):,} answers are right, and"
-      f" {was['test_correct']:,} by the run's result."
+      f" {was.correct:,} by the run's result."
     )
   return evidence.Evidence(
     evidence.class_names(dataset.name, dataset.classes),

@@ -1,10 +1,11 @@
 """A run among others: its numbers as texts, for the page and for Markdown."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxr18.report import evidence, points
 from jaxr18.report.points import FIGURES, Group, Point, Task
+from jaxr18.run.result import Result
 
 NOTES = {
   "per_network": "By the published points' formula: one number of bits for a"
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
   why: str = ""
 
   @property
-  def result(self) -> dict[str, Any]:
+  def result(self) -> Result:
     return self.group.runs[0].result
 
 
@@ -62,7 +63,7 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
   goal = is_published(entries)
   rows = [[*OVERVIEW, *(["90%"] if goal else [])]]
   for e in entries:
-    g, score = e.group, e.result["score"]
+    g, r = e.group, e.result
     bar = f" ± {100 * g.error:.2f}" if len(g.accuracies) > 1 else ""
     rows.append(
       [
@@ -70,8 +71,8 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
         f"{100 * g.accuracy:.2f}{bar}",
         str(len(g.accuracies)),
         *(f"{g.scores[f]:.4f}" for f in FIGURES),
-        f"{score['macs']:,}",
-        f"{sum(r['kept'] for r in score['rows']):,}",
+        f"{r.score.macs:,}",
+        f"{r.kept:,}",
       ]
     )
     if goal:
@@ -82,45 +83,43 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
 def sentence(e: Entry) -> str:
   """What was trained, in a line."""
   r, g = e.result, e.group
-  phases = " → ".join(r["config"]["phases"])
-  if points.is_population(r):
+  phases = " → ".join(r.config["phases"])
+  if r.is_population:
     seeds = f"{len(g.accuracies)} members, one seed each"
   elif len(g.runs) > 1:
     names = ", ".join(run.name for run in g.runs[1:])
     seeds = (
       f"{len(g.runs)} seeds; what follows is of {g.runs[0].name}, seed"
-      f" {r['seed']}, and like it are {names}"
+      f" {r.seed}, and like it are {names}"
     )
   else:
-    seeds = f"seed {r['seed']}"
-  return f"{r['config']['data']['name']}; phases {phases}; {seeds}."
+    seeds = f"seed {r.seed}"
+  return f"{r.config['data']['name']}; phases {phases}; {seeds}."
 
 
 def numbers(e: Entry) -> list[tuple[str, str, str]]:
   """(name, number, more of it) for what matters most."""
   r, g = e.result, e.group
-  score = r["score"]
   if len(g.accuracies) > 1:
     more = f"± {100 * g.error:.2f} over {len(g.accuracies)} seeds"
   else:
-    more = f"{r['test_correct']:,} of {r['test_count']:,}"
+    more = f"{r.test.correct:,} of {r.test.count:,}"
   out = [("test accuracy", f"{100 * g.accuracy:.2f}%", more)]
   for name in FIGURES:
-    f = score[name]
-    terms = f"{f['params_term']:.4f} weights + {f['ops_term']:.4f} MACs"
+    f = getattr(r.score, name)
+    terms = f"{f.params_term:.4f} weights + {f.ops_term:.4f} MACs"
     if len(g.accuracies) > 1:
       terms = "mean over seeds"
     out.append((f"score, {name}", f"{g.scores[name]:.4f}", terms))
-  rows = score["rows"]
-  kept, weights = sum(x["kept"] for x in rows), sum(x["weights"] for x in rows)
+  kept, weights = r.kept, sum(row.weights for row in r.score.rows)
   out += [
-    ("MACs", _short(score["macs"]), f"{score['macs']:,}"),
+    ("MACs", _short(r.score.macs), f"{r.score.macs:,}"),
     (
       "weights kept",
       _short(kept),
       f"{100 * kept / weights:.1f}% of {weights:,}",
     ),
-    ("training", _time(r["seconds"]), r["device"]),
+    ("training", _time(r.seconds), r.made.device),
   ]  # fmt: skip
   return out
 
@@ -139,31 +138,30 @@ def _time(seconds: float) -> str:
   return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def member_texts(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def member_texts(result: Result) -> tuple[list[str], list[list[str]]]:
   """Head and rows of texts: members of a population or ensemble, its votes."""
-  if "members" not in result:
+  if not result.members:
     return [], []
   head = ["member", "test accuracy, %", "validation, %",
           "score: per network", "per layer", "on disk"]  # fmt: skip
   percent = lambda x: "" if x is None else f"{100 * x:.2f}"
   rows = []
-  for i, m in enumerate(result["members"]):
-    name = f"{i}, seed {m['seed']}" if "seed" in m else str(i)
-    scores = [f"{m['score'][f]:.4f}" for f in FIGURES]
-    found = m["test_accuracy"], m.get("validation_accuracy")
+  for i, m in enumerate(result.members):
+    name = str(i) if m.seed is None else f"{i}, seed {m.seed}"
+    scores = [f"{m.score[f]:.4f}" for f in FIGURES]
+    found = m.test.accuracy, m.validation_accuracy
     rows.append([name, *map(percent, found), *scores])
-  for how, v in result.get("votes", {}).items():
-    chosen = " (the vote)" if how == result.get("vote") else ""
-    scores = [f"{result['score'][f]['total']:.4f}" for f in FIGURES]
-    found = v["test_accuracy"], v.get("validation_accuracy")
+  for how, v in result.votes.items():
+    chosen = " (the vote)" if how == result.vote else ""
+    scores = [f"{getattr(result.score, f).total:.4f}" for f in FIGURES]
+    found = v.accuracy, v.validation_accuracy
     rows.append([how + chosen, *map(percent, found), *scores])
   return head, rows
 
 
-def disagreement(result: dict[str, Any]) -> str:
+def disagreement(result: Result) -> str:
   """In words, '' where there are not several members."""
-  table = result.get("disagreement") or []
-  pairs = [x for i, row in enumerate(table) for x in row[i + 1 :]]
+  pairs = [x for i, row in enumerate(result.disagreement) for x in row[i + 1 :]]
   if not pairs:
     return ""
   return (
@@ -172,9 +170,15 @@ def disagreement(result: dict[str, Any]) -> str:
   )
 
 
-def versions(result: dict[str, Any]) -> str:
-  packages = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+def versions(result: Result) -> str:
+  """What made it, in a line."""
+  made = result.made
+  packages = ", ".join(f"{k} {v}" for k, v in made.versions.items())
+  code = f"jaxr18 {made.jaxr18}, " if made.jaxr18 else ""
+  if made.commit:
+    code += (
+      f"commit {made.commit[:12]}{' with changes' if made.changed else ''}, "
+    )
   return (
-    f"Python {result['python']}, {packages}; {result['device']},"
-    f" {result['platform']}"
+    f"{code}Python {made.python}, {packages}; {made.device}, {made.platform}"
   )

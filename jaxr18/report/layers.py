@@ -3,10 +3,11 @@
 import html
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxr18.cost.figures import LayerScore
 from jaxr18.report import page, svg
+from jaxr18.run.result import Result
 
 
 class LayerBar(NamedTuple):
@@ -40,12 +41,12 @@ class LayerBar(NamedTuple):
     return self.params_term + self.ops_term
 
 
-def bars(result: dict[str, Any]) -> list[LayerBar]:
+def bars(result: Result) -> list[LayerBar]:
   """The layers from the input to the head."""
   found: dict[str, list[LayerScore]] = {}
-  for row in result["score"]["rows"]:
-    path = re.sub(r"^member\d+/", "", row["path"])
-    found.setdefault(path, []).append(LayerScore(**row))
+  for row in result.score.rows:
+    path = re.sub(r"^member\d+/", "", row.path)
+    found.setdefault(path, []).append(row)
   return [
     LayerBar(
       path,

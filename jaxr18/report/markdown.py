@@ -87,9 +87,9 @@ def section(e: Entry, drawn: Drawn) -> list[str]:
     lines += [f"Left out: {escape(e.why)}", ""]
   else:
     lines += _evidence(e, drawn)
-  lines += ["### Make it again", "", *fenced("bash", e.result["command"]), ""]
+  lines += ["### Make it again", "", *fenced("bash", e.result.made.command), ""]
   lines += [line_of(entry.versions(e.result)), ""]
-  config = json.dumps(e.result["config"], indent=1)
+  config = json.dumps(e.result.config, indent=1)
   lines += ["<details><summary>The whole resolved config</summary>", ""]
   lines += [*fenced("json", config), "", "</details>", ""]
   return lines

@@ -12,14 +12,15 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxr18.config import faults
 from jaxr18.config import schema as config_lib
 from jaxr18.config.lift import as_json, lift
-from jaxr18.report.runs import FIGURES as FIGURES
-from jaxr18.report.runs import Run
+from jaxr18.cost.figures import FIGURES as FIGURES
+from jaxr18.report.runs import Run, shown
+from jaxr18.run.result import Result
 
 GOAL = 0.9  # the accuracy that the score asks for, on the published task
 REFERENCES = pathlib.Path(__file__).with_name("reference_points.json")
@@ -99,13 +100,9 @@ class Group(NamedTuple):
     return statistics.stdev(self.accuracies) if several else 0.0
 
 
-def task_of(result: dict[str, Any]) -> Task:
-  images = result["test_count"]
-  if is_population(result):
-    images //= len(result["members"])  # each has answered all of them
-  return Task(
-    result["config"]["data"]["name"], images, result["spec"]["head"]["classes"]
-  )
+def task_of(result: Result) -> Task:
+  name = shown(result.config["data"]["name"])
+  return Task(name, result.images, result.spec.head.classes)
 
 
 def published_task() -> Task:
@@ -163,11 +160,11 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
   for run in runs:
     rest = {
       k: v
-      for k, v in config_lib.flatten(lift(run.result["config"])).items()
+      for k, v in config_lib.flatten(lift(run.result.config)).items()
       if k != "seed" and not faults.within(k, free)
     }
     key = json.dumps([rest, task_of(run.result)], sort_keys=True)
-    found.setdefault(key, {}).setdefault(run.result["seed"], run)
+    found.setdefault(key, {}).setdefault(run.result.seed, run)
   out: list[Group] = []
   for by_seed in found.values():
     together = tuple(by_seed[seed] for seed in sorted(by_seed))
@@ -194,14 +191,14 @@ def _group(name: str, slug: str, runs: tuple[Run, ...]) -> Group:
   accuracies, scores = [], {figure: [] for figure in FIGURES}
   for run in runs:
     r = run.result
-    if is_population(r):
-      accuracies += [m["test_accuracy"] for m in r["members"]]
+    if r.is_population:
+      accuracies += [m.test.accuracy for m in r.members]
       for figure in FIGURES:
-        scores[figure] += [m["score"][figure] for m in r["members"]]
+        scores[figure] += [m.score[figure] for m in r.members]
     else:
-      accuracies.append(r["test_accuracy"])
+      accuracies.append(r.test.accuracy)
       for figure in FIGURES:
-        scores[figure].append(r["score"][figure]["total"])
+        scores[figure].append(getattr(r.score, figure).total)
   means = {figure: statistics.mean(scores[figure]) for figure in FIGURES}
   return Group(name, slug, runs, tuple(accuracies), means)
 
@@ -213,11 +210,6 @@ def _name(names: list[str]) -> str:
   shared = os.path.commonprefix(names)
   name = re.sub(r"[-_./]+(seed|s)?[-_./=]*\d*$", "", shared)
   return name if re.search("[a-zA-Z]", name) else names[0]
-
-
-def is_population(result: dict[str, Any]) -> bool:
-  """Members that differ in their seeds, and no vote of theirs."""
-  return "members" in result and "votes" not in result
 
 
 def of_group(one: Group, figure: str) -> Point:
@@ -245,28 +237,26 @@ def detail(one: Group) -> str:
   if n > 1:
     seeds = f"{n} seeds, standard deviation {100 * one.error:.2f} points"
   else:
-    p, count = one.accuracy, result["test_count"]
+    p, count = one.accuracy, result.test.count
     error = 100 * math.sqrt(p * (1 - p) / count)
     seeds = (
       f"one seed; {error:.2f} points is the standard error of {count:,} images"
     )
   scores = ", ".join(f"{k} {one.scores[k]:.4f}" for k in FIGURES)
-  score = result["score"]
-  kept = sum(row["kept"] for row in score["rows"])
-  w_bits = sorted({row["w_bits"] for row in score["rows"]})
-  a_bits = sorted({row["a_bits"] for row in score["rows"]})
+  w_bits = sorted({row.w_bits for row in result.score.rows})
+  a_bits = sorted({row.a_bits for row in result.score.rows})
   bits = "/".join(",".join(map(str, b)) for b in (w_bits, a_bits))
   lines = [
     seeds,
     f"score: {scores}",
-    f"{kept:,} weights kept, {score['macs']:,} MACs, bits {bits}",
+    f"{result.kept:,} weights kept, {result.score.macs:,} MACs, bits {bits}",
   ]
-  if "votes" in result:
-    lines.append(f"{len(result['members'])} members, vote: {result['vote']}")
-  return "\n".join(lines + changes(result["config"]))
+  if result.votes:
+    lines.append(f"{len(result.members)} members, vote: {result.vote}")
+  return "\n".join(lines + changes(result.config))
 
 
-def changes(config: dict[str, Any]) -> list[str]:
+def changes(config: Mapping[str, Any]) -> list[str]:
   """What a resolved config sets otherwise than the defaults: 'field=value'.
 
   The seed is left out, for which there are the groups.

@@ -255,11 +255,11 @@ def _wrong(found: evidence.Evidence) -> str:
 
 def _again(run) -> str:
   r = run.result
-  config = html.escape(json.dumps(r["config"], indent=1))
-  changes = html.escape("\n".join(points.changes(r["config"])))
+  config = html.escape(json.dumps(r.config, indent=1))
+  changes = html.escape("\n".join(points.changes(r.config)))
   return (
     "<h3>Make it again</h3>"
-    f'<pre class="wrap">{html.escape(r["command"])}</pre>'
+    f'<pre class="wrap">{html.escape(r.made.command)}</pre>'
     f'<p class="soft small">{html.escape(entry.versions(r))}</p>'
     "<details><summary>What its config sets otherwise than the defaults"
     f'</summary><pre class="wrap">{changes}</pre></details>'

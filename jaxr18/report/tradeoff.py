@@ -2,27 +2,26 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-Result = dict[str, Any]  # what a run's result.json holds
+from jaxr18.run.result import Result
 
 
 def parameters_kept(result: Result) -> float:
   """Parameters that no mask removes, batch norm's included."""
-  c = result["score"]["per_network"]
-  return c["w"] * (1 - c["p_s"] - c["p_u"])
+  c = result.score.per_network
+  return c.w * (1 - c.p_s - c.p_u)
 
 
 def macs(result: Result) -> float:
   """For one image; masks alone remove none."""
-  return result["score"]["macs"]
+  return result.score.macs
 
 
 def per_layer_score(result: Result) -> float:
-  return result["score"]["per_layer"]["total"]
+  return result.score.per_layer.total
 
 
 def draw(
@@ -45,7 +44,7 @@ def draw(
   for ax, (label, cost) in zip(axes[0], costs.items(), strict=True):
     for i, (name, points) in enumerate(series.items()):
       x = [cost(r) for _, r in points]
-      y = [100 * r["test_accuracy"] for _, r in points]
+      y = [100 * r.test.accuracy for _, r in points]
       bars = [100 * _standard_error(r) for _, r in points]
       line = ax.errorbar(x, y, bars, marker="os^v"[i % 4], ms=5, lw=1.2,
                          capsize=2, label=name)  # fmt: skip
@@ -72,8 +71,8 @@ def draw(
 
 
 def _standard_error(result: Result) -> float:
-  p = result["test_accuracy"]
-  return math.sqrt(p * (1 - p) / result["test_count"])
+  p = result.test.accuracy
+  return math.sqrt(p * (1 - p) / result.test.count)
 
 
 def _short(value: float, _) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxr18 import __version__
 from jaxr18.compress import ensemble, factorize, gradual, prune
 from jaxr18.config import build
 from jaxr18.config import file as configfile
@@ -43,19 +43,22 @@ from jaxr18.config.schema import (
   flatten,
 )
 from jaxr18.cost import score as score_lib
+from jaxr18.cost.figures import FIGURES
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
-from jaxr18.host import paths, sealed
+from jaxr18.host import paths, provenance, sealed
 from jaxr18.host.errors import writing
 from jaxr18.host.files import removing, write_json
 from jaxr18.host.locks import alone_in
 from jaxr18.host.paths import names
 from jaxr18.host.stop import StopSignal
-from jaxr18.host.workdir import FORMAT, read_result
 from jaxr18.nn import conv, machine, network
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import HALF_BITS, NetSpec
 from jaxr18.run import members, other_run, sources, teaching
+from jaxr18.run import result as result_lib
+from jaxr18.run.parts import Answers, Made, PhaseResult
+from jaxr18.run.result import Result
 from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
 from jaxr18.train.evaluate import Evaluation, Validation, evaluate
@@ -97,7 +100,8 @@ def run(
   config: Any,
   workdir: pathlib.Path,
   stop: StopSignal | None = None,
-) -> dict[str, Any]:
+  command: str = "",
+) -> Result:
   """Runs a config's phases in order, then tests and scores the last network.
 
   Every phase resumes in its middle; a finished one is read from its files.
@@ -106,9 +110,8 @@ def run(
     config: a `ConfigDict`, or nested values, as `config.parse` takes it.
     workdir: where the run lives.
     stop: says whether a signal has come.
-
-  Returns:
-    What result.json holds.
+    command: makes the result again; '' is the one that takes the workdir's
+      config.json.
   """
   stop = stop or StopSignal()
   stop.alone = jax.process_count() == 1
@@ -116,7 +119,7 @@ def run(
   experiment = parse(config, place_of(workdir, finished))
   if finished:
     check_config(experiment, workdir, finished=True)
-    return read_result(workdir)
+    return result_lib.read(workdir)
   first = jax.process_index() == 0
   with alone_in(workdir, first), contextlib.ExitStack() as stack:
     prepare_workdir(experiment, workdir)
@@ -125,14 +128,15 @@ def run(
     stack.callback(writer.close)
     with stop.may_leave(str(workdir)):
       dataset, mesh = load_data(experiment.data), make_mesh()
-    phases = train_phases(Run(experiment, workdir, dataset, mesh, stop, writer))
+    left = train_phases(Run(experiment, workdir, dataset, mesh, stop, writer))
+    phases = {k: PhaseResult.from_json(v) for k, v in left.items()}
     with stop.may_leave(str(workdir)):
       nets = sources.load_networks(workdir, experiment.phases[-1].name)
       test, more = test_last(experiment, nets, phases, dataset, mesh)
-    result = make_result(experiment, nets[0], test, phases) | more
-    result["starts"] = starts.read(workdir)
-    writer.result(result)
-    write_together(workdir / "result.json", result)
+    made = made_by(workdir, command)
+    result = make_result(experiment, nets[0], test, phases, made, **more)
+    writer.result(summary_numbers(result))
+    write_together(workdir / "result.json", result.to_json())
   return result
 
 
@@ -340,11 +344,11 @@ def load_data(d: Data) -> data.Dataset:
 def test_last(
   experiment: Experiment,
   nets: list[Network],
-  phases: Mapping[str, Any],
+  phases: Mapping[str, PhaseResult],
   dataset,
   mesh,
 ) -> tuple[Evaluation, dict[str, Any]]:
-  """Tests the last phase's networks, and what result.json says of several."""
+  """Tests the last phase's networks; of several, more fields of a `Result`."""
   phase, size = experiment.phases[-1], experiment.eval_batch_size
   if len(nets) == 1 and not phase.options.ensemble.members:
     return evaluate(nets[0], dataset.test, dataset, size, mesh), {}
@@ -644,30 +648,64 @@ def make_result(
   experiment: Experiment,
   net: Network,
   test: Evaluation,
-  phases: Mapping[str, Any],
-) -> dict[str, Any]:
-  """Everything that a table or a reader needs of a run."""
-  score = score_lib.score(net.spec, masks=net.masks)
-  versions = ("jax", "flax", "optax", "orbax-checkpoint", "aqtp", "numpy")
-  device = jax.devices()[0]
-  return {
-    "format": FORMAT,
-    "test_accuracy": test.accuracy,
-    "test_correct": test.correct,
-    "test_count": test.count,
-    "test_loss": test.loss,
-    "validation_accuracy": phases[experiment.phases[-1].name][
-      "validation_accuracy"
-    ],
-    "score": json.loads(score.to_json()),
-    "phases": phases,
-    "seconds": sum(p["seconds"] for p in phases.values()),
-    "seed": experiment.seed,
-    "config": experiment.saved(),
-    "spec": json.loads(net.spec.to_json()),
-    "command": shlex.join(["python", "-m", "jaxr18.main", *sys.argv[1:]]),
-    "device": f"{jax.device_count()} x {device.device_kind}",
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
-    "python": platform.python_version(),
-    "versions": {v: importlib.metadata.version(v) for v in versions},
+  phases: Mapping[str, PhaseResult],
+  made: Made,
+  **more,
+) -> Result:
+  """Puts together what a run found.
+
+  Args:
+    experiment: of the run.
+    net: the last phase's network, of several the first.
+    test: its answers, or those of all.
+    phases: by name, in their order.
+    made: what made the result.
+    more: fields of several networks, of `members.test_members`.
+  """
+  fields = {"score": score_lib.score(net.spec, masks=net.masks)} | more
+  return Result(
+    test=Answers(test.correct, test.count, test.loss),
+    validation_accuracy=phases[experiment.phases[-1].name].validation_accuracy,
+    spec=net.spec,
+    phases=phases,
+    config=experiment.saved(),
+    seed=experiment.seed,
+    seconds=sum(p.seconds for p in phases.values()),
+    made=made,
+    **fields,
+  )
+
+
+def made_by(workdir: pathlib.Path, command: str = "") -> Made:
+  """Says what makes a result here and now.
+
+  Args:
+    workdir: of the run.
+    command: makes it again; '' is the one that takes the workdir's config.json.
+  """
+  packages = ("jax", "flax", "optax", "orbax-checkpoint", "aqtp", "numpy")
+  config = f"--config={workdir / 'config.json'}"
+  commit = provenance.commit()
+  return Made(
+    command=command or shlex.join(["python", "-m", "jaxr18.main", config]),
+    jaxr18=__version__,
+    commit=commit.name,
+    changed=commit.changed,
+    starts=tuple(starts.read(workdir)),
+    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    platform=f"{platform.machine()}, {os.cpu_count()} cores",
+    python=platform.python_version(),
+    versions={v: importlib.metadata.version(v) for v in packages},
+  )
+
+
+def summary_numbers(result: Result) -> dict[str, float]:
+  """Returns the numbers that writers show of a finished run, by name."""
+  numbers = {
+    "test_accuracy": result.test.accuracy,
+    "test_loss": result.test.loss,
+    "validation_accuracy": result.validation_accuracy,
   }
+  for name in FIGURES:
+    numbers[f"score/{name}"] = getattr(result.score, name).total
+  return {k: v for k, v in numbers.items() if v is not None}

@@ -1,5 +1,6 @@
 """A finished run's network as a file for others, held against the network."""
 
+import dataclasses
 import pathlib
 import shlex
 import sys
@@ -20,10 +21,12 @@ from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError, writing
 from jaxr18.host.files import try_writing, write_atomically
 from jaxr18.host.locks import in_turn
-from jaxr18.host.workdir import read_result
 from jaxr18.nn.network import Network
+from jaxr18.run import result as result_lib
 from jaxr18.run import sources
 from jaxr18.run.finished import reopen
+from jaxr18.run.parts import Export
+from jaxr18.run.result import Result
 from jaxr18.train.evaluate import compare, in_batches, predict
 from jaxr18.train.mesh import make_mesh
 
@@ -39,7 +42,7 @@ SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
 
 def export_run(
   workdir: str, name: str, out: str = "", data_dir: str | None = None
-) -> tuple[pathlib.Path, dict[str, Any]]:
+) -> tuple[pathlib.Path, Export]:
   """Writes the file, loads it again, and tests it on the test split.
 
   Args:
@@ -49,8 +52,7 @@ def export_run(
     data_dir: TFDS's folder, in place of the config's.
 
   Returns:
-    The file, and what result.json now holds under "export" and the name: its
-    bytes, and what `train.evaluate.compare` says of its logits.
+    The file, and what the run's result now holds of it.
 
   Raises:
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
@@ -75,13 +77,23 @@ def export_run(
     logits = in_batches(load(name, file), images, size)
   _check_same(name, logits, reference)
   found = compare(logits, reference, labels)
-  found = {"file": path.name, "bytes": len(data), **about, **found}
+  export = Export(
+    path.name,
+    len(data),
+    found["correct"],
+    found["count"],
+    found["same_answers"],
+    found["largest_difference"],
+    found["images_beyond_1e-4"],
+    **about,
+  )
   write_atomically(path, data, "--out")
   with in_turn(folder):  # another export may have added its own meanwhile
-    result = read_result(folder)
-    result.setdefault("export", {})[name] = found
-    sealed.write(folder / "result.json", result)
-  return path, found
+    result = result_lib.read(folder)
+    exports = {**result.exports, name: export}
+    result = dataclasses.replace(result, exports=exports)
+    sealed.write(folder / "result.json", result.to_json())
+  return path, export
 
 
 def _check_same(name, logits, reference) -> None:
@@ -142,13 +154,13 @@ def by_integers(net: Network, dataset, batch_size: int) -> dict[str, Any]:
   return {"arithmetic": arithmetic, **found}
 
 
-def _provenance(result: dict[str, Any]) -> dict[str, Any]:
+def _provenance(result: Result) -> dict[str, Any]:
   return {
-    "test_correct": result["test_correct"],
-    "test_count": result["test_count"],
-    "trained_by": result.get("command"),
+    "test_correct": result.test.correct,
+    "test_count": result.test.count,
+    "trained_by": result.made.command,
     "exported_by": shlex.join(["python", "-m", "jaxr18.export", *sys.argv[1:]]),
-    "versions": result.get("versions"),
+    "versions": result.made.versions,
   }
 
 

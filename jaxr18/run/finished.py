@@ -1,7 +1,7 @@
 """A finished run, opened again by the commands that look at one."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxr18.config import file as configfile
 from jaxr18.config.experiment import Experiment, Place
@@ -11,16 +11,17 @@ from jaxr18.config.schema import flatten
 from jaxr18.data import dataset as data
 from jaxr18.host import paths
 from jaxr18.host.files import removing
-from jaxr18.host.workdir import WorkdirError, read_result
+from jaxr18.host.workdir import WorkdirError
 from jaxr18.run import experiment
+from jaxr18.run.result import Result, read
 
 
 class Finished(NamedTuple):
-  """A run's folder, its experiment, its result.json's content, and its data."""
+  """A run's folder, its experiment, its result, and its data."""
 
   workdir: pathlib.Path
   experiment: Experiment
-  result: dict[str, Any]
+  result: Result
   dataset: data.Dataset
 
 
@@ -51,18 +52,18 @@ def reopen(workdir: str, data_dir: str | None = None) -> Finished:
     WorkdirError: the run is not finished, there is none, or it is damaged.
   """
   folder = paths.folder(workdir)
-  result = read_result(folder)
+  result = read(folder)
   opened = settings(folder, data_dir)
   _check_config(folder, opened, result)
   return Finished(folder, opened, result, experiment.load_data(opened.data))
 
 
 def _check_config(
-  folder: pathlib.Path, opened: Experiment, result: dict[str, Any]
+  folder: pathlib.Path, opened: Experiment, result: Result
 ) -> None:
   """Raises WorkdirError where config.json is another than the result has."""
-  made_with = flatten(renamed(result["config"]))
-  changed = experiment.changes(result["config"], opened.saved())
+  made_with = flatten(renamed(result.config))
+  changed = experiment.changes(result.config, opened.saved())
   said = [text for field, text in changed.items() if field in made_with]
   if said:
     gone = removing([folder / "config.json", folder / "result.json"])

@@ -4,7 +4,7 @@ Both are tested in one pass over the images, each member once. A population's
 result is the mean over its members, an ensemble's what its vote answers.
 """
 
-import json
+import dataclasses
 import pathlib
 import statistics
 import time
@@ -21,6 +21,7 @@ from jaxr18.cost.several import ensemble_score
 from jaxr18.host.paths import names
 from jaxr18.nn.network import Network
 from jaxr18.run import sources
+from jaxr18.run.parts import Answers, Member, PhaseResult, Vote
 from jaxr18.train import checkpoint
 from jaxr18.train.evaluate import Evaluation, count, predict
 
@@ -121,7 +122,7 @@ def test_members(
   c: PhaseOptions,
   seed: int,
   nets: Sequence[Network],
-  phase: dict[str, Any],
+  phase: PhaseResult,
   dataset,
   *,
   batch_size: int,
@@ -133,36 +134,35 @@ def test_members(
     c, seed: the phase's section and the run's seed.
     nets: of the phase, several.
     phase: what its phase.json holds.
+    dataset: whose test split is used.
+    batch_size, mesh: of the evaluation.
 
   Returns:
-    The ensemble's answers, or the sum over a population's; and more for
-    result.json: each member, their disagreement, the votes.
+    The ensemble's answers, or the sum over a population's; and more fields of
+    a `Result`, by name: members, their disagreement, the votes.
   """
   labels = dataset.test.labels
   logits = predict_members(nets, dataset.test, dataset, batch_size, mesh)
   each = [count(one, labels) for one in logits]
-  accuracies = [one.accuracy for one in each]
-  rows = [_row(net, one) for net, one in zip(nets, each, strict=True)]
-  more = {
-    "members": rows,
-    "members_accuracy_mean": statistics.mean(accuracies),
-    "members_accuracy_std": statistics.stdev(accuracies)
-    if len(nets) > 1
-    else 0.0,
-    "disagreement": ensemble.disagreement(logits).tolist(),
+  known = phase.validation_accuracies or [None] * len(nets)
+  members = tuple(map(_member, nets, each, known))
+  more: dict[str, Any] = {
+    "disagreement": tuple(map(tuple, ensemble.disagreement(logits).tolist()))
   }
-  found = phase.get("validation_accuracies") or [None] * len(nets)
-  for row, accuracy in zip(rows, found, strict=True):
-    row["validation_accuracy"] = accuracy
   if names(c.ensemble.members):
     chosen, votes = _test_votes(nets, logits, labels, phase)
-    return chosen, more | votes
+    return chosen, more | votes | {"members": members}
   rates = factors(c, "learning_rates")
   temperatures = factors(c, "temperatures")
-  for i, row in enumerate(rows):
-    row["seed"] = member_seeds(c, seed)[i]
-    row["learning_rate"] = c.optimizer.learning_rate * rates[i]
-    row["temperature"] = c.teacher.temperature * temperatures[i]
+  more["members"] = tuple(
+    dataclasses.replace(
+      member,
+      seed=member_seeds(c, seed)[i],
+      learning_rate=c.optimizer.learning_rate * rates[i],
+      temperature=c.teacher.temperature * temperatures[i],
+    )
+    for i, member in enumerate(members)
+  )
   total = Evaluation(
     sum(one.correct for one in each),
     sum(one.count for one in each),
@@ -172,38 +172,36 @@ def test_members(
 
 
 def _test_votes(
-  nets: Sequence[Network], logits: np.ndarray, labels: np.ndarray, phase
+  nets: Sequence[Network],
+  logits: np.ndarray,
+  labels: np.ndarray,
+  phase: PhaseResult,
 ) -> tuple[Evaluation, dict[str, Any]]:
   """Counts what the chosen vote answers, and tells of all votes."""
-  weights = phase["weights"]
-  charged = ensemble_score([(net.spec, net.masks) for net in nets])
   votes = {
-    how: answer(logits, labels, how, weights)
+    how: answer(logits, labels, how, phase.weights)
     for how in ensemble.VOTES
-    if how != "weighted" or weights is not None
+    if how != "weighted" or phase.weights is not None
   }
-  return votes[phase["vote"]], {
-    "vote": phase["vote"],
-    "weights": weights,
+  return votes[phase.vote], {
+    "vote": phase.vote,
+    "weights": phase.weights,
     "votes": {
-      how: {
-        "test_accuracy": found.accuracy,
-        "test_loss": found.loss,
-        "validation_accuracy": phase["votes"].get(how),
-      }
+      how: Vote(found.accuracy, found.loss, (phase.votes or {}).get(how))
       for how, found in votes.items()
     },
-    "specs": [json.loads(net.spec.to_json()) for net in nets],
-    "score": json.loads(charged.to_json()),
+    "specs": tuple(net.spec for net in nets),
+    "score": ensemble_score([(net.spec, net.masks) for net in nets]),
   }
 
 
-def _row(net: Network, found: Evaluation) -> dict[str, Any]:
-  score = ensemble_score([(net.spec, net.masks)]).as_dict()
-  return {
-    "test_accuracy": found.accuracy,
-    "test_correct": found.correct,
-    "test_loss": found.loss,
-    "macs": score["macs"],
-    "score": {k: score[k]["total"] for k in FIGURES},
-  }
+def _member(
+  net: Network, found: Evaluation, validation_accuracy: float | None
+) -> Member:
+  score = ensemble_score([(net.spec, net.masks)])
+  return Member(
+    Answers(found.correct, found.count, found.loss),
+    score.macs,
+    {name: getattr(score, name).total for name in FIGURES},
+    validation_accuracy,
+  )

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from jaxr18.cost.figures import FIGURES
 from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import read_bytes
 from jaxr18.train.files import MetricsFile
@@ -77,12 +76,8 @@ class Writer:
 
     return Hook(begin=begin, after_epoch=after_epoch)
 
-  def result(self, result: dict[str, Any]) -> None:
-    """The run is finished, with what result.json holds."""
-    score = {k: result["score"][k]["total"] for k in FIGURES}
-    keys = ("test_accuracy", "test_loss", "validation_accuracy")
-    numbers = {k: result[k] for k in keys if result[k] is not None}
-    numbers |= {f"score/{k}": v for k, v in score.items()}
+  def result(self, numbers: dict[str, float]) -> None:
+    """The run is finished, with these numbers by name."""
     self._each(lambda sink: sink.result(numbers))
 
   def close(self) -> None:

@@ -1,6 +1,7 @@
 """Ensembles: stacked, voting, disagreeing, averaged, charged in full."""
 
 import copy
+import dataclasses
 import functools
 
 import jax
@@ -14,9 +15,9 @@ from jaxr18.config import file as configfile
 from jaxr18.config import parse
 from jaxr18.cost.score import score
 from jaxr18.cost.several import ensemble_score
-from jaxr18.host.workdir import read_result
 from jaxr18.nn import network
 from jaxr18.run import experiment, members, sources
+from jaxr18.run.result import read
 from jaxr18.train import evaluate
 from jaxr18.train.mesh import make_mesh
 
@@ -256,26 +257,23 @@ def voted(tmp_path_factory):
 class TestExperiment:
   def test_its_result(self, voted):
     _, workdir, result = voted
-    assert read_result(workdir) == result
-    assert len(result["members"]) == len(result["specs"]) == 3
-    assert result["specs"][1] == result["specs"][2] != result["specs"][0]
-    assert np.shape(result["disagreement"]) == (3, 3)
-    assert set(result["votes"]) == set(ensemble.VOTES)
-    assert sum(result["weights"]) == pytest.approx(1)
-    phase = result["phases"]["vote"]
-    accuracies = {h: v["validation_accuracy"]
-                  for h, v in result["votes"].items()}  # fmt: skip
-    assert accuracies == phase["votes"]
-    assert accuracies[result["vote"]] == max(accuracies.values())
-    assert result["validation_accuracy"] == accuracies[result["vote"]]
-    assert (
-      result["test_accuracy"]
-      == result["votes"][result["vote"]]["test_accuracy"]
-    )
-    assert result["test_count"] == 64
-    each = [row["score"]["per_layer"] for row in result["members"]]
-    assert result["score"]["per_layer"]["total"] == pytest.approx(sum(each))
-    assert result["score"]["members"] == 3 and each[0] < each[1] == each[2]
+    assert read(workdir) == result
+    assert len(result.members) == len(result.specs) == 3
+    assert result.specs[1] == result.specs[2] != result.specs[0]
+    assert np.shape(result.disagreement) == (3, 3)
+    assert set(result.votes) == set(ensemble.VOTES)
+    assert sum(result.weights) == pytest.approx(1)
+    phase = result.phases["vote"]
+    votes = result.votes.items()
+    accuracies = {how: v.validation_accuracy for how, v in votes}
+    assert accuracies == phase.votes
+    assert accuracies[result.vote] == max(accuracies.values())
+    assert result.validation_accuracy == accuracies[result.vote]
+    assert result.test.accuracy == result.votes[result.vote].accuracy
+    assert result.test.count == 64
+    each = [m.score["per_layer"] for m in result.members]
+    assert result.score.per_layer.total == pytest.approx(sum(each))
+    assert result.score.members == 3 and each[0] < each[1] == each[2]
 
   def test_against_its_members(self, voted, tmp_path):
     config, workdir, result = voted
@@ -286,10 +284,10 @@ class TestExperiment:
       for n in nets
     ]
     labels = dataset.test.labels
-    for row, logits in zip(result["members"], x, strict=True):
-      assert row["test_correct"] == np.sum(logits.argmax(-1) == labels)
+    for row, logits in zip(result.members, x, strict=True):
+      assert row.test.correct == np.sum(logits.argmax(-1) == labels)
     p = np.mean([jax.nn.softmax(logits) for logits in x], 0)
-    assert result["votes"]["probability"]["test_accuracy"] == np.mean(
+    assert result.votes["probability"].accuracy == np.mean(
       p.argmax(-1) == labels
     )
     # Copies: the members' own runs are needed no more.
@@ -300,8 +298,8 @@ class TestExperiment:
     config, workdir, result = voted
     (workdir / "result.json").unlink()
     again = experiment.run(config, workdir)
-    assert again.pop("starts")[:-1] == result["starts"]
-    assert again == {k: v for k, v in result.items() if k != "starts"}
+    assert again.made.starts[:-1] == result.made.starts
+    assert dataclasses.replace(again, made=result.made) == result
 
   def test_a_given_vote(self, voted, tmp_path):
     config, _, _ = voted
@@ -312,8 +310,8 @@ class TestExperiment:
     config.vote.ensemble.vote = "logit"
     del config.unlock()["few"]
     result = experiment.run(config.lock(), tmp_path)
-    assert result["vote"] == "logit"
-    assert result["test_accuracy"] == result["votes"]["logit"]["test_accuracy"]
+    assert result.vote == "logit"
+    assert result.test.accuracy == result.votes["logit"].accuracy
 
   def test_init_of_several_is_their_soup(self, voted, tmp_path):
     _, workdir, _ = voted

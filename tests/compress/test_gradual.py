@@ -1,7 +1,5 @@
 """Pruning in phases: schedules, resuming, shrinking, rewinding."""
 
-import json
-
 import chex
 import fields
 import jax
@@ -17,6 +15,7 @@ from jaxr18.host.stop import Stopped
 from jaxr18.nn import network
 from jaxr18.nn.quantize import quantize_kernel
 from jaxr18.run import experiment, sources
+from jaxr18.run import result as result_lib
 from jaxr18.train import checkpoint
 
 
@@ -137,8 +136,8 @@ class TestWeights:
     workdir, result = whole
     net = sources.load_network(workdir)
     assert prune.total_density(net) == pytest.approx(0.2, abs=0.01)
-    assert result["phases"]["train"]["step"] > 9  # the last update is at 9
-    assert result["score"]["per_network"]["p_u"] > 0.5
+    assert result.phases["train"].step > 9  # the last update is at 9
+    assert result.score.per_network.p_u > 0.5
 
   @pytest.mark.parametrize(
     "how",
@@ -203,11 +202,11 @@ class TestPhases:
     first = sources.load_network(tmp_path, "first")
     full = network.init(jax.random.key(0), first.spec)
     count = lambda n: sum(x.size for x in jax.tree.leaves(n.params))
-    assert result["score"]["macs"] < 4 / 9 * sum(
+    assert result.score.macs < 4 / 9 * sum(
       layer.macs for layer in first.spec.layers()
     )
     assert count(net) < count(full) / 2
-    assert json.loads(first.spec.to_json()) != result["spec"]
+    assert first.spec != result.spec
 
   def test_distilled_pruned_and_quantized_at_once(self, tmp_path):
     config = _two_phases(teacher__source="first", teacher__weight=0.5)
@@ -226,9 +225,9 @@ class TestPhases:
         assert not np.any(quantize_kernel(arrays[name], 4)[~mask]), name
         kept, total = kept + mask.sum(), total + mask.size
       assert kept == round(0.3 * total)
-    rows = result["score"]["rows"]
-    assert {row["w_bits"] for row in rows} == {4}
-    assert sum(row["kept"] for row in rows) == kept
+    rows = result.score.rows
+    assert {row.w_bits for row in rows} == {4}
+    assert sum(row.kept for row in rows) == kept
 
   def test_from_another_run_without_training_it_again(self, tmp_path):
     alone = _config(epochs=2)
@@ -239,9 +238,9 @@ class TestPhases:
     result = experiment.run(config, tmp_path / "pruned")
     first = sources.load_network(tmp_path / "pruned", "first")
     chex.assert_trees_all_equal(first, sources.load_network(tmp_path / "dense"))
-    phase = result["phases"]["first"]
-    assert phase["step"] == 0
-    assert phase["validation_accuracy"] == before["validation_accuracy"]
+    phase = result.phases["first"]
+    assert phase.step == 0
+    assert phase.validation_accuracy == before.validation_accuracy
 
   def test_blocks_that_go(self, tmp_path):
     config = _two_phases(start__shrink=True, start__drop_blocks=".*_block2",
@@ -257,7 +256,7 @@ class TestPhases:
     chex.assert_trees_all_equal(
       left.params, {k: source.params[k] for k in left.params}
     )
-    assert result["score"]["macs"] < sum(x.macs for x in source.spec.layers())
+    assert result.score.macs < sum(x.macs for x in source.spec.layers())
 
   def test_no_epochs_only_transform(self, tmp_path):
     config = _two_phases(epochs=0)
@@ -268,8 +267,8 @@ class TestPhases:
     scores = criteria.score("magnitude_l1", before)
     expected = prune.prune(before, scores, 0.5, floor=0.01)
     chex.assert_trees_all_equal(after.params, expected.params)
-    phase = result["phases"]["second"]
-    assert phase["step"] == 0 and phase["validation_accuracy"] is not None
+    phase = result.phases["second"]
+    assert phase.step == 0 and phase.validation_accuracy is not None
     again = experiment.run(config, tmp_path)
     assert again == result
 
@@ -277,13 +276,13 @@ class TestPhases:
     config = _two_phases(epochs=0)
     config.second.prune.density = 0.5
     experiment.run(config, tmp_path)
-    whole = json.loads((tmp_path / "result.json").read_text())
+    whole = result_lib.read(tmp_path)
     for name in ("result.json", "second/phase.json", "second/metrics.jsonl"):
       (tmp_path / name).unlink()
     result = experiment.run(config, tmp_path)
-    assert result["test_correct"] == whole["test_correct"]
-    found = result["phases"]["second"]["validation_accuracy"]
-    assert found == whole["phases"]["second"]["validation_accuracy"]
+    assert result.test.correct == whole.test.correct
+    found = result.phases["second"].validation_accuracy
+    assert found == whole.phases["second"].validation_accuracy
 
   def test_masks_carry_over(self, tmp_path):
     config = _two_phases()

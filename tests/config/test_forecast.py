@@ -17,6 +17,7 @@ from jaxr18.cost.figures import FIGURES, Score
 from jaxr18.host import workdir
 from jaxr18.host.paths import names
 from jaxr18.run import experiment, other_run
+from jaxr18.run import result as result_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = sorted(
@@ -35,25 +36,26 @@ def forecast(config, read=lambda value: None):
 def holds(found, result) -> None:
   """A forecast's figures are a result's, or have them between them."""
   for name in FIGURES:
-    real = result["score"][name]
+    real = getattr(result.score, name)
     if isinstance(found, Score):
       figure = getattr(found, name)
-      assert figure.params_term == real["params_term"], name
-      assert figure.ops_term == real["ops_term"], name
+      assert figure.params_term == real.params_term, name
+      assert figure.ops_term == real.ops_term, name
       continue
     low, high = found.low[name], found.high[name]
     for term in ("params_term", "ops_term"):
-      slack = 1e-12 * real[term]
-      assert getattr(low, term) <= real[term] + slack, (name, term)
-      assert real[term] - slack <= getattr(high, term), (name, term)
+      there = getattr(real, term)
+      slack = 1e-12 * there
+      assert getattr(low, term) <= there + slack, (name, term)
+      assert there - slack <= getattr(high, term), (name, term)
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_of_every_published_run(name, tmp_path):
   folder = ROOT / "docs" / "results" / name
-  result = workdir.read_result(folder)
+  result = result_lib.read(folder)
   path = tmp_path / "config.json"
-  path.write_text(json.dumps(result["config"]))
+  path.write_text(json.dumps(result.config))
 
   def read(value):
     source = ROOT / "docs" / "results" / pathlib.Path(value).name

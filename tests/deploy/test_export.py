@@ -1,5 +1,6 @@
 """Exports are the network: ONNX, StableHLO, the command, and its refusals."""
 
+import dataclasses
 import re
 import resource
 import subprocess
@@ -17,11 +18,12 @@ from jaxr18.data.augment import normalize
 from jaxr18.deploy import packed
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
-from jaxr18.host.workdir import WorkdirError, read_result
+from jaxr18.host.workdir import WorkdirError
 from jaxr18.nn import network
 from jaxr18.nn.spec import BITS, W_BITS, with_bits
 from jaxr18.run import experiment, sources
 from jaxr18.run import export as exporting
+from jaxr18.run import result as result_lib
 from jaxr18.train.checkpoint import CheckpointError
 from jaxr18.train.evaluate import predict
 from jaxr18.train.mesh import make_mesh
@@ -146,17 +148,16 @@ class TestRun:
     for module in {"onnx": ("onnx", "onnxruntime"),
                    "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
       pytest.importorskip(module)
-    before = read_result(workdir)
+    before = result_lib.read(workdir)
     path, found = exporting.export_run(workdir, name)
     assert path.parent == workdir / "export"
-    assert found["bytes"] == path.stat().st_size
-    assert found["count"] == found["same_answers"] == 96
-    assert found["correct"] == before["test_correct"]
-    assert found["largest_difference"] < 1e-4
-    after = read_result(workdir)
-    assert after.pop("export")[name] == found
-    before.pop("export", None)
-    assert after == before
+    assert found.bytes == path.stat().st_size
+    assert found.count == found.same_answers == 96
+    assert found.correct == before.test.correct
+    assert found.largest_difference < 1e-4
+    after = result_lib.read(workdir)
+    assert after.exports[name] == found
+    assert dataclasses.replace(after, exports=before.exports) == before
 
   def test_what_differs_is_counted(self, workdir, monkeypatch):
     load = exporting.load
@@ -167,8 +168,8 @@ class TestRun:
 
     monkeypatch.setattr(exporting, "load", other)
     _, found = exporting.export_run(workdir, "packed", workdir / "other")
-    assert found["images_beyond_1e-4"] == 10  # 2 in each of 5 batches
-    assert found["largest_difference"] == pytest.approx(1, abs=1e-4)
+    assert found.images_apart == 10  # 2 in each of 5 batches
+    assert found.largest_difference == pytest.approx(1, abs=1e-4)
 
   def test_another_network_is_not_written(self, workdir, monkeypatch):
     load = exporting.load
@@ -195,9 +196,9 @@ class TestRun:
 
     monkeypatch.setattr(exporting, "load", meanwhile)
     exporting.export_run(workdir, "packed", workdir / "slow")
-    kept = read_result(workdir)["export"]
-    assert kept["packed"]["file"] == "slow"
-    assert kept["stablehlo"]["file"] == "between"
+    kept = result_lib.read(workdir).exports
+    assert kept["packed"].file == "slow"
+    assert kept["stablehlo"].file == "between"
 
   def test_a_path_that_cannot_be_written(self, workdir):
     with pytest.raises(FileError, match="give another --out"):

@@ -108,8 +108,8 @@ def test_workdirs_are_sources_whatever_their_names_are(runs, monkeypatch):
   config.vote.ensemble.members = text
   parse(config, Place(source=other_run.source))
   result = experiment.run(config, runs / "vote")
-  assert result["phases"]["vote"]["sources"] == names
-  assert len(result["members"]) == len(NASTY)
+  assert list(result.phases["vote"].sources) == names
+  assert len(result.members) == len(NASTY)
 
 
 @pytest.mark.slow

@@ -6,26 +6,25 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from results import values
+
 from jaxr18.report import figure, heatmap, tradeoff
+from jaxr18.run.result import Result
 
 
 def _result(accuracy, w, p_u=0.0, p_s=0.0, per_layer=0.02):
-  return {
-    "test_accuracy": accuracy,
-    "test_count": 10_000,
-    "score": {
-      "macs": 1_000_000,
-      "per_network": {"w": w, "p_s": p_s, "p_u": p_u},
-      "per_layer": {"total": per_layer},
-    },
-  }
+  found = values(correct=round(10_000 * accuracy), test_count=10_000)
+  found["score"]["per_network"] |= {"w": w, "p_s": p_s, "p_u": p_u}
+  terms = {"params_term": per_layer, "ops_term": 0.0, "total": per_layer}
+  found["score"]["per_layer"] = terms
+  return Result.from_json(found)
 
 
 class TestTradeoff:
   def test_costs(self):
     result = _result(0.8, 200_000, p_u=0.5, p_s=0.25)
     assert tradeoff.parameters_kept(result) == 50_000
-    assert tradeoff.macs(result) == 1_000_000
+    assert tradeoff.macs(result) == result.score.macs
     assert tradeoff.per_layer_score(result) == 0.02
 
   def test_a_picture(self, tmp_path):

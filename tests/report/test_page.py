@@ -10,9 +10,9 @@ import sys
 import pytest
 import tiny_run
 
-from jaxr18.host import sealed, workdir
+from jaxr18.host import sealed
 from jaxr18.report import page as page_lib
-from jaxr18.run import experiment
+from jaxr18.run import experiment, result
 
 pytest.importorskip("matplotlib")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -77,8 +77,7 @@ def site(tmp_path_factory):
   config.train.prune.density, config.train.epochs = 0.5, 0
   tiny = root / "runs" / "tiny_s0"
   experiment.run(config, tiny)  # an untrained step, which compiles, is spared
-  first = workdir.read_result(tiny)
-  del first["format"]  # of what has a hash
+  first = result.read(tiny).to_json()
   row = sealed.read_lines(tiny / "train" / "metrics.jsonl").rows[0]
   rows = [row | {"epoch": i, "loss": 2 - i / 9, "train_accuracy": i / 9}
           for i in range(4)]  # fmt: skip
@@ -87,17 +86,20 @@ def site(tmp_path_factory):
   (tiny / "train" / "metrics.jsonl").write_text(lines)
 
   def write(name, change, changed=None):
-    result = first | change | {"config": first["config"] | (changed or {})}
+    found = first | change | {"config": first["config"] | (changed or {})}
     (root / "runs" / name).mkdir()
-    (root / "runs" / name / "result.json").write_text(json.dumps(result))
+    sealed_text = json.dumps(sealed.seal(found))
+    (root / "runs" / name / "result.json").write_text(sealed_text)
 
   cifar10 = {"data": first["config"]["data"] | {"name": "cifar10"}}
   of_10000 = {"test_count": 10_000, "test_correct": 9_100}
   write("ours", of_10000 | {"test_accuracy": 0.91}, cifar10)
-  write("odd", {"test_accuracy": float("nan")})
+  write("odd", {"test_loss": float("nan")})
 
-  write("tiny_s1", {"seed": 1, "test_accuracy": 0.5}, {"seed": 1})
-  write("a<b>&quot;", {"test_accuracy": 0.955}, {"eval_batch_size": 7})
+  half = {"test_accuracy": 0.5, "test_correct": 32}
+  write("tiny_s1", {"seed": 1} | half, {"seed": 1})
+  most = {"test_accuracy": 0.9375, "test_correct": 60}
+  write("a<b>&quot;", most, {"eval_batch_size": 7})
   (root / "runs" / "speed").mkdir()
   (root / "runs" / "speed" / "result.json").write_text('{"rows": []}')
   (root / "runs" / "begun").mkdir()
@@ -115,7 +117,7 @@ def test_files(site):
   out, said, first = site
   assert "left out, not finished: begun" in said
   assert "no result of a run: speed" in said
-  assert "test_accuracy is nan, and not a number from 0 to 1: odd" in said
+  assert "test_loss is nan, and not a number from" in said
   page = (out / "index.html").read_text()
   assert len(page) < 400_000
   assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)

@@ -16,8 +16,8 @@ import markdown_it
 import numpy as np
 import pytest
 from PIL import Image
+from results import NET, member, result, values
 
-from jaxr18.config import base
 from jaxr18.cost import several
 from jaxr18.cost.score import score
 from jaxr18.host.workdir import WorkdirError
@@ -36,30 +36,6 @@ from jaxr18.report import (
   svg,
 )
 from jaxr18.report.points import Point
-
-NET = spec.resnet((8, 16), (1, 1), (1, 2), (1, 2), (False, False))
-NET = spec.with_bits(NET, (("stem", 8, 4), (".*", 4, 8)))
-
-
-def result(seed=0, correct=80, learning_rate=0.1, charged=None, **more):
-  config = base(("train",))
-  config.seed, config.train.optimizer.learning_rate = seed, learning_rate
-  charged = charged or score(NET, sparsity=0.5)
-  return {
-    "test_accuracy": correct / 100,
-    "test_correct": correct,
-    "test_count": 100,
-    "score": json.loads(charged.to_json()),
-    "seed": seed,
-    "config": json.loads(config.to_json()),
-    "spec": json.loads(NET.to_json()),
-    "seconds": 1.5,
-    "command": "python -m jaxr18.main",
-    "device": "1 x cpu",
-    "platform": "x86_64",
-    "python": "3.11",
-    "versions": {"jax": "0.10"},
-  } | more
 
 
 def run(name, *args, **kwargs):
@@ -95,17 +71,15 @@ class TestPoints:
   def test_published_points_stand_beside_their_task_alone(self):
     of = lambda **more: entries(run("a", test_count=10_000, **more))
     assert len(entry.all_points(of(), "per_layer")) == 21
-    digits = result()["config"]
+    digits = values()["config"]
     digits["data"]["name"] = "digits"
     for other in (of(config=digits), entries(run("a"))):  # of 100 images
       assert [p.label for p in entry.all_points(other, "per_layer")] == ["a"]
       assert "90%" not in entry.overview_texts(other)[0]
-    coarse = result()["spec"]
+    coarse = values()["spec"]
     coarse["head"]["classes"] = 2
     assert len(entry.all_points(of(spec=coarse), "per_layer")) == 1
-    members = [{"seed": i, "test_accuracy": 0.7,
-                "score": dict.fromkeys(points.FIGURES, 0.1)}
-               for i in range(3)]  # fmt: skip
+    members = [member(i, 7_000, count=10_000) for i in range(3)]
     three = entries(run("p", test_count=30_000, members=members))
     assert len(entry.all_points(three, "per_layer")) == 21
 
@@ -169,7 +143,7 @@ class TestPoints:
 
   def test_fields_that_change_no_number(self):
     both = [run("a", 0), run("b", 1)]
-    both[1].result["config"]["data"]["dir"] = "elsewhere"
+    both[1].result.config["data"]["dir"] = "elsewhere"
     assert len(points.group(both)) == 2
     assert len(points.group(both, ["data.dir"])) == 1
     assert len(points.group(both, ["data"])) == 1
@@ -188,16 +162,13 @@ class TestPoints:
       assert made.count(f'id="run-{slug}"') == 1
 
   def test_a_population_is_its_members(self):
-    members = [
-      {"seed": i, "test_accuracy": a,
-       "score": {"per_network": 0.1, "per_layer": 0.2 + i / 10, "on_disk": 0.4}}
-      for i, a in enumerate((0.7, 0.8, 0.9))
-    ]  # fmt: skip
-    one = points.group([run("p", members=members)])[0]
+    members = [member(i, 70 + 10 * i, 0.2 + i / 10) for i in range(3)]
+    one = points.group([run("p", test_count=300, members=members)])[0]
     assert one.accuracies == (0.7, 0.8, 0.9)
     point = points.of_group(one, "per_layer")
     assert point[1:4] == pytest.approx((0.8, 0.3, 0.1))
-    voted = run("e", members=members, votes={}, vote="majority")
+    votes = {"majority": {"test_accuracy": 0.8, "test_loss": 1.0}}
+    voted = run("e", members=members, votes=votes, vote="majority")
     assert points.group([voted])[0].accuracies == (0.8,)
 
 
@@ -284,7 +255,7 @@ class TestRuns:
       (folder / "train").mkdir(parents=True)
       (folder / "config.json").write_text("{}")
       if i < 2:
-        (folder / "result.json").write_text(json.dumps(result(i)))
+        (folder / "result.json").write_text(json.dumps(values(i)))
     last = tmp_path / "study" / "trials" / "0001"
     lines = ['{"epoch": 1}', '{"epoch": 2, "loss": NaN}', "7", '{"epo']
     (last / "train" / "metrics.jsonl").write_text("\n".join(lines))
@@ -310,7 +281,7 @@ class TestRuns:
     for i, name in enumerate((b"caf\xe9", b"a\nb", b"$x_$ \\frac")):
       folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
       folder.mkdir()
-      text = json.dumps(result(learning_rate=1 + i, device="half \ud800"))
+      text = json.dumps(values(learning_rate=1 + i, device="half \ud800"))
       (folder / "result.json").write_text(text)
     found, remarks = runs.find([str(tmp_path)])
     assert remarks == []
@@ -321,10 +292,10 @@ class TestRuns:
   def test_odd_results_are_left_out_and_the_others_shown(self, tmp_path):
     """Changes of any part of a result, each beside one that is whole."""
     draw = random.Random(0)
-    members = [{"seed": 0, "test_accuracy": 0.7, "validation_accuracy": 0.5,
-                "score": dict.fromkeys(points.FIGURES, 0.1)}]  # fmt: skip
-    votes = {"majority": {"test_accuracy": 0.8, "validation_accuracy": None}}
-    whole = result(1, members=members, votes=votes, vote="majority",
+    members = [member(0, 70)]
+    votes = {"majority": {"test_accuracy": 0.8, "test_loss": 1.0,
+                          "validation_accuracy": None}}  # fmt: skip
+    whole = values(1, members=members, votes=votes, vote="majority",
                    disagreement=[[0.0, 0.1], [0.1, 0.0]])  # fmt: skip
     odd = [None, math.nan, math.inf, -1, 0, 1e300, 10**400, True, "", "x", [],
            {}, [[1]], {"a": {}}]  # fmt: skip
@@ -337,11 +308,14 @@ class TestRuns:
         del parent[key]
       else:
         parent[key] = draw.choice(odd)
-      if why := runs.fault(changed):
-        assert why[0] in "abcdefghijklmnopqrstuvwxyz", why
+      (tmp_path / "result.json").write_text(json.dumps(changed))
+      try:
+        found, _ = runs.find([str(tmp_path)])
+      except WorkdirError as e:
+        assert "result.json" in str(e)
         left_out += 1
         continue
-      both = entries(run("good"), runs.Run("odd", tmp_path, changed, {}))
+      both = entries(run("good"), *found)
       made = sections.report(both) + markdown.report(both)
       assert not re.findall(r"\b(nan|inf)\b", made), (parent, key)
       shown += 1
@@ -375,7 +349,7 @@ class TestRuns:
     for i in range(300):
       folder = tmp_path / "runs" / f"run {i}"
       folder.mkdir(parents=True)
-      text = json.dumps(result(learning_rate=1 + i, correct=i % 100))
+      text = json.dumps(values(learning_rate=1 + i, correct=i % 100))
       (folder / "result.json").write_text(text)
       rows = [{"epoch": e, "loss": 1 / (e + 1), "validation_accuracy": 0.5}
               for e in range(30)]  # fmt: skip

@@ -1,5 +1,6 @@
 """Experiments from config to result, each config on a tiny slice."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ import remedy
 import tiny_run
 from jax.extend import core as jax_core
 
+import jaxr18
 from jaxr18.compress import shrink as shrink_lib
 from jaxr18.compress.channels import channel_groups
 from jaxr18.config import base
@@ -24,13 +26,15 @@ from jaxr18.config.faults import ConfigError
 from jaxr18.config.lift import VERSION
 from jaxr18.config.network import network_spec
 from jaxr18.config.reading import parse
+from jaxr18.cost.figures import FIGURES
 from jaxr18.cost.score import score
 from jaxr18.data.augment import Augment
 from jaxr18.host import sealed
-from jaxr18.host.workdir import WorkdirError, read_result
+from jaxr18.host.workdir import WorkdirError
 from jaxr18.nn import network
-from jaxr18.nn.spec import NetSpec, with_bits
+from jaxr18.nn.spec import with_bits
 from jaxr18.run import experiment, finished, sources
+from jaxr18.run import result as result_lib
 from jaxr18.train import checkpoint, starts, terms
 from jaxr18.train import state as state_lib
 from jaxr18.train.mesh import make_mesh
@@ -106,45 +110,47 @@ def test_each_config_runs_to_its_result(path, tmp_path):
   config = shrink(fields.written(configfile.load(str(path))))
   result = experiment.run(config, tmp_path)
   spec = expected_spec(config, tmp_path)
-  assert NetSpec.from_json(json.dumps(result["spec"])) == spec
-  assert list(result["phases"]) == list(config.phases)
-  charged = result["score"]["members"]  # those that vote; seeds do not
-  assert result["score"]["macs"] == charged * score(spec).macs
+  assert result.spec == spec
+  assert list(result.phases) == list(config.phases)
+  charged = result.score.members  # those that vote; seeds do not
+  assert result.score.macs == charged * score(spec).macs
   tested = config[config.phases[-1]].population.size
-  assert result["test_count"] == 64 * tested
-  assert len(result.get("members", [0])) == max(charged, tested)
+  assert result.test.count == 64 * tested
+  assert len(result.members or [0]) == max(charged, tested)
 
 
 class TestResult:
   def test_its_fields(self, trained):
     config, workdir, result = trained
     saved = json.loads((workdir / "result.json").read_text())
-    assert saved == sealed.seal(result) and len(saved["hash"]) == 64
-    assert list(saved)[0] == "format" and read_result(workdir) == result
-    assert set(result) >= {
+    assert saved == sealed.seal(result.to_json())
+    assert saved["hash"] == result.hash and len(result.hash) == 64
+    assert list(saved)[0] == "format" and result_lib.read(workdir) == result
+    assert set(saved) >= {
       "test_accuracy", "test_correct", "test_count", "test_loss",
       "validation_accuracy", "score", "phases", "seconds", "seed", "config",
-      "spec", "command", "device", "platform", "versions",
+      "spec", "command", "device", "platform", "versions", "jaxr18", "commit",
     }  # fmt: skip
-    assert result["test_count"] == 64
-    assert result["test_accuracy"] == result["test_correct"] / 64
-    assert result["config"] == json.loads(config.to_json())
+    assert result.made.jaxr18 == jaxr18.__version__
+    assert str(workdir / "config.json") in result.made.command
+    assert result.test.count == 64
+    assert saved["test_accuracy"] == result.test.correct / 64
+    assert result.config == json.loads(config.to_json())
     kept = json.loads((workdir / "config.json").read_text())
-    assert kept == {"version": VERSION} | result["config"]
-    assert result["versions"]["jax"] == jax.__version__
-    assert result["seconds"] == result["phases"]["train"]["seconds"] > 0
-    assert result["validation_accuracy"] * 32 == pytest.approx(
-      round(result["validation_accuracy"] * 32)
+    assert kept == {"version": VERSION} | result.config
+    assert result.made.versions["jax"] == jax.__version__
+    assert result.seconds == result.phases["train"].seconds > 0
+    assert result.validation_accuracy * 32 == pytest.approx(
+      round(result.validation_accuracy * 32)
     )
 
   def test_its_score(self, trained):
     config, _, result = trained
     expected = score(network_spec(config.train.network))
-    assert result["score"] == expected.as_dict() | {
-      "rows": json.loads(json.dumps(expected.as_dict()["rows"]))
-    }
-    for name in ("per_network", "per_layer", "on_disk"):
-      s = result["score"][name]
+    assert result.score == expected
+    saved = result.to_json()["score"]
+    for name in FIGURES:
+      s = saved[name]
       assert s["total"] == s["params_term"] + s["ops_term"] > 0
 
   def test_again_it_is_read_and_nothing_runs(self, trained):
@@ -163,9 +169,10 @@ class TestResult:
       again = experiment.run(config, workdir)
     finally:
       path.write_text(text)
-    begun, later = again["starts"]
-    assert [begun] == result["starts"] and later["at"] == {"train": 2}
-    assert again | {"starts": [begun]} == result
+    begun, later = again.made.starts
+    assert (begun,) == result.made.starts and later["at"] == {"train": 2}
+    made = dataclasses.replace(again.made, starts=(begun,))
+    assert dataclasses.replace(again, made=made) == result
     assert (workdir / "train" / "phase.json").stat().st_mtime_ns == phase
 
   def test_a_damaged_one_is_not_trusted(self, trained):
@@ -180,14 +187,14 @@ class TestResult:
         experiment.run(config, workdir)
       remedy.follow(e.value)
       again = experiment.run(config, workdir)
-      assert again["test_correct"] == result["test_correct"]
+      assert again.test.correct == result.test.correct
     finally:
       path.write_text(text)
 
   def test_the_same_config_gives_the_same_network(self, trained, tmp_path):
     config, workdir, result = trained
     again = experiment.run(config, tmp_path)
-    assert again["test_correct"] == result["test_correct"]
+    assert again.test.correct == result.test.correct
     here = arrays(sources.load_network(tmp_path))
     there = arrays(sources.load_network(workdir))
     assert all(np.array_equal(here[k], there[k]) for k in here | there)
@@ -259,17 +266,14 @@ def test_a_config_that_is_not_the_results(trained, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(workdir, copy)
   path = copy / "config.json"
-  assert (
-    finished.reopen(str(copy)).result["test_correct"]
-    == (result["test_correct"])
-  )
+  assert finished.reopen(str(copy)).result.test.correct == (result.test.correct)
   text = path.read_text().replace('"split_seed": 0', '"split_seed": 1')
   path.write_text(text)
   with pytest.raises(WorkdirError, match="data.split_seed was 0 and is 1") as e:
     finished.reopen(str(copy))
   remedy.follow(e.value)
   again = experiment.run(config, copy)
-  assert again["test_correct"] == result["test_correct"]
+  assert again.test.correct == result.test.correct
   finished.reopen(str(copy))
 
 
@@ -294,8 +298,8 @@ class TestGoingOn:
     assert (
       f"{workdir}: the config was changed: {told}" in capfd.readouterr().err
     )
-    assert result["starts"][-1]["changed"] == [told]
-    assert result["config"]["two"]["optimizer"]["learning_rate"] == 0.05
+    assert result.made.starts[-1]["changed"] == [told]
+    assert result.config["two"]["optimizer"]["learning_rate"] == 0.05
     kept = configfile.from_json(workdir / "config.json")
     assert kept["two"]["optimizer"][
       "learning_rate"
@@ -303,8 +307,8 @@ class TestGoingOn:
     for path, stamp in stamps.items():
       assert path.stat().st_mtime_ns == stamp
     fresh = experiment.run(other, workdir / "fresh")
-    for key in ("test_correct", "test_loss", "validation_accuracy"):
-      assert result[key] == fresh[key]
+    assert result.test == fresh.test
+    assert result.validation_accuracy == fresh.validation_accuracy
     with pytest.raises(
       checkpoint.CheckpointError, match="two.optimizer.learning_rate"
     ):
@@ -323,7 +327,7 @@ class TestGoingOn:
     ) as e:
       experiment.run(other, workdir)
     (file,) = re.findall("--config=(\\S+config.json)", str(e.value))
-    assert experiment.run(configfile.load(file), workdir)["test_count"] == 64
+    assert experiment.run(configfile.load(file), workdir).test.count == 64
 
   def test_phases_may_be_added_behind_and_not_before(self, begun):
     _, workdir, _ = begun
@@ -332,7 +336,7 @@ class TestGoingOn:
       experiment.run(config, workdir)
     config = tiny_run.phases("one", "three")
     config.three.start.init, config.three.epochs = "one", 0
-    assert list(experiment.run(config, workdir)["phases"]) == ["one", "three"]
+    assert list(experiment.run(config, workdir).phases) == ["one", "three"]
 
   def test_an_older_config_has_the_defaults_of_what_it_lacks(self, begun):
     config, workdir, result = begun
@@ -342,7 +346,7 @@ class TestGoingOn:
     del values["two"]["augment"]["mixup"]
     path.write_text(json.dumps(values))
     again = experiment.run(config, workdir)
-    assert again["test_correct"] == result["test_correct"]
+    assert again.test.correct == result.test.correct
 
   def test_what_is_finished_needs_no_source(self, begun, tmp_path_factory):
     """Only the test was lost, and the teacher's folder is gone since."""
@@ -353,7 +357,7 @@ class TestGoingOn:
     experiment.run(config, workdir)
     shutil.rmtree(teacher)
     (workdir / "result.json").unlink()
-    assert experiment.run(config, workdir)["test_count"] == 64
+    assert experiment.run(config, workdir).test.count == 64
     (workdir / "two" / "phase.json").unlink()
     (workdir / "result.json").unlink()
     with pytest.raises(ConfigError, match="config.two.teacher.source"):
@@ -363,17 +367,17 @@ class TestGoingOn:
     self, begun, monkeypatch, capfd
   ):
     config, workdir, result = begun
-    here = result["starts"][0]["arithmetic"]
+    here = result.made.starts[0]["arithmetic"]
     other = "blocks" if here["convolutions"] == "xla" else "xla"
     told = f"convolutions was {here['convolutions']!r} and is {other!r}"
     monkeypatch.setenv("JAXR18_CONV", other)
     capfd.readouterr()
-    begun = experiment.run(config, workdir)["starts"]
+    begun = experiment.run(config, workdir).made.starts
     assert capfd.readouterr().err.count(told) == 1
     assert [start["at"] for start in begun] == [{}, {"one": 2}]
     assert begun[0]["differs"] == [] and told in begun[1]["differs"]
     (workdir / "result.json").unlink()
-    again = experiment.run(config, workdir)["starts"]
+    again = experiment.run(config, workdir).made.starts
     assert again[:2] == begun and again[2]["differs"] == []
     assert told not in capfd.readouterr().err
     assert again == sealed.read_lines(workdir / "starts.jsonl", True).rows
@@ -408,7 +412,7 @@ class TestGoingOn:
     ):
       experiment.run(other, workdir)
     again = experiment.run(config, workdir)
-    assert again["test_correct"] == result["test_correct"]
+    assert again.test.correct == result.test.correct
 
   def test_a_teacher_that_has_changed_since(self, begun, tmp_path_factory):
     """What is gone on with would be the work of two teachers."""
@@ -429,7 +433,7 @@ class TestGoingOn:
       experiment.run(config, workdir)
     shutil.rmtree(teacher)
     shutil.move(teacher.with_name("before"), teacher)
-    assert experiment.run(config, workdir)["test_loss"] == result["test_loss"]
+    assert experiment.run(config, workdir).test.loss == result.test.loss
 
   def test_a_damaged_start(self, begun):
     config, workdir, result = begun
@@ -441,7 +445,7 @@ class TestGoingOn:
       experiment.run(config, workdir)
     remedy.follow(e.value)
     again = experiment.run(config, workdir)
-    assert again["test_correct"] == result["test_correct"]
+    assert again.test.correct == result.test.correct
 
 
 class TestSources:
@@ -459,8 +463,8 @@ class TestSources:
 
   def test_init_with_other_bits(self, chained):
     _, workdir, result = chained
-    assert result["score"]["per_network"]["q_w"] == 32
-    assert result["score"]["rows"][1]["w_bits"] == 4
+    assert result.score.per_network.q_w == 32
+    assert result.score.rows[1].w_bits == 4
     net = sources.load_network(workdir)
     bounds = {k: v for k, v in arrays(net).items() if "input_bound" in k}
     # stem is in 32 bits; the head and the four convolutions, and the
@@ -560,7 +564,7 @@ class TestSources:
     monkeypatch.chdir(workdir.parent)
     config.train[field] = f"./{workdir.name}"
     result = experiment.run(config, tmp_path)
-    assert result["config"]["train"][field] == f"./{workdir.name}"
+    assert result.config["train"][field] == f"./{workdir.name}"
 
   def test_a_finished_run_needs_its_teacher_no_more(self, trained, tmp_path):
     config, workdir, result = trained
@@ -584,7 +588,7 @@ class TestSources:
     config, workdir, result = trained
     source = tmp_path / "source"
     shutil.copytree(workdir, source)
-    step = result["phases"]["train"]["step"]
+    step = result.phases["train"].step
     shutil.rmtree(source / "train" / "checkpoints" / str(step))
     student = two_stages("train")
     student.train.teacher.source = str(source)
@@ -592,8 +596,8 @@ class TestSources:
       experiment.run(student, tmp_path / "student")
     remedy.follow(e.value)
     again = experiment.run(config, source)
-    assert again["test_correct"] == result["test_correct"]
-    assert experiment.run(student, tmp_path / "student")["test_count"] == 64
+    assert again.test.correct == result.test.correct
+    assert experiment.run(student, tmp_path / "student").test.count == 64
 
   def test_a_workdir_that_is_not_finished(self, tmp_path):
     (tmp_path / "begun").mkdir()

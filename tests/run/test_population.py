@@ -11,8 +11,8 @@ from jaxr18.compress import ensemble
 from jaxr18.config import base
 from jaxr18.data import dataset as data
 from jaxr18.host.stop import Stopped
-from jaxr18.host.workdir import read_result
 from jaxr18.run import experiment, sources
+from jaxr18.run.result import read
 from jaxr18.train import checkpoint, state
 from jaxr18.train.mesh import make_mesh, replicate, shard
 from jaxr18.train.step import Batch, Member, Teachers
@@ -188,21 +188,19 @@ class TestExperiment:
 
   def test_its_result(self, population):
     config, workdir, result = population
-    assert read_result(workdir) == result
-    rows = result["members"]
-    assert [row["seed"] for row in rows] == [0, 1]
-    assert [row["learning_rate"] for row in rows] == [0.05, 0.025]
-    found = [row["test_accuracy"] for row in rows]
-    assert [row["test_correct"] / 64 for row in rows] == found
-    assert result["test_accuracy"] == pytest.approx(np.mean(found))
-    assert result["members_accuracy_mean"] == pytest.approx(np.mean(found))
-    assert result["members_accuracy_std"] == pytest.approx(
-      np.std(found, ddof=1)
-    )
-    assert result["test_count"] == 128
-    assert result["test_correct"] == sum(row["test_correct"] for row in rows)
-    assert result["disagreement"][0][1] == result["disagreement"][1][0] > 0
-    assert result["score"]["members"] == 1
+    assert read(workdir) == result and result.is_population
+    members, saved = result.members, result.to_json()
+    assert [m.seed for m in members] == [0, 1]
+    assert [m.learning_rate for m in members] == [0.05, 0.025]
+    found = [m.test.accuracy for m in members]
+    assert [m.test.correct / 64 for m in members] == found
+    assert result.test.accuracy == pytest.approx(np.mean(found))
+    assert saved["members_accuracy_mean"] == pytest.approx(np.mean(found))
+    assert saved["members_accuracy_std"] == pytest.approx(np.std(found, ddof=1))
+    assert (result.test.count, result.images) == (128, 64)
+    assert result.test.correct == sum(m.test.correct for m in members)
+    assert result.disagreement[0][1] == result.disagreement[1][0] > 0
+    assert result.score.members == 1
 
   def test_members_load_as_networks(self, population):
     _, workdir, result = population

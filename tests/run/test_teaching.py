@@ -211,7 +211,7 @@ def test_from_a_config_to_a_table_and_back(tmp_path):
   (tmp_path / "result.json").unlink()
   (tmp_path / "student" / "phase.json").unlink()
   again = experiment.run(config, tmp_path)
-  assert again["test_correct"] == result["test_correct"]
+  assert again.test.correct == result.test.correct
   assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 

@@ -298,11 +298,9 @@ class TestStudy:
     config = configfile.load(str(folder / "config.json"))
     stamp = (folder / "train" / "phase.json").stat().st_mtime_ns
     result = experiment.run(config, folder)
-    assert result["test_count"] == 64
+    assert result.test.count == 64
     assert (folder / "train" / "phase.json").stat().st_mtime_ns == stamp
-    assert (
-      result["score"]["per_layer"]["total"] == table.front(rows)[0]["score"]
-    )
+    assert result.score.per_layer.total == table.front(rows)[0]["score"]
     (folder / "result.json").unlink()
 
 

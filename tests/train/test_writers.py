@@ -22,12 +22,10 @@ from jaxr18.train.writers import Writer
 RESULT = {
   "test_accuracy": 0.75,
   "test_loss": 0.5,
-  "validation_accuracy": None,
-  "score": {
-    "per_network": {"total": 0}, "per_layer": {"total": 1},
-    "on_disk": {"total": 2},
-  },
-}  # fmt: skip
+  "score/per_network": 0,
+  "score/per_layer": 1,
+  "score/on_disk": 2,
+}
 
 
 def row(step, **more):
