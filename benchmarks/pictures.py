@@ -8,19 +8,21 @@ Each into docs/results/NAME/NAME.svg and NAME.png.
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 
-from matplotlib.figure import Figure
+import altair as alt
 
+from benchmarks import charts as own_charts
 from benchmarks.results import RESULTS
 from benchmarks.results import run as run_of
 from benchmarks.run_tables import PRUNED_STRUCTURED, PRUNED_WEIGHTS, QUANT_BITS
-from jaxr18.report import bits, entry, figure, points, runs, tradeoff
-from jaxr18.report import pictures as report_pictures
+from jaxr18.report import charts, draw, entry, layer_charts, points, runs
+from jaxr18.run.result import Result
 from jaxr18.search import table
 
 
-def pruned() -> Figure:
+def pruned() -> alt.TopLevelMixin:
   """Accuracy of pruned networks against what is left of them."""
   series = {
     name: [(run.rpartition("_")[2], run_of(run)) for run in runs]
@@ -30,15 +32,35 @@ def pruned() -> Figure:
       ("whole channels", (PRUNED_WEIGHTS[0], *PRUNED_STRUCTURED)),
     )
   }
-  return tradeoff.draw(
-    series,
-    {"parameters kept": tradeoff.parameters_kept,
-     "per-layer score (lower is better)": tradeoff.per_layer_score},
-    "Pruned and trained on for 4 epochs, by the share kept",
-  )  # fmt: skip
+  costs = ("parameters kept", "per-layer score, lower is better")
+  lines = {
+    name: [
+      (label, r.test.accuracy, _standard_error(r), (_kept(r), _score(r)))
+      for label, r in found
+    ]
+    for name, found in series.items()
+  }
+  title = "Pruned and trained on for 4 epochs, by the share kept"
+  return own_charts.tradeoff(lines, costs, title)
 
 
-def quantized() -> Figure:
+def _kept(result: Result) -> float:
+  """Parameters that no mask removes, batch norm's included."""
+  c = result.score.per_network
+  return c.w * (1 - c.p_s - c.p_u)
+
+
+def _score(result: Result) -> float:
+  return result.score.per_layer.total
+
+
+def _standard_error(result: Result) -> float:
+  """That of the test accuracy, over the choice of test images."""
+  p = result.test.accuracy
+  return math.sqrt(p * (1 - p) / result.test.count)
+
+
+def quantized() -> alt.TopLevelMixin:
   """Accuracy in fewer bits, calibrated alone and trained on."""
   accuracy = lambda name: run_of(name).test.accuracy
   epochs = run_of(f"quant_{QUANT_BITS[0]}").config["quant"]["epochs"]
@@ -49,18 +71,18 @@ def quantized() -> Figure:
       ("ptq", "calibrated only"),
     )
   }
-  return bits.draw(curves, accuracy("dense_narrow"))
+  return own_charts.bits(curves, accuracy("dense_narrow"))
 
 
-def search() -> Figure:
+def search() -> alt.TopLevelMixin:
   """A study's candidates: accuracy on validation images against the score."""
   found = json.loads((RESULTS / "search" / "search.json").read_text())
-  return report_pictures.pareto(
-    table.points(found["trials"]), "per-layer score", "validation"
+  return charts.pareto(
+    table.points(found["trials"]), "per-layer score", split="validation"
   )
 
 
-def results() -> Figure:
+def results() -> alt.TopLevelMixin:
   """All runs among the published results: test accuracy against the score."""
   found, _ = runs.find([str(RESULTS)])
   entries = [
@@ -68,16 +90,23 @@ def results() -> Figure:
     for group in points.group(found)
     if group.task == points.published_task()
   ]
-  return report_pictures.pareto(
+  return charts.pareto(
     entry.all_points(entries, "per_layer"), "per-layer score"
   )
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {
+def sensitivity() -> alt.TopLevelMixin:
+  """Accuracy that each layer loses when it alone is pruned."""
+  path = RESULTS / "sensitivity" / "weights.json"
+  return layer_charts.heatmap(json.loads(path.read_text()))
+
+
+PICTURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
   "pruned": pruned,
   "quantized": quantized,
   "results": results,
   "search": search,
+  "sensitivity": sensitivity,
 }
 
 
@@ -93,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}{suffix}" for suffix in (".svg", ".png")]
-    figure.save(PICTURES[name](), *paths)
+    draw.save(PICTURES[name](), *paths)
     print(f"{folder}/{name}.svg, {name}.png")
 
 

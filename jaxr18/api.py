@@ -30,6 +30,7 @@ from jaxr18.nn import network
 from jaxr18.nn import spec as spec_lib
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import NetSpec
+from jaxr18.run.result import Result
 from jaxr18.train.evaluate import Evaluation
 
 Path = str | os.PathLike
@@ -321,7 +322,7 @@ def export(net: Network, path: Path, data: Dataset) -> pathlib.Path:
   return file
 
 
-def run(config: Any, workdir: Path, *fields: str) -> dict[str, Any]:
+def run(config: Any, workdir: Path, *fields: str) -> Result:
   """Runs an experiment to its end, or goes on with it.
 
   Args:
@@ -330,7 +331,7 @@ def run(config: Any, workdir: Path, *fields: str) -> dict[str, Any]:
     *fields: set in it, such as 'train.epochs=10'.
 
   Returns:
-    What result.json holds.
+    What was found, and what result.json holds.
   """
   from jaxr18.config import file
   from jaxr18.config.configdict import plain

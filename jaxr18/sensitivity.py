@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.compress import channels, criteria, sensitivity
   from jaxr18.host.files import try_writing, write_json
   from jaxr18.nn.spec import has_four_levels
+  from jaxr18.report import draw
   from jaxr18.run import sources
   from jaxr18.run.finished import reopen
 
@@ -123,22 +124,21 @@ def main(argv: list[str]) -> None:
   }
   write_json(path, result)
   print(_table(result))
-  try:
-    _draw(result, path.with_suffix(".svg"))
-  except ImportError as e:
-    print(f"No picture: {e}; pip install 'jaxr18[report]'")
+  if why := draw.missing():
+    print(f"No picture: {why}")
     return
+  _draw(result, path.with_suffix(".svg"))
   print(f"{path}, {path.with_suffix('.svg')}")
 
 
 def _draw(result, path: pathlib.Path) -> None:
   from jaxr18.host.errors import writing
   from jaxr18.host.files import write_atomically
-  from jaxr18.report import figure, heatmap
+  from jaxr18.report import draw, layer_charts
 
   with writing(path), tempfile.TemporaryDirectory() as folder:
     drawn = pathlib.Path(folder, path.name)
-    figure.save(heatmap.draw(result), drawn)
+    draw.save(layer_charts.heatmap(result), drawn)
     write_atomically(path, drawn.read_bytes())
 
 

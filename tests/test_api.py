@@ -131,7 +131,7 @@ def test_a_strangers_script(digits, tmp_path):
     "more.optimizer.learning_rate=0.02",
   ]  # fmt: skip
   result = jaxr18.run(config, tmp_path / "run", *fields)
-  assert result["test_accuracy"] > 0.2
+  assert result.test.accuracy > 0.2
   trained = jaxr18.load(tmp_path / "run")
   assert jaxr18.score(trained).per_layer == jaxr18.score(net).per_layer
   file = jaxr18.export(trained, tmp_path / "net.onnx", digits)

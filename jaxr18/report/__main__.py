@@ -26,7 +26,7 @@ _OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
 _DATA_DIR = cli.data_dir_flag()
 _QUICK = flags.DEFINE_bool("quick", False, "Without networks and data.")
 _FIGURE = flags.DEFINE_enum(
-  "figure", "per_network", ["per_network", "per_layer", "on_disk"],
+  "figure", "per_layer", ["per_network", "per_layer", "on_disk"],
   "Of the score, what is shown first; per_network is the published points'.",
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.config import schema as config
   from jaxr18.host.errors import writing
   from jaxr18.host.files import try_writing, write_atomically
-  from jaxr18.report import entry, markdown, points, sections
+  from jaxr18.report import draw, entry, markdown, points, sections
 
   for remark in remarks:
     print(f"left out, {remark}")
@@ -54,15 +54,15 @@ def main(argv: list[str]) -> None:
     entries.append(entry.Entry(group, evidence, why))
   page = sections.report(entries, remarks, _FIGURE.value)
   write_atomically(out / "index.html", page, "--out")
-  try:
-    from jaxr18.report import pictures
-  except ImportError as e:
-    print(f"No pictures: {e}; pip install 'jaxr18[report]'")
-    drawn = None
+  drawn = None
+  if why := draw.missing():
+    print(f"No charts: {why}")
   else:
+    from jaxr18.report import pictures
+
     folder, each = out / "pictures", not _QUICK.value
     with writing(folder, "--out"):
-      drawn = pictures.draw(entries, folder, _FIGURE.value, each)
+      drawn = pictures.save_all(entries, folder, _FIGURE.value, each)
   text = markdown.report(entries, remarks, _FIGURE.value, drawn)
   write_atomically(out / "report.md", text, "--out")
   print(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxr18.report import evidence, points
-from jaxr18.report.points import FIGURES, Group, Point, Task
+from jaxr18.report.points import Group, Point, Task
 from jaxr18.run.result import Result
 
 NOTES = {
@@ -15,6 +15,19 @@ NOTES = {
   "on_disk": "As per layer, the weights at what a file of them needs, scales"
   " and all.",
 }
+
+
+LABELS = {
+  "per_network": "per network",
+  "per_layer": "per layer",
+  "on_disk": "on disk",
+}
+SHOWN = ("per_layer", "per_network", "on_disk")  # the first one tells most
+
+
+def score_label(figure: str) -> str:
+  """Returns what an axis calls a figure, such as 'per-layer score'."""
+  return f"{LABELS[figure].replace(' ', '-')} score"
 
 
 class Entry(NamedTuple):
@@ -54,8 +67,8 @@ def is_published(entries: Sequence[Entry]) -> bool:
   return all(e.group.task == points.published_task() for e in entries)
 
 
-OVERVIEW = ("run", "accuracy, %", "seeds", "score: per network", "per layer",
-            "on disk", "MACs", "weights kept")  # fmt: skip
+OVERVIEW = ("run", "accuracy, %", "score: per layer", "per network", "on disk",
+            "seeds", "MACs", "weights kept")  # fmt: skip
 
 
 def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
@@ -69,8 +82,8 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
       [
         g.name,
         f"{100 * g.accuracy:.2f}{bar}",
+        *(f"{g.scores[f]:.4f}" for f in SHOWN),
         str(len(g.accuracies)),
-        *(f"{g.scores[f]:.4f}" for f in FIGURES),
         f"{r.score.macs:,}",
         f"{r.kept:,}",
       ]
@@ -105,12 +118,12 @@ def numbers(e: Entry) -> list[tuple[str, str, str]]:
   else:
     more = f"{r.test.correct:,} of {r.test.count:,}"
   out = [("test accuracy", f"{100 * g.accuracy:.2f}%", more)]
-  for name in FIGURES:
+  for name in SHOWN:
     f = getattr(r.score, name)
     terms = f"{f.params_term:.4f} weights + {f.ops_term:.4f} MACs"
     if len(g.accuracies) > 1:
       terms = "mean over seeds"
-    out.append((f"score, {name}", f"{g.scores[name]:.4f}", terms))
+    out.append((f"score, {LABELS[name]}", f"{g.scores[name]:.4f}", terms))
   kept, weights = r.kept, sum(row.weights for row in r.score.rows)
   out += [
     ("MACs", _short(r.score.macs), f"{r.score.macs:,}"),
@@ -143,17 +156,17 @@ def member_texts(result: Result) -> tuple[list[str], list[list[str]]]:
   if not result.members:
     return [], []
   head = ["member", "test accuracy, %", "validation, %",
-          "score: per network", "per layer", "on disk"]  # fmt: skip
+          "score: per layer", "per network", "on disk"]  # fmt: skip
   percent = lambda x: "" if x is None else f"{100 * x:.2f}"
   rows = []
   for i, m in enumerate(result.members):
     name = str(i) if m.seed is None else f"{i}, seed {m.seed}"
-    scores = [f"{m.score[f]:.4f}" for f in FIGURES]
+    scores = [f"{m.score[f]:.4f}" for f in SHOWN]
     found = m.test.accuracy, m.validation_accuracy
     rows.append([name, *map(percent, found), *scores])
   for how, v in result.votes.items():
     chosen = " (the vote)" if how == result.vote else ""
-    scores = [f"{getattr(result.score, f).total:.4f}" for f in FIGURES]
+    scores = [f"{getattr(result.score, f).total:.4f}" for f in SHOWN]
     found = v.accuracy, v.validation_accuracy
     rows.append([how + chosen, *map(percent, found), *scores])
   return head, rows

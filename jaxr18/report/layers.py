@@ -1,12 +1,10 @@
 """What each layer has and costs, from a result: one order for every picture."""
 
-import html
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxr18.cost.figures import LayerScore
-from jaxr18.report import page, svg
 from jaxr18.run.result import Result
 
 
@@ -96,77 +94,56 @@ def texts(layers: Sequence[LayerBar]) -> list[list[str]]:
   return rows
 
 
-def table(layers: Sequence[LayerBar]) -> str:
-  """The layers as a table with bars in its cells, as markup."""
+Shares = list[dict[str, Any]]  # of a bar: class_, left and width in percent
+
+
+def table(layers: Sequence[LayerBar]) -> dict[str, Any]:
+  """Returns what the page's table of layers shows: texts, and bars in cells."""
   most_weights = max(x.weights for x in layers)
   most_macs = max(x.macs for x in layers)
   most_bits = 32
   most_score = max(x.total for x in layers) or 1.0
-  names = [
-    "layer and kernel",
-    f"{_swatch('of0')}weights kept {_swatch('rest')}removed",
-    f"{_swatch('of0')}density",
-    f"{_swatch('of2')}MACs",
-    f"{_swatch('of0')}bits of weights {_swatch('of2')}inputs",
-    f"score: {_swatch('of0')}weights {_swatch('of2')}MACs",
-  ]
-  head = "".join(f'<th scope="col">{name}</th>' for name in names)
   *rows, last = texts(layers)
-  body = []
+  out = []
   for x, row in zip(layers, rows, strict=True):
     share = 100 / most_weights
     cells = [
-      _bar(
-        row[2],
-        ("of0", x.kept * share),
-        ("rest", (x.weights - x.kept) * share),
-      ),
-      _bar(row[3], ("of0", 100 * x.density), ("rest", 100 - 100 * x.density)),
-      _bar(row[4], ("of2", 100 * x.macs / most_macs)),
-      _two(row[5], max(x.w_bits) / most_bits, max(x.a_bits) / most_bits),
-      _bar(
-        f"{x.total:.6f}",
-        ("of0", 100 * x.params_term / most_score),
-        ("of2", 100 * x.ops_term / most_score),
-        title=row[6],
-      ),
+      _cell(row[2], (("of0", x.kept * share),
+                     ("rest", (x.weights - x.kept) * share))),
+      _cell(row[3], (("of0", 100 * x.density),
+                     ("rest", 100 - 100 * x.density))),
+      _cell(row[4], (("of2", 100 * x.macs / most_macs),)),
+      _cell(row[5], (("of0", 100 * max(x.w_bits) / most_bits),),
+            (("of2", 100 * max(x.a_bits) / most_bits),)),
+      _cell(f"{x.total:.6f}", (("of0", 100 * x.params_term / most_score),
+                               ("of2", 100 * x.ops_term / most_score))),
     ]  # fmt: skip
-    name = html.escape(x.path).replace("/", "/<wbr>")
-    name = f'<th scope="row">{name}<small>{row[1]}</small></th>'
-    body.append(f"<tr>{name}{''.join(cells)}</tr>")
-  total, _, terms = last.pop().partition(" = ")
-  last.append(f"{total}<small>{terms}</small>")
-  foot = "".join(f'<td class="bar">{c}</td>' for c in last[2:])
-  foot = f'<tr><th scope="row">{last[0]}</th>{foot}</tr>'
-  return page.scrolled(
-    f'<table class="layers"><thead><tr>{head}</tr></thead>'
-    f"<tbody>{''.join(body)}</tbody>"
-    f"<tfoot>{foot}</tfoot></table>",
-    "Weights, MACs, bits, density and score by layer",
-  )
+    cells[-1]["title"] = row[6]
+    out.append({"path": x.path.split("/"), "shape": row[1], "cells": cells})
+  total, _, terms = last[-1].partition(" = ")
+  sums = [(text, "") for text in last[2:-1]] + [(total, terms)]
+  return {"head": _TABLE_HEAD, "rows": out, "sum": [last[0], *sums]}
 
 
-def _swatch(class_: str) -> str:
-  return f'<span class="swatch {class_}"></span>'
+# Each column's name, and what the colors of its bars mean.
+_TABLE_HEAD = (
+  ("layer and kernel", ()),
+  ("weights", (("of0", "kept"), ("rest", "removed"))),
+  ("density", ()),
+  ("MACs", ()),
+  ("bits", (("of0", "weights"), ("of2", "inputs"))),
+  ("score, per layer", (("of0", "weights"), ("of2", "MACs"))),
+)
 
 
-def _track(*shares: tuple[str, float]) -> str:
-  parts, left = [], 0.0
-  for class_, width in shares:
+def _cell(text: str, *tracks: Sequence[tuple[str, float]]) -> dict[str, Any]:
+  return {"text": text, "title": "", "tracks": [_shares(t) for t in tracks]}
+
+
+def _shares(track: Sequence[tuple[str, float]]) -> Shares:
+  out, left = [], 0.0
+  for class_, width in track:
     if width > 0.05:
-      parts.append(
-        f'<rect class="{class_}" x="{left:.1f}%" width="{width:.1f}%"/>'
-      )
+      out.append({"class_": class_, "left": left, "width": width})
     left += width
-  return f'<svg class="track" aria-hidden="true">{"".join(parts)}</svg>'
-
-
-def _bar(words: str, *shares, title: str | None = None) -> str:
-  words = svg.tag("span", html.escape(words))
-  return svg.tag("td", words, _track(*shares), class_="bar", title=title)
-
-
-def _two(words: str, weights: float, inputs: float) -> str:
-  tracks = _track(("of0", 100 * weights)) + _track(("of2", 100 * inputs))
-  words = svg.tag("span", html.escape(words))
-  return svg.tag("td", words, tracks, class_="bar bits")
+  return out

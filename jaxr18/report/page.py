@@ -1,20 +1,42 @@
 """A self-contained HTML page: style and script inside, nothing to fetch."""
 
 import base64
+import functools
 import hashlib
-import html
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jaxr18.report import scatter, svg
+import jinja2
+from markupsafe import Markup
+
+from jaxr18.report import draw, palette, places
 from jaxr18.report.points import GOAL, Point, front
 
 _HERE = pathlib.Path(__file__).parent
+_MARKS = (  # of the legend: a disk, a square, a diamond, a triangle
+  "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
+  "M-4.5-4.5h9v9h-9z",
+  "M0-6L6 0L0 6L-6 0z",
+  "M0-6L5.5 4.5h-11z",
+)
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+  """Returns the page's templates; what they show is escaped."""
+  return jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
 
 
 def document(title: str, body: str, subtitle: str = "") -> str:
-  """A whole page around markup such as `pareto` gives.
+  """Returns a whole page around markup such as `pareto` gives.
 
   Args:
     title: plain text.
@@ -22,7 +44,12 @@ def document(title: str, body: str, subtitle: str = "") -> str:
       the page's own alone.
     subtitle: plain text below the title.
   """
-  style = "\n" + (_HERE / "page.css").read_text()
+  variables = "".join(
+    f"  --{name}: light-dark({light}, {dark});\n"
+    for name, (light, dark) in palette.VARIABLES.items()
+  )
+  style = f"\n:root {{\n  color-scheme: light dark;\n{variables}}}\n"
+  style += (_HERE / "page.css").read_text() + palette.rules() + "\n"
   script = "\n" + (_HERE / "page.js").read_text()
   # Nothing is fetched, and of styles and scripts these two alone are let in;
   # a style= attribute is not, nor is what the name of a run may hold.
@@ -36,36 +63,46 @@ def document(title: str, body: str, subtitle: str = "") -> str:
       "form-action 'none'",
     ]
   )
-  about = f'<p class="soft">{html.escape(subtitle)}</p>' if subtitle else ""
-  name = html.escape(title)
-  return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<header class="top"><div><h1>{name}</h1>{about}</div>
-<button id="theme" type="button" hidden aria-label="Change between light and \
-dark">Dark</button></header>
-<main>
-{body}
-</main>
-<div id="tip" role="status" hidden></div>
-<script>{script}</script>
-</body>
-</html>
-"""
+  page = environment().get_template("document.html")
+  return page.render(
+    title=title,
+    subtitle=subtitle,
+    body=Markup(body),
+    policy=Markup(policy),
+    style=Markup(style),
+    script=Markup(script),
+  )
 
 
 def _hash(text: str) -> str:
   """A text between its element's tags, as a content security policy has it."""
   digest = hashlib.sha256(text.encode()).digest()
   return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def data_block(value: Any) -> Markup:
+  """Returns JSON for a script element, which ends at the first "</"."""
+  text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+  return Markup(text.replace("<", "\\u003c"))
+
+
+def table_of(
+  head: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  links: Mapping[str, str] | None = None,
+) -> Markup:
+  """Returns a table of plain texts whose first column names the row.
+
+  Args:
+    head: the columns' names.
+    rows: as many texts each.
+    links: by what the first column says, where it leads.
+  """
+  return _macros().table(head, rows, links or {})
+
+
+def _macros():
+  return environment().get_template("macros.html").module
 
 
 def pareto(
@@ -76,12 +113,13 @@ def pareto(
   split: str = "test",
   goal: float | None = GOAL,
   table: bool = True,
-) -> str:
-  """Accuracy against score with the Pareto front and the goal, as markup.
+) -> Markup:
+  """Returns accuracy against score with the front and the goal, as markup.
 
   A legend that hides and shows each series; the picture, wide and for a phone;
   a table of the same numbers. In a `document`, pointing at a point, tapping it
-  or going there with the keyboard shows its `detail`.
+  or going there with the keyboard shows its `detail`. Without the extra
+  `report` there is the table alone, and how to get the picture.
 
   Args:
     points: the first one's series gets the strongest color and labels first.
@@ -91,67 +129,70 @@ def pareto(
     goal: an accuracy that is drawn as a line; None on a task that has none.
     table: whether to add the table.
   """
-  entries = []
-  for i, name in enumerate(scatter.series_of(points)):
-    mark = svg.tag("path", class_="mark", d=scatter.MARKS[i % 4])
-    icon = svg.tag(
-      "svg", mark, viewBox="-7 -7 14 14", class_=f"s{i % 6}", aria_hidden="true"
-    )
-    entries.append(
-      svg.tag(
-        "button",
-        icon,
-        html.escape(name),
-        type="button",
-        aria_pressed="true",
-        data_series=i,
-      )  # fmt: skip
-    )
-  filled = svg.tag("path", class_="mark", d=scatter.MARKS[0])
-  filled = svg.tag("svg", filled, viewBox="-7 -7 14 14", aria_hidden="true")
-  entries.append(
-    f'<span class="is"><i class="step"></i>{filled}Pareto front</span>'
-  )
-  if goal:
-    entries.append(
-      f'<span class="is"><i class="dash"></i>{100 * goal:g}%</span>'
-    )
+  order = places.series_of(points)
+  drawn = _drawn(points, key, score_label, split, goal)
   shown = [
     {
       "label": p.label,
-      "said": scatter.said(p),
+      "said": places.said(p),
+      "aria": places.spoken(p),
+      "short": [places.shorten(p.label, n) for n in (_WIDE, _NARROW)],
+      "series": order.index(p.series),
       "detail": p.detail,
       "link": p.link,
     }
     for p in points
   ]
-  # A text in a script element ends at the first "</", wherever that stands.
-  data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
-  draw = lambda part, **size: scatter.draw(
-    points,
-    key=f"{key}-{part}",
-    score_label=score_label,
-    split=split,
-    goal=goal,
-    **size,
-  )
-  return svg.tag(
-    "figure",
-    svg.tag("div", *entries, class_="legend"),
-    svg.tag("div", draw("wide"), class_="wide"),
-    svg.tag(
-      "div", draw("narrow", width=360, height=430, letters=20), class_="narrow"
-    ),
-    f'<script type="application/json">{data}</script>',
-    _table(points, score_label) if table else "",
-    class_="chart",
-    id=key,
-  )
+  return _macros().pareto(
+    {
+      "key": key,
+      "missing": draw.missing(),
+      "series": [
+        {"name": name, "mark": _MARKS[i % 4]} for i, name in enumerate(order)
+      ],
+      "goal": f"{100 * goal:g}%" if goal else "",
+      "data": data_block(shown),
+      "head": ["network", "series", "accuracy, %", "±", score_label,
+               "on the front"],
+      "rows": _rows(points) if table else [],
+      **drawn,
+    }
+  )  # fmt: skip
 
 
-def _table(points: Sequence[Point], score_label: str) -> str:
+_WIDE, _NARROW = 26, 16  # letters of the longest label
+
+
+def _drawn(points, key, score_label, split, goal) -> dict[str, Markup]:
+  if draw.missing():
+    return {"wide": Markup(), "narrow": Markup()}
+  from jaxr18.report import charts
+
+  names = ", ".join(p.label for p in front(points))
+  about = (
+    f"{len(points)} networks by {split} accuracy, upwards, and {score_label},"
+    " to the right, both on logarithmic axes; the line joins the best at each"
+    f" score: {names}. The table below has the numbers."
+  )
+  out = {}
+  for part, size, letters in (
+    ("wide", (860, 410), _WIDE),
+    ("narrow", (300, 380), _NARROW),
+  ):
+    with draw.quickly():
+      chart = charts.pareto(
+        points, score_label, split=split, goal=goal, size=size,
+        letters=letters, legend=False,
+      )  # fmt: skip
+      title = f"{split.title()} accuracy against score"
+      drawn = draw.inline(chart, f"{key}-{part}", title, about, "group")
+      out[part] = Markup(drawn)
+  return out
+
+
+def _rows(points: Sequence[Point]) -> list[list[str]]:
   best = set(front(points))
-  rows = [
+  return [
     [
       p.label,
       p.series,
@@ -162,39 +203,3 @@ def _table(points: Sequence[Point], score_label: str) -> str:
     ]
     for p in sorted(points, key=lambda p: p.score)
   ]
-  head = ["network", "series", "accuracy, %", "±", score_label, "on the front"]
-  return svg.tag(
-    "details", "<summary>The same as a table</summary>", table_of(head, rows)
-  )
-
-
-def table_of(
-  head: Sequence[str],
-  rows: Sequence[Sequence[str]],
-  links: Mapping[str, str] | None = None,
-) -> str:
-  """A table of plain texts whose first column names the row.
-
-  Args:
-    links: by what the first column says, where it leads.
-  """
-  cells = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
-  lines = []
-  for first, *rest in rows:
-    name = html.escape(first)
-    if links and first in links:
-      name = svg.tag("a", name, href=links[first])
-    name = f'<th scope="row">{name}</th>'
-    numbers = "".join(f"<td>{html.escape(c)}</td>" for c in rest)
-    lines.append(f"<tr>{name}{numbers}</tr>")
-  return scrolled(
-    f"<table><thead><tr>{cells}</tr></thead>"
-    f"<tbody>{''.join(lines)}</tbody></table>"
-  )
-
-
-def scrolled(table: str, label: str = "Table") -> str:
-  """A box that scrolls by itself where the table is wider than the page."""
-  return svg.tag(
-    "div", table, class_="scroll", tabindex=0, role="region", aria_label=label
-  )

@@ -231,7 +231,7 @@ def anchor(one: Group) -> str:
 
 
 def detail(one: Group) -> str:
-  """Its numbers, and what its config sets, in lines."""
+  """Its numbers, in at most four lines."""
   result = one.runs[0].result
   n = len(one.accuracies)
   if n > 1:
@@ -242,7 +242,9 @@ def detail(one: Group) -> str:
     seeds = (
       f"one seed; {error:.2f} points is the standard error of {count:,} images"
     )
-  scores = ", ".join(f"{k} {one.scores[k]:.4f}" for k in FIGURES)
+  scores = ", ".join(
+    f"{k.replace('_', ' ')} {one.scores[k]:.4f}" for k in FIGURES
+  )
   w_bits = sorted({row.w_bits for row in result.score.rows})
   a_bits = sorted({row.a_bits for row in result.score.rows})
   bits = "/".join(",".join(map(str, b)) for b in (w_bits, a_bits))
@@ -253,7 +255,7 @@ def detail(one: Group) -> str:
   ]
   if result.votes:
     lines.append(f"{len(result.members)} members, vote: {result.vote}")
-  return "\n".join(lines + changes(result.config))
+  return "\n".join(lines)
 
 
 def changes(config: Mapping[str, Any]) -> list[str]:

@@ -1,14 +1,16 @@
-"""A run's part of the page, and the page of several runs, as markup."""
+"""The page of several runs: what its template shows, as plain values."""
 
-import html
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from jaxr18.report import curves, entry, evidence, layers, page, points, svg
-from jaxr18.report.points import FIGURES
+from jaxr18.config import schema as config_lib
+from jaxr18.config.lift import lift
+from jaxr18.report import curves, draw, entry, evidence, layers, page, points
 
 OPEN = 3  # so many runs are shown whole
 
@@ -16,9 +18,9 @@ OPEN = 3  # so many runs are shown whole
 def report(
   entries: Sequence[entry.Entry],
   remarks: Sequence[str] = (),
-  figure: str = "per_network",
+  figure: str = "per_layer",
 ) -> str:
-  """The whole page.
+  """Returns the whole page.
 
   Args:
     entries: at least one.
@@ -27,242 +29,177 @@ def report(
   """
   names = ", ".join(e.group.name for e in entries)
   title = f"{len(entries)} networks" if len(entries) > 1 else names
-  about = "Accuracy on the test split and the score of what it costs."
-  tasks = entry.by_task(entries)
-  body = []
-  for number, (task, own) in enumerate(tasks.items()):
-    if len(tasks) > 1:
-      body.append(f'<h2 class="task">{html.escape(str(task))}</h2>')
-    body.append(_pareto(own, figure, number))
-    if entry.is_published(own):
-      body.append(_sources())
-    if len(entries) > 1:
-      body.append("<h3>The runs</h3>" + overview(own))
-  if remarks:
-    items = "".join(f"<li>{html.escape(r)}</li>" for r in remarks)
-    body.append(f'<p class="soft small">Left out:</p>'
-                '<ul class="soft small" id="left-out">'
-                f"{items}</ul>")  # fmt: skip
   whole = len(entries) <= OPEN
-  body += [section(e, i, whole) for i, e in enumerate(entries)]
-  body.append(
-    "<footer>Made by <code>python -m jaxr18.report</code>; every number is"
-    " from a run's result.json and metrics.jsonl, or was computed from its"
-    " network.</footer>"
-  )
-  return page.document(f"jaxr18: {title}", "\n".join(body), about)
+  tasks = enumerate(entry.by_task(entries).items())
+  body = page.environment().get_template("report.html").render(
+    tasks=[_task(i, str(task), own, figure) for i, (task, own) in tasks],
+    several=len(entries) > 1,
+    compare=page.data_block(comparison(entries)) if entries[1:] else "",
+    remarks=remarks,
+    runs=[_run(e, i) | {"open": whole} for i, e in enumerate(entries)],
+  )  # fmt: skip
+  about = "Accuracy on the test split and the score of what it costs."
+  return page.document(f"jaxr18: {title}", body, about)
 
 
-def _pareto(entries, figure, number: int) -> str:
-  """One task's chart for each of the score's figures, one shown at a time."""
-  goal = points.GOAL if entry.is_published(entries) else None
-  inputs, panels = [], []
-  for name in FIGURES:
-    chosen = " checked" if name == figure else ""
-    ident = f"figure-{number}-{name}"
-    inputs.append(
-      f'<input type="radio" name="figure-{number}" id="{ident}"'
-      f' class="figure-{name}"{chosen}><label for="{ident}">{name}</label>'
-    )
-    chart = page.pareto(
-      entry.all_points(entries, name),
-      key=f"pareto-{number}-{name}",
-      score_label=f"{name} score",
-      goal=goal,
-    )
-    note = f'<p class="soft small">{html.escape(entry.NOTES[name])}</p>'
-    panels.append(f'<div class="panel {name}">{note}{chart}</div>')
-  return (
-    '<fieldset class="tabs"><legend>Score of the runs</legend>'
-    f"{''.join(inputs)}{''.join(panels)}</fieldset>"
-  )
-
-
-def _sources() -> str:
-  rows = zip(points.SERIES, points.sources(), strict=True)
-  items = "".join(
-    f"<li><b>{series}</b>: {html.escape(group['source'])}</li>"
-    for series, group in rows
-  )
-  return (
-    "<details><summary>Where the published points are from</summary>"
-    f'<ul class="small">{items}</ul><p class="small soft">Their score is the'
-    " reference formula, whichever figure of the runs is shown. A bar is one"
-    " standard deviation over seeds, and a point without one is a single"
-    " seed.</p></details>"
-  )
-
-
-def overview(entries: Sequence[entry.Entry]) -> str:
-  """The runs of one task as a table with links to their parts."""
-  links = {e.group.name: f"#{points.anchor(e.group)}" for e in entries}
+def _task(number: int, name: str, entries, figure: str) -> dict[str, Any]:
+  """One task's chart for each of the score's figures, and its runs."""
+  published = entry.is_published(entries)
   head, *rows = entry.overview_texts(entries)
-  return page.table_of(head, rows, links)
+  return {
+    "number": number,
+    "name": name,
+    "figures": [
+      {
+        "name": f,
+        "label": entry.LABELS[f],
+        "chosen": f == figure,
+        "note": entry.NOTES[f],
+        "chart": page.pareto(
+          entry.all_points(entries, f),
+          key=f"pareto-{number}-{f}",
+          score_label=entry.score_label(f),
+          goal=points.GOAL if published else None,
+        ),
+      }
+      for f in entry.SHOWN
+    ],
+    "sources": [
+      (series, group["source"])
+      for series, group in zip(points.SERIES, points.sources(), strict=True)
+    ] if published else [],
+    "head": head,
+    "rows": rows,
+    "links": {e.group.name: f"#{points.anchor(e.group)}" for e in entries},
+  }  # fmt: skip
 
 
-def section(e: entry.Entry, number: int, whole: bool = True) -> str:
-  """All about a run; of several that differ in the seed, about the first.
+def run_texts(e: entry.Entry) -> dict[str, Any]:
+  """Returns what the page and the Markdown show of a run, as texts.
 
-  Args:
-    number: its own, which keeps ids apart.
-    whole: open, and not only its first line.
+  Of several that differ in the seed it is about the first.
   """
   run = e.group.runs[0]
-  parts = [
-    f'<p class="soft">{html.escape(entry.sentence(e))}</p>',
-    _cards(e),
-    _curves(run, number),
-    _members(e.result),
-    "<h3>Layer by layer</h3>"
-    '<p class="soft small">From the input to the head. The bars of a column'
-    " share one scale; the last column is the layer's part of the per-layer"
-    " score, its weights' term and its MACs' term.</p>",
-    layers.table(layers.bars(e.result)),
-  ]
-  if e.evidence is None:
-    parts.append(
-      "<h3>Masks, confusions, wrong answers</h3>"
-      f'<p class="soft">Left out: {html.escape(e.why)}</p>'
-    )
-  else:
-    parts += [_masks(e.evidence), _confusion(e.evidence), _wrong(e.evidence)]
-  parts.append(_again(run))
-  figures = ", ".join(f"{f} {e.group.scores[f]:.4f}" for f in FIGURES)
-  line = (
-    f"<h2>{html.escape(e.group.name)}</h2>"
-    f'<span class="soft small">{100 * e.group.accuracy:.2f}%; {figures}</span>'
-  )
-  return svg.tag(
-    "details",
-    f"<summary>{line}</summary>",
-    svg.tag("section", *parts, id=points.anchor(e.group)),
-    class_="run",
-    open="" if whole else None,
-  )
+  members_head, members = entry.member_texts(e.result)
+  bars = layers.bars(e.result)
+  return {
+    "name": e.group.name,
+    "anchor": points.anchor(e.group),
+    "sentence": entry.sentence(e),
+    "numbers": entry.numbers(e),
+    "has_metrics": bool(run.metrics),
+    "curves_words": curves.summary(run.metrics),
+    "curves_head": curves.HEAD,
+    "curves_rows": curves.texts(run.metrics),
+    "members_head": members_head,
+    "members": members,
+    "disagreement": entry.disagreement(e.result),
+    "layers_head": layers.HEAD,
+    "layers_rows": layers.texts(bars),
+    "why": e.why,
+    "command": run.result.made.command,
+    "versions": entry.versions(run.result),
+    "config": json.dumps(run.result.config, indent=1),
+  }
 
 
-def _cards(e: entry.Entry) -> str:
-  cards = (
-    f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}"
-    f"<small>{html.escape(more)}</small></dd></div>"
-    for name, value, more in entry.numbers(e)
-  )
-  return f'<dl class="cards">{"".join(cards)}</dl>'
+def _run(e: entry.Entry, number: int) -> dict[str, Any]:
+  """All about a run; its number keeps ids apart."""
+  run = e.group.runs[0]
+  scores = (f"{entry.LABELS[f]} {e.group.scores[f]:.4f}" for f in entry.SHOWN)
+  return run_texts(e) | {
+    "line": f"{100 * e.group.accuracy:.2f}%; {', '.join(scores)}",
+    "curves": _curves(run.metrics, f"c{number}"),
+    "layers": layers.table(layers.bars(e.result)),
+    "evidence": _evidence(e.evidence) if e.evidence else None,
+    "changes": "\n".join(points.changes(run.result.config)),
+  }
 
 
-def _curves(run, number: int) -> str:
-  head = "<h3>Curves</h3>"
-  if not run.metrics:
-    return f'{head}<p class="soft">Left out: no metrics.jsonl is there.</p>'
-  charts = [
-    curves.draw(run.metrics, curves.ACCURACIES, "accuracy, %", f"a{number}"),
-    curves.draw(run.metrics, curves.LOSSES, "training loss", f"l{number}"),
-  ]
-  if not any(len(rows) > 1 for rows in run.metrics.values()):
-    charts = []
-  figures = "".join(f"<figure>{c}</figure>" for c in charts if c)
-  table = page.table_of(curves.HEAD, curves.texts(run.metrics))
-  words = html.escape(curves.summary(run.metrics))
-  return (
-    f'{head}<p class="soft small">{words}</p><div class="pair">{figures}</div>'
-    f"<details><summary>The same as a table</summary>{table}</details>"
-  )
+def _curves(metrics: curves.Metrics, key: str) -> Markup:
+  if draw.missing():
+    return Markup()
+  from jaxr18.report import charts
+
+  with draw.quickly():
+    chart = charts.curves(metrics)
+    if chart is None:
+      return Markup()
+    title, about = "Accuracy and loss by epoch", curves.summary(metrics)
+    about += " The table below has the numbers."
+    return Markup(draw.inline(chart, key, title, about))
 
 
-def _members(result) -> str:
-  head, rows = entry.member_texts(result)
-  if not rows:
-    return ""
-  words = html.escape(entry.disagreement(result))
-  return (
-    f'<h3>Members</h3><p class="soft small">{words}</p>'
-    f"{page.table_of(head, rows)}"
-  )
+def _evidence(found: evidence.Evidence) -> dict[str, Any]:
+  return {
+    "classes": found.classes,
+    "remark": found.remark,
+    "masks": [
+      {
+        "path": path,
+        "uri": evidence.data_uri(evidence.mask_png(kept)),
+        "density": f"{100 * kept.mean():.1f}% kept",
+      }
+      for path, kept in found.masks.items()
+    ],
+    "confusion": _confusion(found),
+    "wrong": [
+      {
+        "uri": evidence.data_uri(evidence.image_png(w.image)),
+        "index": w.index,
+        "label": found.classes[w.label],
+        "answer": found.classes[w.answer],
+        "p": f"{100 * w.p_answer:.2f}%",
+      }
+      for w in found.wrong
+    ],
+  }
 
 
-def _masks(found: evidence.Evidence) -> str:
-  head = "<h3>Masks</h3>"
-  if not found.masks:
-    return f'{head}<p class="soft">No mask removes a weight.</p>'
-  items = []
-  for path, kept in found.masks.items():
-    uri = evidence.data_uri(evidence.mask_png(kept))
-    density = f"{100 * kept.mean():.1f}% kept"
-    alt = f"mask of {path}, {density}"
-    items.append(
-      f'<li><img src="{uri}" alt="{html.escape(alt)}">'
-      f"<b>{html.escape(path).replace('/', '/<wbr>')}</b><br>{density}</li>"
-    )
-  return (
-    f'{head}<p class="soft small">Rows are input channels, columns output'
-    " channels; the fuller the color, the more of a kernel's taps are kept."
-    f'</p><ul class="images masks">{"".join(items)}</ul>'
-  )
-
-
-def _confusion(found: evidence.Evidence) -> str:
+def _confusion(found: evidence.Evidence) -> list[dict[str, Any]]:
+  """A row for each class: its counts, shaded in ten steps, and the recall."""
   counts = found.confusion
   each = counts.sum(1)
   right = max(1, counts.diagonal().max())
   wrong = max(1, (counts - np.diag(counts.diagonal())).max())
-  head = "".join(
-    f'<th scope="col">{html.escape(c)}</th>' for c in found.classes
-  )
   rows = []
   for i, name in enumerate(found.classes):
     cells = []
     for j, n in enumerate(counts[i]):
       kind = "right" if i == j else "wrong" if n else "wrong none"
       shade = math.ceil(9 * n / (right if i == j else wrong))
-      cells.append(f'<td class="{kind} v{shade}">{n}</td>')
-    recall = f"<td>{100 * counts[i, i] / max(1, each[i]):.1f}%</td>"
-    label = f'<th scope="row">{html.escape(name)}</th>'
-    rows.append(f"<tr>{label}{''.join(cells)}{recall}</tr>")
-  table = (
-    f'<table class="confusion"><thead><tr><th scope="col">is \\ called</th>'
-    f'{head}<th scope="col">right</th></tr></thead>'
-    f"<tbody>{''.join(rows)}</tbody></table>"
-  )
-  note = f" {found.remark}" if found.remark else ""
-  return (
-    '<h3>Confusion matrix</h3><p class="soft small">Test images by what they'
-    f" are, in rows, and what the network calls them.{html.escape(note)}</p>"
-    + page.scrolled(table, "Confusion matrix")
-  )
+      cells.append({"class_": f"{kind} v{shade}", "count": n})
+    recall = f"{100 * counts[i, i] / max(1, each[i]):.1f}%"
+    rows.append({"name": name, "cells": cells, "right": recall})
+  return rows
 
 
-def _wrong(found: evidence.Evidence) -> str:
-  head = "<h3>What it is most wrong about</h3>"
-  if not found.wrong:
-    return f'{head}<p class="soft">Every test image is right.</p>'
-  items = []
-  for w in found.wrong:
-    label, answer = found.classes[w.label], found.classes[w.answer]
-    uri = evidence.data_uri(evidence.image_png(w.image))
-    alt = f"test image {w.index}, {label}, called {answer}"
-    items.append(
-      f'<li><img src="{uri}" alt="{html.escape(alt)}">'
-      f"<b>{html.escape(label)}</b><br>called {html.escape(answer)},"
-      f" {100 * w.p_answer:.2f}%<br>#{w.index}</li>"
-    )
-  return (
-    f'{head}<p class="soft small">The wrong answers with the least probability'
-    " of the right class; each with the probability that the network gives its"
-    f' answer, and its number in the test split.</p><ul class="images">'
-    f"{''.join(items)}</ul>"
-  )
+def comparison(entries: Sequence[entry.Entry]) -> dict[str, Any]:
+  """Returns the runs' numbers and configs, for two to be compared.
+
+  Returns:
+    The names, the values by field that all have, and of each run the others.
+  """
+  every = [_fields(e) for e in entries]
+  first = every[0]
+  shared = {k: v for k, v in first.items() if all(x.get(k) == v for x in every)}
+  own = [{k: v for k, v in x.items() if k not in shared} for x in every]
+  names = [e.group.name for e in entries]
+  return {"names": names, "shared": shared, "own": own}
 
 
-def _again(run) -> str:
-  r = run.result
-  config = html.escape(json.dumps(r.config, indent=1))
-  changes = html.escape("\n".join(points.changes(r.config)))
-  return (
-    "<h3>Make it again</h3>"
-    f'<pre class="wrap">{html.escape(r.made.command)}</pre>'
-    f'<p class="soft small">{html.escape(entry.versions(r))}</p>'
-    "<details><summary>What its config sets otherwise than the defaults"
-    f'</summary><pre class="wrap">{changes}</pre></details>'
-    "<details><summary>The whole resolved config</summary>"
-    f"<pre>{config}</pre></details>"
-  )
+def _fields(e: entry.Entry) -> dict[str, str]:
+  r, g = e.result, e.group
+  out = {"test accuracy, %": f"{100 * g.accuracy:.2f}"}
+  for f in entry.SHOWN:
+    out[f"score, {entry.LABELS[f]}"] = f"{g.scores[f]:.4f}"
+  out |= {
+    "MACs": f"{r.score.macs:,}",
+    "weights kept": f"{r.kept:,}",
+    "training, s": f"{r.seconds:.0f}",
+    "device": r.made.device,
+  }
+  config = config_lib.flatten(lift(r.config))
+  return out | {
+    k: json.dumps(v).replace('"', "") for k, v in sorted(config.items())
+  }

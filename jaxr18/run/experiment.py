@@ -348,7 +348,15 @@ def test_last(
   dataset,
   mesh,
 ) -> tuple[Evaluation, dict[str, Any]]:
-  """Tests the last phase's networks; of several, more fields of a `Result`."""
+  """Tests the last phase's networks; of several, more fields of a `Result`.
+
+  Args:
+    experiment: of the run.
+    nets: of its last phase.
+    phases: what each phase left.
+    dataset: whose test split is used.
+    mesh: over which batches are split.
+  """
   phase, size = experiment.phases[-1], experiment.eval_batch_size
   if len(nets) == 1 and not phase.options.ensemble.members:
     return evaluate(nets[0], dataset.test, dataset, size, mesh), {}

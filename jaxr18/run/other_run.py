@@ -13,7 +13,8 @@ from jaxr18.config.network import CHANNELS, CLASSES
 from jaxr18.config.schema import Data
 from jaxr18.deploy import torch_weights
 from jaxr18.host import paths
-from jaxr18.host.workdir import WorkdirError, read_result
+from jaxr18.host.workdir import WorkdirError
+from jaxr18.run.result import read
 from jaxr18.train.files import mend_checkpoint
 
 # What says which images a run has not been trained on.
@@ -31,18 +32,17 @@ def source(data: Data, name: str) -> Source:
   if torch_weights.is_name(path):
     return _weights(path)
   try:
-    result = read_result(path)
-    outlooks = outlooks_of_result(result, name)
-    was = lift(result["config"])["data"]
+    result = read(path)
+    outlooks = outlooks_of_result(result.to_json(), name)
+    was = lift(result.config)["data"]
     held_out = {k: was[k] for k in _HELD_OUT}
-    phase = result["config"]["phases"][-1]
-    step = result["phases"][phase]["step"]
+    phase, left = list(result.phases.items())[-1]
   except WorkdirError as e:
     return Source(faults=(("", str(e)),))
   except (ValueError, KeyError, TypeError) as e:
     return Source(faults=(("", repr(e)),))
   faults = _data_faults(data, was["name"], held_out)
-  kept = path / phase / "checkpoints" / str(step)
+  kept = path / phase / "checkpoints" / str(left.step)
   if not kept.is_dir():
     mend = f"there is no {kept} any more; {mend_checkpoint(kept)}"
     faults = [("", mend), *faults]

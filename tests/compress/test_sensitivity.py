@@ -99,7 +99,7 @@ def test_the_command(flag, tmp_path):
   result = json.loads((tmp_path / "sensitivity" / f"{name}.json").read_text())
   assert result["split"] == "validation" and result["images"] == 40
   assert all(len(row) == 2 for row in result["accuracies"].values())
-  pytest.importorskip("matplotlib")
+  pytest.importorskip("vl_convert")
   path = tmp_path / "sensitivity" / f"{name}.svg"
   assert path.read_text().rstrip().endswith("</svg>")
   if flag:

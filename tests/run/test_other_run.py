@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from results import values
 
 from jaxr18.config import base, schema
 from jaxr18.config.experiment import Place
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.file import set_field
 from jaxr18.config.reading import parse
+from jaxr18.cost.score import score
 from jaxr18.nn import spec
 from jaxr18.run import other_run
 
@@ -55,19 +57,18 @@ class TestOtherRuns:
   def workdir(self, tmp_path):
     net = spec.resnet()
     config = base(("train",))
-    result = {
-      "test_correct": 9,
-      "test_count": 10,
-      "spec": json.loads(net.to_json()),
-      "config": json.loads(config.to_json()),
-      "phases": {"train": {"step": 7}},
-    }
+    result = values(
+      charged=score(net),
+      spec=json.loads(net.to_json()),
+      config=json.loads(config.to_json()),
+    )
+    result["phases"]["train"]["step"] = 7
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
     return tmp_path
 
-  @pytest.mark.parametrize("field", ["init", "teacher"])
+  @pytest.mark.parametrize("field", ["start.init", "teacher.source"])
   def test_a_finished_one(self, workdir, field):
     check({f"student.{field}": str(workdir)})
 

@@ -20,6 +20,7 @@ from jaxr18.config.reading import parse
 from jaxr18.config.search import candidate_values, dimensions, per_layer_score
 from jaxr18.cost.score import score
 from jaxr18.host.stop import StopSignal
+from jaxr18.report import palette
 from jaxr18.run import experiment, sources
 from jaxr18.search import halving, storage, table, trial
 from jaxr18.train.mesh import make_mesh
@@ -279,11 +280,12 @@ class TestStudy:
     for row in trial.finished(rows):
       assert f"trial {row['number']}" in page
     marks = re.findall(
-      r'class="point s\d( best)?"[^>]*aria-label="trial (\d+),', page
+      r'<path aria-label="trial (\d+),[^>]* fill="(#\w+)"', page
     )
-    assert {int(n) for best, n in marks if best} == set(kept["front"])
+    best = {int(n) for n, fill in marks if fill != palette.PAPER}
+    assert best == set(kept["front"])
     assert any(r["state"] == storage.HALVED for r in rows)
-    assert 'class="goal"' not in page  # 90% is CIFAR-10's
+    assert 'class="dash"' not in page  # the goal of 90% is CIFAR-10's
 
   def test_what_has_no_number_is_not_drawn(self, studied):
     *_, rows = studied
