@@ -279,7 +279,9 @@ def _with_widths(config: dict[str, Any]) -> dict[str, Any]:
   """
   values = as_json(config_lib.defaults(tuple(config["phases"])))
   for name in values["phases"]:
-    values[name]["network"]["widths"] = config[name]["network"]["widths"]
+    widths = faults.at(config, f"{name}.network.widths")
+    if widths is not faults.MISSING:
+      values[name]["network"]["widths"] = widths
   return values
 
 
