@@ -174,19 +174,44 @@ def products(
   )
   if not rows:
     return apart
-  from scipy.optimize import linprog  # 0.3 seconds, for those who need it
-
-  c = np.array([*cost.values(), *pairs.values()])
   bounds = [ranges[name] for name in order]
   bounds += [(0, ranges[a][1] * ranges[b][1]) for a, b in pairs]
+  ends = _ends([*cost.values(), *pairs.values()], rows, limits, bounds)
+  if ends is None:
+    return apart
+  low, high = (end + constant for end in ends)
+  slack = 1e-6 * max(1.0, abs(high))  # of the solver
+  return max(0.0, low - slack), high + slack
+
+
+def _ends(
+  costs: Sequence[float],
+  rows: Sequence[np.ndarray],
+  limits: Sequence[float],
+  bounds: Sequence[Range],
+) -> Range | None:
+  """Solves a linear program for its least and its largest sum.
+
+  Args:
+    costs: of each number.
+    rows, limits: a number times its entry in a row, summed, is at most the
+      row's limit.
+    bounds: of each number.
+
+  Returns:
+    None where the solver finds none.
+  """
+  from scipy.optimize import linprog  # 0.3 seconds, for those who need it
+
   ends = []
   for sign in (1, -1):
-    found = linprog(sign * c, np.array(rows), np.array(limits), bounds=bounds)
+    found = linprog(
+      sign * np.array(costs), np.array(rows), np.array(limits), bounds=bounds
+    )
     if found.status != 0:
-      return apart
-    ends.append(sign * found.fun + constant)
-  slack = 1e-6 * max(1.0, abs(ends[1]))  # of the solver
-  return max(0.0, ends[0] - slack), ends[1] + slack
+      return None
+    ends.append(sign * found.fun)
+  return ends[0], ends[1]
 
 
 def spread(

@@ -103,6 +103,13 @@ def initialize_cluster(
       f"process {index} of {count} could not join the others at {address}:"
       f" {_first_line(e)}; see that all were started and reach process 0"
     ) from e
+  return _joined(env, index, count, address)
+
+
+def _joined(
+  env: Mapping[str, str], index: int, count: int, address: str
+) -> str:
+  """Tells that a process has joined, and where that is slow."""
   joined = f"Process {index} of {count}, joined at {address}."
   if index == 0 and _one_host(env) and jax.default_backend() == "cpu":
     joined += (

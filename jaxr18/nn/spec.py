@@ -398,18 +398,7 @@ def check(spec: NetSpec) -> None:
           f"{path}: {name} (={getattr(unit, name)!r}) must be one of {allowed}"
         )
     if isinstance(unit, ConvSpec):
-      if unit.kernel % 2 != 1:
-        raise ValueError(f"{path}: kernel (={unit.kernel}) must be odd")
-      if not isinstance(unit.depthwise, bool):
-        raise ValueError(
-          f"{path}: depthwise (={unit.depthwise!r}) must be a bool"
-        )
-      if unit.depthwise and unit.groups != 1:
-        raise ValueError(
-          f"{path}: a depthwise convolution has groups=1 in its spec, got"
-          f" groups={unit.groups}"
-        )
-      _check_ranks(path, unit)
+      _check_conv(path, unit)
   for layer in spec.layers():
     for name in ("in_features", "features"):
       if getattr(layer, name) % layer.groups:
@@ -417,6 +406,23 @@ def check(spec: NetSpec) -> None:
           f"{layer.path}: {name} (={getattr(layer, name)}) must be divisible"
           f" by groups (={layer.groups})"
         )
+  _check_blocks(spec)
+
+
+def _check_conv(path: str, unit: ConvSpec) -> None:
+  if unit.kernel % 2 != 1:
+    raise ValueError(f"{path}: kernel (={unit.kernel}) must be odd")
+  if not isinstance(unit.depthwise, bool):
+    raise ValueError(f"{path}: depthwise (={unit.depthwise!r}) must be a bool")
+  if unit.depthwise and unit.groups != 1:
+    raise ValueError(
+      f"{path}: a depthwise convolution has groups=1 in its spec, got"
+      f" groups={unit.groups}"
+    )
+  _check_ranks(path, unit)
+
+
+def _check_blocks(spec: NetSpec) -> None:
   features = spec.stem.features
   for name, block in spec.blocks():
     if block.conv2.stride != 1:
