@@ -31,7 +31,6 @@ from jaxr18.nn import spec as spec_lib
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import NetSpec
 from jaxr18.run.result import Result
-from jaxr18.run.result import Result
 from jaxr18.train.evaluate import Evaluation
 
 Path = str | os.PathLike
