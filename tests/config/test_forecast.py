@@ -230,7 +230,7 @@ def test_of_a_run_that_starts_from_another(tmp_path):
     found = parse(config, there).phases[-1].outlooks
     holds(score_of(found, False), run(config, tmp_path / str(i)))
     there = Place(
-      source=lambda _, name: Source(outlooks_of_result(result, name))
+      source=lambda _, name: Source(outlooks_of_result(result.to_json(), name))
     )
     assert found == parse(config, there).phases[-1].outlooks
 
