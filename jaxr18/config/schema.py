@@ -298,7 +298,7 @@ class Start(Section):
 
   init: Text = field(
     "",
-    "start from this earlier phase, workdir or file of PyTorch's weights; of"
+    "start from this earlier phase, workdir or file of weights; of"
     " several, comma-separated, from the mean of their weights",
   )
   rewind: Text = field(
@@ -323,7 +323,7 @@ class Teacher(Section):
 
   source: Text = field(
     "",
-    "distil from this earlier phase, workdir or file of PyTorch's weights; of"
+    "distil from this earlier phase, workdir or file of weights; of"
     " several, comma-separated, from their mean probability, or mean logits for"
     " mse",
   )

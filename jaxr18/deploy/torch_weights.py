@@ -125,9 +125,9 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
       more than tensors and plain values, or the weights do not fit.
   """
   path = os.fspath(path)
-  if path.endswith(saved.SUFFIX):
-    return saved.load(path)
   try:
+    if path.endswith(saved.SUFFIX):
+      return saved.load(path)
     check_file(path)
     if _is_packed(path):
       return saved.unpack(path)
@@ -137,6 +137,8 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
       loaded = _read_torch(path)
   except OSError as e:
     raise WeightsError(f"cannot read {path}: {e.strerror or e}") from e
+  except (saved.SavedError, packed.PackedError) as e:
+    raise WeightsError(str(e)) from e
   try:
     if spec is None:
       spec = derive_spec(loaded)

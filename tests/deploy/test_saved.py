@@ -5,7 +5,7 @@ import numpy as np
 import odd_nets
 import pytest
 
-from jaxr18.deploy import packed, saved
+from jaxr18.deploy import packed, saved, torch_weights
 from jaxr18.deploy.pack import pack
 
 
@@ -70,6 +70,24 @@ def test_unpacked_computes_the_same(bits, density, tmp_path):
   )
   again, _ = packed.load(path)
   np.testing.assert_allclose(again(x), run(x), atol=2e-4, rtol=2e-4)
+
+
+def test_both_are_sources(tmp_path):
+  net = odd_nets.net("float")
+  (tmp_path / "a.npz").write_bytes(saved.to_bytes(net))
+  (tmp_path / "b.safetensors").write_bytes(
+    pack(net, mean=odd_nets.MEAN, std=odd_nets.STD, provenance={})
+  )
+  x = odd_nets.images(4)
+  for name in ("a.npz", "b.safetensors"):
+    assert torch_weights.is_name(tmp_path / name)
+    back = torch_weights.load(tmp_path / name)
+    np.testing.assert_allclose(
+      odd_nets.forward(back, x), odd_nets.forward(net, x), atol=1e-4
+    )
+  (tmp_path / "a.npz").write_bytes(b"PK")
+  with pytest.raises(torch_weights.WeightsError, match="no saved network"):
+    torch_weights.load(tmp_path / "a.npz")
 
 
 def test_unpacked_keeps_its_masks(tmp_path):
