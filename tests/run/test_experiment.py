@@ -59,6 +59,9 @@ def shrink(config):
     stages = len(phase.network.widths)
     phase.network.widths = (math.lcm(8, *phase.network.groups),) * stages
     phase.network.blocks = (1,) * stages
+    for field in ("groups", "depthwise"):  # one entry stands for all stages
+      values = phase.network[field]
+      phase.network[field] = values * (stages if len(values) == 1 else 1)
     phase.network.strides = (4, *(2, 2, 1, 1, 1, 1)[: stages - 1])
     phase.epochs, phase.optimizer.warmup_epochs, phase.batch_size = 1, 0.0, 32
   return config
