@@ -312,7 +312,7 @@ class TestRuns:
     odd = [None, math.nan, math.inf, -1, 0, 1e300, 10**400, True, "", "x", [],
            {}, [[1]], {"a": {}}]  # fmt: skip
     shown = left_out = 0
-    for _ in range(300):
+    for _ in range(100):  # a page takes 0.4 s
       changed = copy.deepcopy(whole)
       places = list(_places(changed))
       parent, key = draw.choice(places)
@@ -331,7 +331,7 @@ class TestRuns:
       made = sections.report(both) + markdown.report(both)
       assert not re.findall(r"\b(nan|inf)\b", made), (parent, key)
       shown += 1
-    assert shown > 100 and left_out > 50
+    assert shown > 30 and left_out > 15
 
   @pytest.mark.parametrize(
     "line, said",
