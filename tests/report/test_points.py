@@ -369,7 +369,7 @@ class TestRuns:
       (folder / "train.jsonl").write_text(lines)
     done = subprocess.run(
       [sys.executable, "-m", "jaxr18.report", "runs", "--quick"],
-      capture_output=True, text=True, cwd=tmp_path, timeout=60,
+      capture_output=True, text=True, cwd=tmp_path, timeout=300,
       env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -171,7 +171,7 @@ class TestExperiment:
   def test_a_member_is_the_run_of_its_seed(self, population, tmp_path):
     config, workdir, result = population
     alone = tiny_config(
-      prune__density=0.5, prune__begin=0.5, learning_rate=0.025
+      prune__density=0.5, prune__begin=0.5, optimizer__learning_rate=0.025
     )
     alone.seed = 1
     # The teacher is the phase before, of another seed here: take that one.
