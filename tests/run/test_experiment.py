@@ -207,7 +207,7 @@ class TestWorkdir:
   @pytest.mark.parametrize("name", ["cifar10", "digits"])
   def test_one_from_before_there_were_as_many_fields(self, name, tmp_path):
     config = base()
-    config.data.name = name
+    config.data.name, config.data.validation = name, 200
     saved = json.loads(config.to_json())
     del saved["data"]["order"], saved["train"]["average"]["estimate"]
     del saved["train"]["optimizer"]["clip_norm"]  # as everything was
