@@ -65,6 +65,8 @@ def lift(saved: Mapping[str, Any]) -> dict[str, Any]:
     KeyError, TypeError, ValueError, AttributeError: it is no config.
   """
   phases, known = tuple(saved["phases"]), renamed(saved)
+  for name in phases:  # each was saved whole
+    known[name]  # noqa: B018
   whole = as_json(defaults(phases, "search" in saved))
   if known.get("data", {}).get("name") == "cifar10":
     whole["data"]["order"] = "folder"

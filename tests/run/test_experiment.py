@@ -383,7 +383,8 @@ class TestGoingOn:
     again = experiment.run(config, workdir).made.starts
     assert again[:2] == begun and again[2]["differs"] == []
     assert told not in capfd.readouterr().err
-    assert again == sealed.read_lines(workdir / "starts.jsonl", True).rows
+    kept = sealed.read_lines(workdir / "starts.jsonl", True).rows
+    assert list(again) == kept
 
   def test_a_start_that_left_nothing_is_no_other_arithmetic(self, begun):
     _, workdir, _ = begun
@@ -411,7 +412,8 @@ class TestGoingOn:
     other = config.copy_and_resolve_references()
     other.one.optimizer.weight_decay = 0.0
     with pytest.raises(
-      checkpoint.CheckpointError, match="is gone.*one.weight_decay was 0.0005"
+      checkpoint.CheckpointError,
+      match="is gone.*one.optimizer.weight_decay was",
     ):
       experiment.run(other, workdir)
     again = experiment.run(config, workdir)
