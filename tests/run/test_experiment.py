@@ -560,16 +560,17 @@ class TestSources:
         jax.random.key(0), spec, images, two.replace(masks=masks), where="here"
       )
 
-  @pytest.mark.parametrize("field", ["init", "teacher"])
+  @pytest.mark.parametrize("field", ["start.init", "teacher.source"])
   def test_another_workdir(self, trained, field, tmp_path, monkeypatch):
     _, workdir, _ = trained
+    section, name = field.split(".")
     config = two_stages("train")
     config.seed = 1
     # Relative to the current folder, and named as this run's own phase is.
     monkeypatch.chdir(workdir.parent)
-    config.train[field] = f"./{workdir.name}"
+    config.train[section][name] = f"./{workdir.name}"
     result = experiment.run(config, tmp_path)
-    assert result.config["train"][field] == f"./{workdir.name}"
+    assert result.config["train"][section][name] == f"./{workdir.name}"
 
   def test_a_finished_run_needs_its_teacher_no_more(self, trained, tmp_path):
     config, workdir, result = trained
@@ -581,10 +582,11 @@ class TestSources:
     (copy / "result.json").write_text((workdir / "result.json").read_text())
     assert experiment.run(other, copy) == result
 
-  @pytest.mark.parametrize("field", ["init", "teacher"])
+  @pytest.mark.parametrize("field", ["start.init", "teacher.source"])
   def test_a_workdir_that_is_missing(self, field, tmp_path):
     config = two_stages("train")
-    config.train[field] = str(tmp_path / "nothing")
+    section, name = field.split(".")
+    config.train[section][name] = str(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=f"train.{field}.*holds no run"):
       experiment.run(config, tmp_path / "run")
 
