@@ -295,9 +295,19 @@ def evaluate(net: Network, data: Dataset, split: str = "test") -> Evaluation:
   return evaluate.evaluate(net, images, data, size, make_mesh())
 
 
-def dataset(name: str = "cifar10", **how: Any) -> Dataset:
-  """Loads a data set; see `data.dataset.load`."""
-  return data_lib.load(name, **how)
+def dataset(
+  name: str = "cifar10", validation: int | None = None, **how: Any
+) -> Dataset:
+  """Loads a data set.
+
+  Args:
+    name: 'cifar10' or 'digits'.
+    validation: training images to hold out; None is a tenth of them.
+    **how: as `data.dataset.load` takes it.
+  """
+  if validation is None:
+    validation = {"cifar10": 5000, "digits": 143}.get(name, 0)
+  return data_lib.load(name, validation=validation, **how)
 
 
 def export(net: Network, path: Path, data: Dataset) -> pathlib.Path:
