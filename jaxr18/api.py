@@ -18,6 +18,7 @@ from jaxr18.compress import distill as distill_lib
 from jaxr18.compress import ensemble, gradual
 from jaxr18.compress import factorize as factorize_lib
 from jaxr18.compress import shrink as shrink_lib
+from jaxr18.config.schema import TRAINING_IMAGES, staged
 from jaxr18.cost import score as score_lib
 from jaxr18.cost.figures import Score
 from jaxr18.cost.macs import count_macs as count_macs
@@ -99,16 +100,17 @@ def resnet(
   Raises:
     ValueError: what is no network, with the field and the mend.
   """
-  stages = len(widths)
-
-  def each(x):
-    x = (x,) if isinstance(x, int) else tuple(x)
-    return x * stages if len(x) == 1 else x
-
-  strides = tuple(strides) or (1, *[2] * (stages - 1))
-  return spec_lib.resnet(
-    tuple(widths), each(blocks), strides, each(groups), each(depthwise), **more
+  each = lambda x: (x,) if isinstance(x, int) else tuple(x)
+  network = staged(
+    {
+      "widths": tuple(widths),
+      "blocks": each(blocks),
+      "strides": tuple(strides),
+      "groups": each(groups),
+      "depthwise": each(depthwise),
+    }
   )
+  return spec_lib.resnet(**network, **more)
 
 
 def init(key: int | jax.Array, spec: NetSpec) -> Network:
@@ -306,7 +308,7 @@ def dataset(
     **how: as `data.dataset.load` takes it.
   """
   if validation is None:
-    validation = {"cifar10": 5000, "digits": 143}.get(name, 0)
+    validation = TRAINING_IMAGES.get(name, 0) // 10
   return data_lib.load(name, validation=validation, **how)
 
 

@@ -89,27 +89,32 @@ def unpack_bits(data, count: int, bits: int):
   return flat.reshape(count, bits) @ (1 << np.arange(bits, dtype=np.int64))
 
 
+def kept(layer, arrays):
+  """Where a layer's stored weights stand in its flat kernel."""
+  path, size = layer["path"], int(np.prod(layer["kernel_shape"]))
+  if layer["encoding"] == "bitmask":
+    return np.flatnonzero(unpack_bits(arrays[f"{path}.mask"], size, 1))
+  if layer["encoding"] == "indices":
+    width = int(np.ceil(np.log2(size)))
+    return unpack_bits(arrays[f"{path}.indices"], layer["kept"], width)
+  return np.arange(size)
+
+
 def kernel(layer, arrays):
   """A layer's kernel, whole: integer codes, or float32."""
-  path, bits, kept = layer["path"], layer["w_bits"], layer["kept"]
+  path, bits, count = layer["path"], layer["w_bits"], layer["kept"]
   size = int(np.prod(layer["kernel_shape"]))
   if bits >= HALF_BITS:
     values = arrays[f"{path}.kernel"].astype(np.float32).reshape(-1)
   else:
     odd = f"{path}.odd_codes" in arrays
     name = "odd_codes" if odd else "codes"
-    values = unpack_bits(arrays[f"{path}.{name}"], kept, bits)
+    values = unpack_bits(arrays[f"{path}.{name}"], count, bits)
     signs = 2 * values - 1  # the rest is two's complement
     values = signs if bits == 1 else values - (values >> (bits - 1) << bits)
     values = 2 * values + 1 if odd else values
-  at = np.arange(size)
-  if layer["encoding"] == "bitmask":
-    at = np.flatnonzero(unpack_bits(arrays[f"{path}.mask"], size, 1))
-  elif layer["encoding"] == "indices":
-    width = int(np.ceil(np.log2(size)))
-    at = unpack_bits(arrays[f"{path}.indices"], kept, width)
   out = np.zeros(size, values.dtype)
-  out[at] = values
+  out[kept(layer, arrays)] = values
   return out.reshape(layer["kernel_shape"])
 
 

@@ -8,7 +8,6 @@ is folded there, so it comes back with a mean of 0 and a variance of 1.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxr18.deploy import packed
+from jaxr18.host.digest import digest
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
 from jaxr18.nn import network
@@ -51,7 +51,7 @@ def to_bytes(net: Network) -> bytes:
     for tree in _TREES
     for path, leaf in _flat(jax.device_get(getattr(net, tree))).items()
   }
-  meta = {"format": FORMAT, "spec": net.spec.to_json(), "hash": _hash(arrays)}
+  meta = {"format": FORMAT, "spec": net.spec.to_json(), "hash": digest(arrays)}
   out = io.BytesIO()
   np.savez(out, meta=np.array(json.dumps(meta)), **arrays)
   return out.getvalue()
@@ -69,7 +69,7 @@ def load(path: str | os.PathLike) -> Network:
     meta = json.loads(arrays.pop("meta").item())
     if meta["format"] != FORMAT:
       raise ValueError(f"its format is {meta['format']!r}, expected {FORMAT!r}")
-    if meta["hash"] != _hash(arrays):
+    if meta["hash"] != digest(arrays):
       raise ValueError("its arrays are not what was written")
     spec = NetSpec.from_json(meta["spec"])
   except OSError as e:
@@ -147,14 +147,8 @@ def _trainable(spec: NetSpec) -> NetSpec:
 
 def _kernel(entry: dict, arrays) -> tuple[np.ndarray, np.ndarray]:
   """A stored kernel, codes or floats, and which of its weights are kept."""
-  path, size = entry["path"], int(np.prod(entry["kernel_shape"]))
-  mask = np.ones(size, bool)
-  if entry["encoding"] == "bitmask":
-    mask = packed.unpack_bits(arrays[f"{path}.mask"], size, 1) > 0
-  elif entry["encoding"] == "indices":
-    width = int(np.ceil(np.log2(size)))
-    kept = packed.unpack_bits(arrays[f"{path}.indices"], entry["kept"], width)
-    mask = np.isin(np.arange(size), kept)
+  mask = np.zeros(int(np.prod(entry["kernel_shape"])), bool)
+  mask[packed.kept(entry, arrays)] = True
   return packed.kernel(entry, arrays), mask
 
 
@@ -192,12 +186,3 @@ def _bound(layer: Layer, codes: np.ndarray) -> np.ndarray:
 
 def _flat(tree) -> dict[str, Any]:
   return traverse_util.flatten_dict(tree, sep="/")
-
-
-def _hash(arrays: dict[str, np.ndarray]) -> str:
-  """SHA-256 of names, types, shapes and bytes."""
-  digest = hashlib.sha256()
-  for name in sorted(arrays):
-    a = np.ascontiguousarray(arrays[name])
-    digest.update(f"{name} {a.dtype} {a.shape}\n".encode() + a.tobytes())
-  return digest.hexdigest()

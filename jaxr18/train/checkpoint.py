@@ -27,6 +27,7 @@ from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
+from jaxr18.host.digest import digest
 from jaxr18.host.errors import writing
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import NetSpec
@@ -290,16 +291,6 @@ def _tree(arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     if path.startswith(prefix)
   }
   return traverse_util.unflatten_dict(below, sep=".")
-
-
-def digest(arrays: dict[str, np.ndarray]) -> str:
-  """SHA-256 over names, types, shapes and bytes, sorted by name."""
-  h = hashlib.sha256()
-  for name in sorted(arrays):
-    a = arrays[name]
-    h.update(f"{name} {a.dtype} {a.shape}\n".encode())
-    h.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
-  return h.hexdigest()
 
 
 def _digest_of_json(meta: dict[str, Any]) -> str:

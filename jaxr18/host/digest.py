@@ -1,0 +1,15 @@
+"""The hash of arrays, by which a damaged file of them is found."""
+
+import hashlib
+
+import numpy as np
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+  """SHA-256 over names, types, shapes and bytes, sorted by name."""
+  h = hashlib.sha256()
+  for name in sorted(arrays):
+    a = arrays[name]
+    h.update(f"{name} {a.dtype} {a.shape}\n".encode())
+    h.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
+  return h.hexdigest()
