@@ -108,8 +108,9 @@ def augment(c: PhaseOptions, dataset: Dataset) -> Augment:
 def average(c: PhaseOptions, steps_per_epoch: int) -> Average | None:
   """Says what `average` and `teacher.self_teach` mean; None for none.
 
-  SWA takes the weights at the end of each epoch, from the one at which the rate
-  begins to stay. With a rate that falls to zero, each step's are taken.
+  SWA takes the weights at the end of each epoch, or of each cycle of its rate,
+  from the epoch at which the rate begins to stay or to cycle. With a rate that
+  falls to zero, each step's are taken.
   """
   if c.average.ema_decay == 0 and c.average.swa_from == 1:
     return None
@@ -119,13 +120,12 @@ def average(c: PhaseOptions, steps_per_epoch: int) -> Average | None:
   if start is None:
     first = round(c.average.swa_from * c.epochs * steps_per_epoch)
     return Average(c.average.ema_decay, first, 1, c.teacher.self_teach)
-  return Average(
-    c.average.ema_decay, start - 1, steps_per_epoch, c.teacher.self_teach
-  )
+  every = max(1, c.average.swa_cycle) * steps_per_epoch
+  return Average(c.average.ema_decay, start - 1, every, c.teacher.self_teach)
 
 
 def hold_from(c: PhaseOptions, steps_per_epoch: int) -> int | None:
-  """Returns the step from which SWA's learning rate stays; None for never."""
+  """Returns the step where SWA's own rate begins; None for never."""
   if c.average.swa_from == 1 or not c.average.swa_rate:
     return None
   return max(1, int(c.average.swa_from * c.epochs)) * steps_per_epoch
@@ -148,6 +148,8 @@ def optimizer(
     round(c.optimizer.warmup_epochs * steps_per_epoch),
     start,
     c.average.swa_rate if start else 0.0,
+    c.average.swa_cycle * steps_per_epoch if start else 0,
+    c.average.swa_low,
   )
   return state.make_optimizer(
     c.optimizer.name,

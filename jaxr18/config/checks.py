@@ -55,6 +55,36 @@ def training_fits(d: Draft) -> Found:
     )
 
 
+def cycles_fit(d: Draft) -> Found:
+  """Cycles of SWA's rate that end with the phase."""
+  c, average = d.options, d.options.average
+  if not average.swa_cycle:
+    return
+  if average.swa_from == 1 or not average.swa_rate:
+    yield (
+      "average.swa_cycle",
+      "must be 0 where SWA is off (swa_from=1) or the rate falls to zero"
+      " (swa_rate=0)",
+      "set swa_from, such as 0.75, and swa_rate, such as 0.5",
+    )
+    return
+  left = c.epochs - max(1, int(average.swa_from * c.epochs))
+  if left % average.swa_cycle:
+    yield (
+      "average.swa_cycle",
+      f"must divide the {left} epochs that are left of"
+      f" config.{d.name}.epochs (={c.epochs}) at swa_from"
+      f" (={average.swa_from:g}), or the last cycle does not count",
+      "change one of the three",
+    )
+  if average.swa_low > average.swa_rate:
+    yield (
+      "average.swa_low",
+      f"must be at most swa_rate (={average.swa_rate:g})",
+      "lower it",
+    )
+
+
 def start_fits(d: Draft) -> Found:
   """What is done to a source needs one."""
   c = d.options
@@ -300,6 +330,7 @@ def ensemble_fits(d: Draft) -> Found:
 # What is read, and the check of it.
 PHASE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Draft], Found]], ...] = (
   (("optimizer.warmup_epochs", "epochs"), training_fits),
+  (("average", "epochs"), cycles_fit),
   (("start",), start_fits),
   (("network.bits", "network.inner_bits"), bits_fit),
   (("prune", "epochs"), prune_fits),

@@ -432,6 +432,16 @@ class Average(Section):
     0,
     1,
   )
+  swa_cycle: int = field(
+    0,
+    "epochs in which the rate falls from swa_rate to swa_low, again and again;"
+    " the mean is of the weights at each cycle's end. 0 keeps the rate",
+    0,
+    100_000,
+  )
+  swa_low: float = field(
+    0.01, "factor of learning_rate at the end of a cycle", 0, 1
+  )
   estimate: int = field(
     50,
     "batches that batch norm's statistics are estimated from at each epoch's"

@@ -122,6 +122,10 @@ class Rate:
     hold_from: the step at which the cosine ends instead, on `hold * peak`,
       where the rate then stays; None is the last step.
     hold: factor of the peak.
+    cycle: steps in which the rate falls by a line from `hold * peak` to
+      `low * peak`, again and again from `hold_from` on (Izmailov et al., 2018,
+      section 3.1); 0 lets it stay.
+    low: factor of the peak.
   """
 
   peak: float
@@ -129,16 +133,25 @@ class Rate:
   warmup_steps: int = 0
   hold_from: int | None = None
   hold: float = 0.0
+  cycle: int = 0
+  low: float = 0.0
 
   def schedule(self) -> optax.Schedule:
     """Returns the function from a step to its rate."""
-    return optax.warmup_cosine_decay_schedule(
+    fall = optax.warmup_cosine_decay_schedule(
       init_value=self.peak / max(1, self.warmup_steps),
       peak_value=self.peak,
       warmup_steps=self.warmup_steps,
       decay_steps=max(self.hold_from or self.steps, self.warmup_steps + 1),
       end_value=self.peak * self.hold,
     )
+    if not self.cycle:
+      return fall
+    return optax.join_schedules([fall, self._cycles], [self.hold_from])
+
+  def _cycles(self, step):
+    share = (step % self.cycle + 1) / self.cycle  # of the cycle that is over
+    return self.peak * ((1 - share) * self.hold + share * self.low)
 
 
 def make_optimizer(

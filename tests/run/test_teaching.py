@@ -178,6 +178,34 @@ def test_swa_is_its_papers():
   assert build.average(c, 3) is None and build.hold_from(c, 3) is None
 
 
+def test_the_cyclic_rate_of_swa_is_its_papers():
+  """t = (mod(i - 1, c) + 1) / c of the paper's section 3.1, and its ends."""
+  c = tiny_run.phases("train").train
+  c.epochs, c.average.swa_from, c.average.swa_cycle = 6, 1 / 3, 2
+  start, cycle = build.hold_from(c, 3), 6
+  # After 2, 4 and 6 epochs, which are steps 5, 11 and 17 from 0.
+  assert build.average(c, 3) == Average(0.0, start - 1, cycle)
+  tx = build.optimizer(c, 3, movement=False)
+  one = {"kernel": jnp.ones(1)}
+  state_, moves = tx.init(one), []
+  for _ in range(18):
+    updates, state_ = tx.update({"kernel": jnp.zeros(1)}, state_, one)
+    moves.append(-float(updates["kernel"][0]))
+  # Weight decay and Nesterov's momentum alone make the first move.
+  decay = c.optimizer.weight_decay
+  i = np.arange(1, 13)
+  t = ((i - 1) % cycle + 1) / cycle
+  high, low = c.average.swa_rate, c.average.swa_low
+  rates = c.optimizer.learning_rate * ((1 - t) * high + t * low)
+  velocity, want = 0.0, []
+  for _ in range(18):
+    velocity = 0.9 * velocity + decay
+    want.append(decay + 0.9 * velocity)
+  np.testing.assert_allclose(
+    np.divide(moves, want)[6:], rates, rtol=1e-5, atol=1e-8
+  )
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_the_mean_of_weights_since(every):
   """The average is NumPy's mean of those after step 2 and every so many."""
