@@ -99,7 +99,8 @@ def augment(c: PhaseOptions, dataset: Dataset) -> Augment:
     a.pad,
     a.flip,
     a.cutout,
-    c.augment.mixup,
+    a.mixup,
+    a.cutmix,
     tuple(dataset.mean),
     tuple(dataset.std),
   )

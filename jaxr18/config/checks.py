@@ -219,13 +219,22 @@ def teaching_fits(d: Draft) -> Found:
   if t.features != "none" and len(teachers) + t.self_teach != 1:
     yield ("teacher.features", "needs one teacher",
            "name it in teacher.source, or write 'none'")  # fmt: skip
-  if d.options.augment.mixup and taught and t.loss.startswith("dkd"):
+  mixes = d.options.augment.mixes
+  if mixes and taught and t.loss.startswith("dkd"):
     yield (
-      "augment.mixup",
+      f"augment.{mixes}",
       f"must be 0 with {section}.loss (={t.loss!r}), which needs one right"
       " class",
       "write 0, or teacher.loss='kd'",
     )
+
+
+def augment_fits(d: Draft) -> Found:
+  """One way to mix images."""
+  a = d.options.augment
+  if a.mixup and a.cutmix:
+    yield ("augment.cutmix", f"must be 0 beside config.{d.name}.augment.mixup"
+           f" (={a.mixup:g})", "leave one of the two out")  # fmt: skip
 
 
 def cache_fits(d: Draft) -> Found:
@@ -242,6 +251,7 @@ def cache_fits(d: Draft) -> Found:
            " same", "write 'none', or name a teacher")  # fmt: skip
   for field, value, off, why in (
     ("augment.mixup", augment.mixup, 0, "a mixture is no view of an image"),
+    ("augment.cutmix", augment.cutmix, 0, "a mixture is no view of an image"),
     ("augment.cutout", augment.cutout, 0,
      "there are too many places of the square"),
     ("teacher.features", t.features, "none", "stage outputs are not kept"),
@@ -262,9 +272,9 @@ def others_fit(d: Draft) -> Found:
       f" (={c.loss.others!r}), and only then",
       "such as 0.1",
     )
-  if c.augment.mixup and c.loss.others:
-    yield ("augment.mixup", "must be 0 with loss.others: their likeness needs"
-           " one right class", "write 0")  # fmt: skip
+  if c.augment.mixes and c.loss.others:
+    yield (f"augment.{c.augment.mixes}", "must be 0 with loss.others: their"
+           " likeness needs one right class", "write 0")  # fmt: skip
 
 
 def population_fits(d: Draft) -> Found:
@@ -334,9 +344,10 @@ PHASE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Draft], Found]], ...] = (
   (("start",), start_fits),
   (("network.bits", "network.inner_bits"), bits_fit),
   (("prune", "epochs"), prune_fits),
-  (("teacher", "average.ema_decay", "augment.mixup"), teaching_fits),
-  (("teacher", "augment.mixup", "augment.cutout"), cache_fits),
-  (("loss.others", "loss.diversity", "augment.mixup"), others_fit),
+  (("teacher", "average.ema_decay", "augment"), teaching_fits),
+  (("augment",), augment_fits),
+  (("teacher", "augment"), cache_fits),
+  (("loss.others", "loss.diversity", "augment"), others_fit),
   (("population", "start.shrink"), population_fits),
   (
     ("ensemble", "population.size", "start", "teacher", "loss.others",

@@ -261,6 +261,18 @@ class Augment(Section):
     0,
     100,
   )
+  cutmix: float = field(
+    0.0,
+    "alpha of the Beta distribution of the share that is not a rectangle of"
+    " another image; 0 is off",
+    0,
+    100,
+  )
+
+  @property
+  def mixes(self) -> str:
+    """Which field mixes images; '' for none."""
+    return next((f for f in ("mixup", "cutmix") if getattr(self, f)), "")
 
 
 class Population(Section):

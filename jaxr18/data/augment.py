@@ -23,6 +23,7 @@ class Augment:
     flip: one of `FLIPS`.
     cutout: side of the blanked square in pixels; 0 is none.
     mixup: alpha of Beta(alpha, alpha); 0 is off.
+    cutmix: likewise; one of the two is 0.
     mean, std: of each channel in units of 0..1, for `normalize`; cutout fills
       with the mean.
   """
@@ -31,6 +32,7 @@ class Augment:
   flip: str = "random"
   cutout: int = 0
   mixup: float = 0.0
+  cutmix: float = 0.0
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
 
@@ -213,7 +215,7 @@ def augment(
       else what differs from step to step.
     images: uint8 [n, height, width, channels].
     step: int, may be traced.
-    how: what is done; mixup is not done here.
+    how: what is done; mixup and cutmix are not done here.
     index: int [n], which images they are, the same number in every epoch;
       only for flip='alternating'.
     epoch: int, may be traced; only for flip='alternating'.
@@ -253,7 +255,43 @@ def draw_mixup(key, step, alpha: float, n: int) -> tuple[jax.Array, jax.Array]:
     The share of each image in its mixture, a scalar, and the index [n] of the
     image that has the rest.
   """
-  key = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
-  share_key, order_key = jax.random.split(key)
+  share_key, order_key = jax.random.split(_mixture_key(key, step))
   share = jax.random.beta(share_key, alpha, alpha)
   return share, jax.random.permutation(order_key, n)
+
+
+def draw_cutmix(
+  key, step, alpha: float, n: int, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws the rectangle that a step's images have from another image.
+
+  As in the code of Yun et al., 2019 (arXiv:1905.04899): of the images' shape,
+  its middle anywhere, cut off at the edge. One rectangle serves a batch.
+
+  Args:
+    key: of the run, as `augment` takes it.
+    step: int, may be traced.
+    alpha: of Beta(alpha, alpha), which the share outside follows before the
+      edge cuts.
+    n: images of the batch.
+    size: height and width in pixels.
+
+  Returns:
+    Where the other image is, bool [height, width, 1]; the share that is
+    outside of it, a scalar; and the index [n] of the other image.
+  """
+  keys = jax.random.split(_mixture_key(key, step), 4)
+  side = jnp.sqrt(1 - jax.random.beta(keys[0], alpha, alpha))
+  inside = jnp.ones((), bool)
+  for axis, (pixels, axis_key) in enumerate(zip(size, keys[1:3], strict=True)):
+    half = (pixels * side).astype(int) // 2
+    middle = jax.random.randint(axis_key, (), 0, pixels)
+    place = jnp.arange(pixels)
+    along = (place >= middle - half) & (place < middle + half)
+    inside = inside & jnp.expand_dims(along, (1 - axis, 2))
+  share = 1 - inside.mean(dtype=jnp.float32)
+  return inside, share, jax.random.permutation(keys[3], n)
+
+
+def _mixture_key(key, step):
+  return jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)

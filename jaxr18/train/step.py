@@ -14,7 +14,13 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxr18.compress import distill
-from jaxr18.data.augment import Augment, augment, draw_mixup, normalize
+from jaxr18.data.augment import (
+  Augment,
+  augment,
+  draw_cutmix,
+  draw_mixup,
+  normalize,
+)
 from jaxr18.nn.network import (
   Network,
   apply_masks,
@@ -98,7 +104,7 @@ def _see(
 ) -> tuple[Callable[[Network], jax.Array], jax.Array]:
   """Returns the images as a network sees them, and their labels.
 
-  The labels are ints [batch], or probabilities [batch, classes] under mixup.
+  The labels are ints [batch], or probabilities [batch, classes] of a mixture.
   """
   images = augment(
     key, batch.images, state.step, how, index=batch.index, epoch=epoch
@@ -106,13 +112,19 @@ def _see(
   share, partner, labels = 1.0, None, batch.labels
   if how.mixup:
     share, partner = draw_mixup(key, state.step, how.mixup, len(labels))
+  elif how.cutmix:
+    inside, share, partner = draw_cutmix(
+      key, state.step, how.cutmix, len(labels), images.shape[1:3]
+    )
+    images = jnp.where(inside, images[partner], images)
+  if partner is not None:
     labels = jax.nn.one_hot(labels, state.net.spec.head.classes)
     labels = share * labels + (1 - share) * labels[partner]
 
   def inputs(net: Network) -> jax.Array:
     x = normalize(images, how.mean, how.std, net.spec.resolution)
     # Teacher and student see the same mixture: resizing is linear.
-    return x if partner is None else share * x + (1 - share) * x[partner]
+    return share * x + (1 - share) * x[partner] if how.mixup else x
 
   return inputs, labels
 

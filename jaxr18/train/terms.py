@@ -41,7 +41,7 @@ class Context(NamedTuple):
     projections: FitNets' regressors, differentiated too; None without.
     logits: [batch, classes], the student's.
     stages: the student's stage outputs; () where no term needs them.
-    labels: [batch] ints, or [batch, classes] probabilities under mixup.
+    labels: [batch] ints, or [batch, classes] probabilities of a mixture.
     teacher: what the teachers say of the same images.
     epoch: from 0, int32.
     temperature_factor: a population member's.

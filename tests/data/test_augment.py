@@ -235,3 +235,34 @@ def test_a_sharded_batch_gets_the_same_images_without_being_gathered():
   flags = "--xla_force_host_platform_device_count=2"
   env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   subprocess.run([sys.executable, "-c", SHARDED], env=env, check=True)
+
+
+class TestCutmix:
+  @pytest.mark.parametrize("size", [(32, 32), (16, 40)])
+  def test_the_authors_rectangle(self, size):
+    """Against rand_bbox of the authors' code, on 200 draws."""
+    draw = jax.jit(lambda step: aug.draw_cutmix(KEY, step, 1.0, 6, size))
+    sides = []
+    for step in range(200):
+      inside, share, partner = jax.device_get(draw(step))
+      assert inside.shape == (*size, 1) and sorted(partner) == [*range(6)]
+      assert share == pytest.approx(1 - inside.mean(), abs=1e-6)
+      rows, columns = inside[..., 0].any(1), inside[..., 0].any(0)
+      # A rectangle: what both its rows and its columns have.
+      assert (inside[..., 0] == rows[:, None] & columns).all()
+      for line in (rows, columns):
+        assert (np.diff(line.astype(int)) == 1).sum() <= 1
+      sides.append([rows.sum(), columns.sum()])
+    # Alike in both directions, by the images' shape, where no edge cuts.
+    share = np.max(sides, 0) / size
+    assert (share > 0.8).all()
+    # E[1 - lambda] is a half, before the edge takes its part.
+    area = np.prod(np.asarray(sides) / size, 1).mean()
+    assert 0.25 < area < 0.45
+
+  def test_each_step_draws_anew(self):
+    first, again, other = (
+      aug.draw_cutmix(KEY, step, 1.0, 6, (16, 16)) for step in (0, 0, 1)
+    )
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (first[0] != other[0]).any()

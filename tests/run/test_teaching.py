@@ -8,7 +8,13 @@ import tiny_run
 
 from jaxr18.compress import dampen, distill
 from jaxr18.config import build
-from jaxr18.data.augment import Augment, augment, draw_mixup, normalize
+from jaxr18.data.augment import (
+  Augment,
+  augment,
+  draw_cutmix,
+  draw_mixup,
+  normalize,
+)
 from jaxr18.host.stop import StopSignal
 from jaxr18.nn import network
 from jaxr18.run import experiment
@@ -35,9 +41,9 @@ def first_step(teacher, projections=None, epoch=0, net=NET, **how):
   )
 
 
-def inputs():
+def inputs(mix=lambda images: images):
   """The images that the first step sees."""
-  images = augment(KEY, PART.images, 0, Augment(1, "random"))
+  images = mix(augment(KEY, PART.images, 0, Augment(1, "random")))
   return normalize(images, DIGITS.mean, DIGITS.std, 8)
 
 
@@ -89,12 +95,19 @@ def test_the_average_teaches():
   assert loss > 1e-3
 
 
-def test_teacher_and_student_see_the_same_mixture():
-  _, loss = first_step(Teachers(TEACHERS[:1]), kd_weight=0.5, mixup=0.5)
-  share, partner = draw_mixup(KEY, 0, 0.5, len(PART))
-  assert 0 < share < 1 and sorted(partner) == list(range(len(PART)))
+@pytest.mark.parametrize("mixes", ["mixup", "cutmix"])
+def test_teacher_and_student_see_the_same_mixture(mixes):
+  how = {"kd_weight": 0.5, mixes: 0.5}
+  _, loss = first_step(Teachers(TEACHERS[:1]), **how)
   x = inputs()
-  x = share * x + (1 - share) * x[partner]
+  if mixes == "mixup":
+    share, partner = draw_mixup(KEY, 0, 0.5, len(PART))
+    x = share * x + (1 - share) * x[partner]
+  else:
+    size = PART.images.shape[1:3]
+    inside, share, partner = draw_cutmix(KEY, 0, 0.5, len(PART), size)
+    x = inputs(lambda images: jnp.where(inside, images[partner], images))
+  assert 0 < share < 1 and sorted(partner) == list(range(len(PART)))
   labels = jax.nn.one_hot(PART.labels, 10)
   labels = share * labels + (1 - share) * labels[partner]
   logits, _ = network.forward_train(NET, x)

@@ -105,13 +105,13 @@ def gradients(**changes):
 
 
 def _parts(
-  ema_decay=0.9, flip="none", cutout=0, mixup=0.0, mean_from=None,
-  mean_every=1, self_teach=False, **losses,
+  ema_decay=0.9, flip="none", cutout=0, mixup=0.0, cutmix=0.0,
+  mean_from=None, mean_every=1, self_teach=False, **losses,
 ):  # fmt: skip
   """Terms, augmentation and average from what a test changes."""
   return (
     terms(**losses),
-    augmentation(flip, cutout=cutout, mixup=mixup),
+    augmentation(flip, cutout=cutout, mixup=mixup, cutmix=cutmix),
     Average(ema_decay, mean_from, mean_every, self_teach),
   )
 
