@@ -32,7 +32,7 @@ def get_config(arg=""):
     for phase in (config.float, quant):
       phase.network.widths, phase.network.blocks = (8, 16, 40), (2,)
       phase.dtype = "float32"
-    config.float.epochs, quant.epochs = 50, 70
+    config.float.epochs, quant.epochs = 50, 50
     config.float.optimizer.weight_decay = 2e-4
   elif arg == "select":
     config.data.validation = 5000
