@@ -3,12 +3,13 @@
     python -m jaxr18.export --workdir=runs/kd_quant --format=packed
     python -m jaxr18.export --workdir=runs/kd_quant --format=stablehlo
     python -m jaxr18.export --workdir=runs/kd_quant --format=onnx
+    python -m jaxr18.export --workdir=runs/kd_quant --format=c
 
 All take uint8 images [n, size, size, channels] and give logits; normalization
 and folded batch norm are inside. packed is a safetensors file with each weight
 at its true bits, which jaxr18/deploy/packed.py runs with NumPy alone; stablehlo
 is jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
-(extra `onnx`).
+(extra `onnx`); c is a folder with a program of integers alone and a test image.
 
 The file is loaded again and held against the network on the test split; what
 was found is printed and kept in WORKDIR/result.json under "export".
@@ -21,13 +22,17 @@ from absl import app, flags
 
 from jaxr18 import cli
 
-_FORMATS = ("packed", "stablehlo", "onnx")
+_FORMATS = ("packed", "stablehlo", "onnx", "c")
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
-_FORMAT = flags.DEFINE_string("format", "packed", "packed, stablehlo or onnx.")
+_FORMAT = flags.DEFINE_string(
+  "format", "packed", "packed, stablehlo, onnx or c."
+)
 _OUT = flags.DEFINE_string(
-  "out", "", "The file; default: WORKDIR/export/network.SUFFIX."
+  "out",
+  "",
+  "The file, or c's folder; default: WORKDIR/export/network.SUFFIX, or c.",
 )
 
 
@@ -48,7 +53,12 @@ def main(argv: list[str]) -> None:
   )
   n = found.count
   print(f"{path}: {found.bytes:,} bytes")
-  if found.bytes_of_weights is not None:
+  if found.bytes_of_memory is not None:
+    print(
+      f"{found.bytes_of_memory:,} bytes of static memory and"
+      f" {found.bytes_of_weights:,} of weights"
+    )
+  elif found.bytes_of_weights is not None:
     print(
       f"{found.bytes_of_weights:,} of them without the description;"
       f" {found.bytes_charged:,} are charged by the on-disk score"
@@ -65,6 +75,7 @@ def _need_extra(name: str) -> None:
   """Raises where the format's packages are not installed."""
   extra, *modules = {
     "packed": ("",),
+    "c": ("",),
     "stablehlo": ("export", "flatbuffers"),
     "onnx": ("onnx", "onnx", "onnxruntime"),
   }[name]

@@ -117,7 +117,11 @@ def _module_of(line: list[str]) -> tuple[str, list[str]]:
   if name in ("jaxr18.report", "jaxr18.search"):
     name += ".__main__"
   # The flags of these are argparse's.
-  others = ("jaxr18.data", "jaxr18.deploy.torch_weights")
+  others = (
+    "jaxr18.data",
+    "jaxr18.deploy.to_c",
+    "jaxr18.deploy.torch_weights",
+  )
   ours = name.startswith("jaxr18.") and name not in others
   return (name, flags) if ours else ("", flags)
 

@@ -1,22 +1,26 @@
 """A finished run's network as a file for others, held against the network."""
 
 import dataclasses
+import functools
 import pathlib
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import numpy as np
+from absl import logging
 
 from jaxr18.cost.score import score
 from jaxr18.data.augment import normalize
-from jaxr18.deploy import integer, packed
+from jaxr18.deploy import integer, packed, to_c
 from jaxr18.deploy.fold import fold
+from jaxr18.deploy.lower import lower
 from jaxr18.deploy.pack import bytes_of_data, pack
+from jaxr18.deploy.program_xla import runner
 from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError, writing
 from jaxr18.host.files import try_writing, write_atomically
@@ -38,6 +42,8 @@ class ExportError(ToldError):
 
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
+FORMATS = (*SUFFIXES, "c")
+_COMPARED = 100  # images that the compiled C is held against the definition on
 
 
 def export_run(
@@ -47,8 +53,9 @@ def export_run(
 
   Args:
     workdir: of a finished run of one network.
-    name: of the format, one of `SUFFIXES`.
-    out: the file; '' is WORKDIR/export/network.SUFFIX.
+    name: of the format, one of `FORMATS`.
+    out: the file, or C's folder; '' is WORKDIR/export/network.SUFFIX, or
+      WORKDIR/export/c.
     data_dir: TFDS's folder, in place of the config's.
 
   Returns:
@@ -58,42 +65,122 @@ def export_run(
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
       written.
     ExportError: what is read back is another network; nothing is written.
+    ProgramError: C cannot hold a layer; the text names it.
     ImportError: a package that the format needs.
   """
   folder, opened, result, dataset = reopen(workdir, data_dir)
   net = sources.load_network(folder)
   path = paths.folder(out)
   if not out:
-    path = folder / "export" / f"network.{SUFFIXES[name]}"
-  try_writing(path, "--out", make_folder=not out)
+    file = "c" if name == "c" else f"network.{SUFFIXES[name]}"
+    path = folder / "export" / file
+  first = path / "network.h" if name == "c" else path
+  try_writing(first, "--out", make_folder=not out or name == "c")
   try_writing(folder / "result.json")
-  data, about = _export(name, net, dataset, _provenance(result))
   images, labels = dataset.test.images, dataset.test.labels
   size = min(opened.eval_batch_size, len(images))
   reference = predict(net, images, dataset, size, make_mesh())
-  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
-    file = pathlib.Path(trial, path.name)
-    file.write_bytes(data)
-    logits = in_batches(load(name, file), images, size)
-  _check_same(name, logits, reference)
+  making = _c if name == "c" else _one_file
+  made = making(name, net, dataset, _provenance(result), path)
+  logits = in_batches(made.run, images, size)
   found = compare(logits, reference, labels)
+  made.check(logits, reference)
   export = Export(
     path.name,
-    len(data),
+    sum(map(len, made.files.values())),
     found["correct"],
     found["count"],
     found["same_answers"],
     found["largest_difference"],
     found["images_beyond_1e-4"],
-    **about,
+    **made.about,
   )
-  write_atomically(path, data, "--out")
+  for file, data in made.files.items():
+    write_atomically(file, data, "--out")
   with in_turn(folder):  # another export may have added its own meanwhile
     result = result_lib.read(folder)
     exports = {**result.exports, name: export}
     result = dataclasses.replace(result, exports=exports)
     sealed.write(folder / "result.json", result.to_json())
   return path, export
+
+
+class _Made(NamedTuple):
+  """What is written, what computes the same, and what is worth knowing.
+
+  `check` is given that computation's logits and the network's, and raises where
+  they are of another network.
+  """
+
+  files: dict[pathlib.Path, bytes]
+  run: Callable[[np.ndarray], np.ndarray]
+  about: dict[str, int]
+  check: Callable[[np.ndarray, np.ndarray], None]
+
+
+def _one_file(name, net, dataset, provenance, path) -> _Made:
+  """A format of one file, which is loaded again."""
+  data, about = _export(name, net, dataset, provenance)
+  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
+    file = pathlib.Path(trial, path.name)
+    file.write_bytes(data)
+    run = load(name, file)
+  check = functools.partial(_check_same, name)
+  return _Made({path: data}, run, about, check)
+
+
+def _c(name, net, dataset, provenance, path) -> _Made:
+  """C's files; XLA computes the same integers, as some images show here."""
+  del name
+  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
+    file = pathlib.Path(trial, "network")
+    file.write_bytes(_export("packed", net, dataset, provenance)[0])
+    program = lower(*packed.read(file))
+    source, run = to_c.to_c(program), runner(program)
+    to_c.write(source, pathlib.Path(trial, "c"))
+    if to_c.compiler() is None:
+      logging.warning("There is no C compiler: the C was not tried")
+    else:
+      some = dataset.test.images[:_COMPARED]
+      binary = to_c.compiled(pathlib.Path(trial, "c"))
+      printed = to_c.logits_of(binary, some) / 2.0**program.logit_bits
+      if not np.array_equal(np.float32(printed), run(some)):
+        raise ExportError(
+          "nothing is written: compiled here, the C gives other integers than"
+          " XLA; report it, with the compiler's version, and export it as"
+          " --format=packed"
+        )
+  files = {path / k: v.encode() for k, v in source.files.items()}
+  files |= _an_image(path, dataset)
+  about = {
+    "bytes_of_weights": source.weights,
+    "bytes_of_memory": source.memory,
+  }
+  return _Made(files, run, about, _check_answers)
+
+
+def _an_image(path: pathlib.Path, dataset) -> dict[pathlib.Path, bytes]:
+  """The first test image as a file for C's main.c, where there is a format."""
+  image = dataset.test.images[0]
+  height, width, channels = image.shape
+  kind, suffix = {1: (b"P5", "pgm"), 3: (b"P6", "ppm")}.get(channels, (b"", ""))
+  if not kind:
+    return {}
+  head = kind + f"\n{width} {height}\n255\n".encode()
+  return {path / f"image.{suffix}": head + image.tobytes()}
+
+
+def _check_answers(logits, reference) -> None:
+  """Raises ExportError where half of the answers are not the network's.
+
+  Rounded sums move all logits of a network of few bits, and few answers.
+  """
+  same = np.mean(logits.argmax(-1) == reference.argmax(-1))
+  if same < 0.5:
+    raise ExportError(
+      f"nothing is written: as integers alone the network gives {same:.0%} of"
+      " its answers; export it as --format=packed"
+    )
 
 
 def _check_same(name, logits, reference) -> None:

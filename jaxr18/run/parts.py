@@ -104,6 +104,7 @@ class Export:
     images_apart: images in which a logit differs by more than 1e-4.
     bytes_of_weights, bytes_charged: of a packed file, without its description,
       and by the on-disk score.
+    bytes_of_memory: of a C program: its static arrays that are written to.
   """
 
   file: str
@@ -115,6 +116,7 @@ class Export:
   images_apart: int
   bytes_of_weights: int | None = None
   bytes_charged: int | None = None
+  bytes_of_memory: int | None = None
 
   @property
   def accuracy(self) -> float:
@@ -310,6 +312,7 @@ def export_of(at: Checked) -> Export:
     images_apart=at.at("images_beyond_1e-4").whole(0, count),
     bytes_of_weights=at.maybe("bytes_of_weights", Checked.whole),
     bytes_charged=at.maybe("bytes_charged", Checked.whole),
+    bytes_of_memory=at.maybe("bytes_of_memory", Checked.whole),
   )
 
 

@@ -15,7 +15,7 @@ import tiny_config
 import tiny_run
 
 from jaxr18.data.augment import normalize
-from jaxr18.deploy import packed
+from jaxr18.deploy import packed, to_c
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
 from jaxr18.host.workdir import WorkdirError
@@ -161,6 +161,25 @@ class TestRun:
     assert after.exports[name] == found
     assert dataclasses.replace(after, exports=before.exports) == before
 
+  def test_c_is_a_program(self, workdir):
+    if to_c.compiler() is None:
+      pytest.skip("there is no C compiler")
+    path, found = exporting.export_run(workdir, "c")
+    assert path == workdir / "export" / "c"
+    files = {file.name: file.stat().st_size for file in path.iterdir()}
+    assert found.bytes == sum(files.values())
+    assert result_lib.read(workdir).exports["c"] == found
+    assert found.same_answers >= 90 and found.count == 96
+    assert 0 < found.bytes_of_memory < 10_000
+    answers = subprocess.run(
+      [to_c.compiled(path), *path.glob("image.*")],
+      capture_output=True,
+      text=True,
+    )
+    images = tiny_run.dataset().test.images[:1]
+    expected = to_c.logits_of(path / "classify", images).argmax(-1)
+    assert answers.stdout == f"{expected[0]}\n", answers.stderr
+
   def test_what_differs_is_counted(self, workdir, monkeypatch):
     load = exporting.load
 
@@ -266,7 +285,7 @@ class TestCommand:
     "flags, status, text",
     [
       ((), 2, "give --workdir=DIR"),
-      (("--workdir=x", "--format=tflite"), 2, "packed, stablehlo, onnx"),
+      (("--workdir=x", "--format=tflite"), 2, "packed, stablehlo, onnx, c"),
       (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
       (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
     ],
