@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxr18.compress import distill as distill_lib
 from jaxr18.compress import ensemble, gradual
 from jaxr18.compress import factorize as factorize_lib
 from jaxr18.compress import shrink as shrink_lib
@@ -101,7 +100,7 @@ def resnet(
     ValueError: what is no network, with the field and the mend.
   """
   each = lambda x: (x,) if isinstance(x, int) else tuple(x)
-  network = staged(
+  network: dict[str, Any] = staged(
     {
       "widths": tuple(widths),
       "blocks": each(blocks),
@@ -110,7 +109,7 @@ def resnet(
       "depthwise": each(depthwise),
     }
   )
-  return spec_lib.resnet(**network, **more)
+  return spec_lib.resnet(**network | more)
 
 
 def init(key: int | jax.Array, spec: NetSpec) -> Network:
@@ -159,7 +158,8 @@ def prune(
     pattern=pattern,
     layers=layers,
   )
-  images = labels = None
+  images: Any = None
+  labels: Any = None
   if data is not None:
     images = _images(data, net.spec, CALIBRATION_IMAGES)
     labels = data.train.labels[:CALIBRATION_IMAGES]
@@ -239,10 +239,12 @@ def distill(
   Returns:
     A scalar: the mean over the batch.
   """
-  loss = distill_lib.distillation_loss(
-    logits, teacher_logits, labels, temperature=temperature, kd_weight=weight
-  )
-  return loss.mean()
+  from jaxr18.train import terms
+
+  teacher = terms.TeacherOutputs(teacher_logits)
+  context = terms.Context(logits, labels, teacher)
+  parts = terms.answers("kd", temperature=temperature, weight=weight)
+  return terms.total(parts, context)[0]
 
 
 def vote(

@@ -47,9 +47,9 @@ class ConfigFlag:
     self._file, self._fields = file, fields
 
   @property
-  def file(self) -> str | None:
-    """As given: 'configs/kd_quant.py:digits'; None where it is not."""
-    return self._file.value
+  def file(self) -> str:
+    """As given: 'configs/kd_quant.py:digits'; '' where it is not."""
+    return self._file.value or ""
 
   @property
   def fields(self) -> list[str]:
@@ -63,7 +63,7 @@ class ConfigFlag:
     Raises:
       ConfigError: the file is not there or gives no config.
     """
-    if self.file is None:
+    if not self.file:
       return None
     values = configfile.load(self.file)
     configfile.override(values, self._fields.value)

@@ -50,9 +50,9 @@ _DATA_DIR = cli.data_dir_flag()
 def main(argv: list[str]) -> None:
   del argv
   if _ONNX.value:
-    _judge()
+    _judge(_ONNX.value)
     return
-  if _CONFIG.file is None and not _WORKDIR.value:
+  if not _CONFIG.file and not _WORKDIR.value:
     raise app.UsageError(
       "give --config=FILE, such as configs/baseline.py, --workdir=DIR of a"
       " finished run, or --onnx=FILE"
@@ -74,11 +74,11 @@ def _show(result) -> None:
   console.print(result.summary())
 
 
-def _judge() -> None:
-  """Scores the network of --onnx, and tests it where --data asks for it."""
+def _judge(file: str) -> None:
+  """Scores the network of an ONNX file, and tests it where --data is given."""
   import json
 
-  if _CONFIG.file is not None or _WORKDIR.value:
+  if _CONFIG.file or _WORKDIR.value:
     raise app.UsageError("give one of --config, --workdir and --onnx")
   try:
     shape = tuple(int(n) for n in _SHAPE.value)
@@ -93,11 +93,11 @@ def _judge() -> None:
       f"--onnx needs the packages of the extra `onnx` ({e}):"
       " pip install 'jaxr18[onnx]'"
     ) from e
-  path = paths.folder(_ONNX.value)
+  path = paths.folder(file)
   judged = judge(
     path, shape=shape, zeros_removed=_ZEROS.value == "removed"
   )  # fmt: skip
-  answers = _tested(path) if _DATA.value else None
+  answers = _tested(path, _DATA.value) if _DATA.value else None
   if _JSON.value:
     out = judged.score.as_dict()
     out |= {"zeros": judged.zeros, "remarks": judged.remarks}
@@ -116,12 +116,12 @@ def _judge() -> None:
     )
 
 
-def _tested(path) -> tuple[int, int]:
+def _tested(path, data: str) -> tuple[int, int]:
   """Right answers of an ONNX file, and of how many test images."""
   from jaxr18.data import dataset
   from jaxr18.deploy.judge import accuracy
 
-  images = dataset.load(_DATA.value, _DATA_DIR.value or "", validation=0)
+  images = dataset.load(data, _DATA_DIR.value or "", validation=0)
   return accuracy(path, images.test, images.mean, images.std)
 
 
@@ -132,7 +132,7 @@ def _of_run():
 
   networks = _finished()
   _hold({spec for spec, _ in networks})
-  if _CONFIG.file is not None:
+  if _CONFIG.file:
     _, outlooks = _configured()
     if outlooks and outlooks[0].spec != networks[0][0]:
       logging.warning(
@@ -142,8 +142,7 @@ def _of_run():
     _one_network(len(networks), _WORKDIR.value)
     return ensemble_score(networks)
   ((spec, masks),) = networks
-  passes = dict(members=_MEMBERS.value, views=_VIEWS.value)
-  return score(spec, masks=masks, **passes)
+  return score(spec, masks=masks, members=_MEMBERS.value, views=_VIEWS.value)
 
 
 def _of_config():
@@ -155,7 +154,7 @@ def _of_config():
   if len(outlooks) > 1 and ensemble:
     _one_network(len(outlooks), _CONFIG.file)
   if _MEMBERS.value > 1:
-    return score_of(outlooks[:1] * _MEMBERS.value, True, _VIEWS.value)
+    return score_of([outlooks[0]] * _MEMBERS.value, True, _VIEWS.value)
   return score_of(outlooks, ensemble, _VIEWS.value)
 
 
@@ -187,7 +186,7 @@ def _configured():
   from jaxr18.config.reading import parse
   from jaxr18.run import sources
 
-  values, missing = _CONFIG.value, {}
+  values, missing = _CONFIG.value or {}, {}
   if "search" in values:
     raise app.UsageError(
       f"--config={_CONFIG.file} describes a search, of which each candidate has"

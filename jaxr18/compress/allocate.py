@@ -7,6 +7,7 @@ with one choice a layer.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +40,14 @@ def _calibrated(net: Network, levels, images) -> dict:
   _, found = ResNet(net.spec, train=True).apply(
     variables | {"levels": levels}, images, mutable=["batch_stats", "mse"]
   )
-  return found["mse"]
+  return dict(found["mse"])
 
 
 @jax.jit
 def _divergence(net: Network, levels, logits, images) -> jax.Array:
   """Sum over images of KL(softmax(logits) || the network's)."""
   variables = {"params": net.params, "batch_stats": net.batch_stats}
-  got = ResNet(net.spec).apply(variables | {"levels": levels}, images)
+  got: Any = ResNet(net.spec).apply(variables | {"levels": levels}, images)
   p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(got)
   return jnp.sum(jnp.exp(p) * (p - q))
 

@@ -8,6 +8,7 @@ write to the stream and all that read from it. They follow from the spec.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,12 @@ def channel_groups(spec: NetSpec) -> tuple[Group, ...]:
     write(stream, f"{name}/conv2", f"{name}/bn2")
   read(stream, "head")
   return tuple(
-    Group(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()})
+    Group(
+      s["name"],
+      s["size"],
+      s["blocks"],
+      *(tuple(s[k]) for k in ("writers", "through", "readers", "norms")),
+    )
     for s in sets
   )
 
@@ -103,8 +109,8 @@ def importance(
   name: str,
   net: Network,
   *,
-  key: jax.Array | None = None,
-  grads=None,
+  key: Any = None,
+  grads: Any = None,
 ) -> dict[str, np.ndarray]:
   """How much each channel matters, [size] by group name.
 

@@ -39,7 +39,7 @@ def score(
   name: str,
   net: Network,
   *,
-  key: jax.Array | None = None,
+  key: Any = None,
   images: jax.Array | None = None,
   labels: jax.Array | None = None,
   movement: Any = None,

@@ -1,5 +1,7 @@
 """Losses on logits and on features: labels, and what a teacher says."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -242,7 +244,7 @@ def attention_loss(
     q = jnp.sum(x.astype(jnp.float32) ** 2, -1).reshape(x.shape[0], -1)
     return q / _norm(q)[:, None]
 
-  total = 0.0
+  total: Any = 0.0
   for pair in zip(stages, teacher_stages, strict=True):
     x, hint = same_size(*pair)
     difference = attention(x) - attention(jax.lax.stop_gradient(hint))
@@ -289,56 +291,3 @@ def same_size(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x.reshape(n, small, k, small, k, channels).mean((2, 4))
 
   return down(a), down(b)
-
-
-def distillation_loss(
-  logits: jax.Array,
-  teacher_logits: jax.Array,
-  labels: jax.Array,
-  *,
-  temperature: float,
-  kd_weight: float,
-  label_smoothing: float = 0.0,
-  loss: str = "kd",
-  dkd_beta: float = 8.0,
-  dkd_share: jax.Array | float = 1.0,
-) -> jax.Array:
-  """Computes the loss of labels and of a teacher, by one of `LOSSES`.
-
-  - 'kd' (Hinton et al., 2015): (1 - kd_weight) * cross entropy
-    + kd_weight * `soft_loss`.
-  - 'mse': the same with `logit_loss`; the temperature is not used.
-  - 'dkd', as its authors' mdistiller has it: cross entropy + dkd_share *
-    `decoupled_loss`; the share grows to 1 in the first epochs.
-  - 'dkd_mixed': (1 - kd_weight) * cross entropy + kd_weight *
-    `decoupled_loss`.
-
-  With a kd_weight of 1 the soft loss stands alone, but for 'dkd'.
-
-  Args:
-    logits, teacher_logits: [batch, classes].
-    labels: as in `cross_entropy`.
-    temperature: of both softmaxes.
-    kd_weight: the share of the soft loss.
-    label_smoothing: as in `cross_entropy`.
-    loss: one of `LOSSES`.
-    dkd_beta: as `decoupled_loss` takes it.
-    dkd_share: of 'dkd'; a number in [0, 1].
-
-  Raises:
-    ValueError: the loss is none of `LOSSES`.
-  """
-  if loss not in LOSSES:
-    raise ValueError(f"loss (={loss!r}) must be one of {LOSSES}")
-  if loss == "kd":
-    soft = soft_loss(logits, teacher_logits, temperature)
-  elif loss == "mse":
-    soft = logit_loss(logits, teacher_logits)
-  else:
-    soft = decoupled_loss(logits, teacher_logits, labels, temperature, dkd_beta)
-  if loss != "dkd" and kd_weight == 1:
-    return soft
-  hard = cross_entropy(logits, labels, label_smoothing)
-  if loss == "dkd":
-    return hard + dkd_share * soft
-  return (1 - kd_weight) * hard + kd_weight * soft

@@ -88,8 +88,10 @@ def convert(net: Network, rules: Rules | NetSpec) -> Network:
     ValueError: rules that do not fit, or a convolution that would change and
       is pruned.
   """
-  change = with_forms_of if isinstance(rules, NetSpec) else with_forms
-  spec = change(net.spec, rules)
+  if isinstance(rules, NetSpec):
+    spec = with_forms_of(net.spec, rules)
+  else:
+    spec = with_forms(net.spec, rules)
   params = jax.tree.map(lambda x: x, net.params)  # new dicts, the same arrays
   masks = jax.tree.map(lambda x: x, net.masks)
   old = dict(convolutions(net.spec))
@@ -110,7 +112,7 @@ def convert(net: Network, rules: Rules | NetSpec) -> Network:
     bound = _first(node, old[path], inputs[path]).get("input_bound")
     new: dict[str, Any] = {}
     for i, (name, kernel) in enumerate(kernels.items()):
-      part = {"kernel": jnp.asarray(kernel, jnp.float32)}
+      part: dict[str, Any] = {"kernel": jnp.asarray(kernel, jnp.float32)}
       if has_bound(conv):
         part["input_bound"] = bound if i == 0 else jnp.ones(())
       if has_kernel_bound(conv):

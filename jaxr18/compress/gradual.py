@@ -149,6 +149,7 @@ def update(
     return _channels(net, plan, target, key, images, labels)
   if plan.regrow != "none" and step > plan.begin:
     if plan.regrow == "rigl":
+      assert gradients is not None
       growth = {p: np.abs(np.asarray(g)) for p, g in gradients().items()}
     else:
       growth = criteria.score("random", net, key=key)

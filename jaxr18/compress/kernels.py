@@ -13,6 +13,7 @@ convolution; the other way about, a dense kernel has a nearest one in a form:
   the other side's unfolding, the nearest of all.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,19 @@ def dense_kernel(
   node: dict[str, Any], conv: ConvSpec, in_features: int
 ) -> np.ndarray:
   """The equivalent dense kernel, HWIO, of a convolution's parameters."""
-  out = None
-  features = in_features
+  features, kernels = in_features, []
   for name, part in conv.parts(in_features):
     kernel = np.asarray((node[name] if name else node)["kernel"])
-    kernel = _blocks_to_dense(kernel, features, part.groups)
+    kernels.append(_blocks_to_dense(kernel, features, part.groups))
     features = part.features
-    if out is None:
-      out = kernel
-    else:  # one of the two has a single tap, so taps do not mix
-      out = np.einsum("abim,cdmo->acbdio", out, kernel, optimize=True)
-      a, c, b, d, i, o = out.shape
-      out = out.reshape(a * c, b * d, i, o)
-  return out
+  return functools.reduce(_one_after_the_other, kernels)
+
+
+def _one_after_the_other(first: np.ndarray, then: np.ndarray) -> np.ndarray:
+  """The kernel of two convolutions, one of a single tap: taps do not mix."""
+  out = np.einsum("abim,cdmo->acbdio", first, then, optimize=True)
+  a, c, b, d, i, o = out.shape
+  return out.reshape(a * c, b * d, i, o)
 
 
 def project(kernel: np.ndarray, conv: ConvSpec) -> dict[str, np.ndarray]:
@@ -63,8 +64,7 @@ def project(kernel: np.ndarray, conv: ConvSpec) -> dict[str, np.ndarray]:
 
 
 def _tucker(kernel, r_in: int, r_out: int) -> dict[str, np.ndarray]:
-  u_in = _leading(kernel, 2, r_in) if r_in else None
-  u_out = _leading(kernel, 3, r_out) if r_out else None
+  u_in, u_out = _leading(kernel, 2, r_in), _leading(kernel, 3, r_out)
   if r_in and r_out:
     for _ in range(_SWEEPS):
       u_in = _leading(kernel @ u_out, 2, r_in)
@@ -86,6 +86,8 @@ def _reduced(kernel, u_in) -> np.ndarray:
 
 def _leading(kernel, axis: int, rank: int) -> np.ndarray:
   """The unfolding's `rank` leading singular vectors, [channels, rank]."""
+  if not rank:
+    return np.zeros((kernel.shape[axis], 0))
   _, vectors = np.linalg.eigh(gram(kernel, axis))
   return vectors[:, ::-1][:, :rank]
 

@@ -5,6 +5,7 @@ new widths; nothing of its history is needed to run it.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,8 +94,8 @@ def shrink(net: Network) -> Network:
         node["kernel_bound"] = node["kernel_bound"][kept_out]
   masks = jax.tree.map(lambda m: np.array(True) if np.all(m) else m, masks)
   spec = narrower(net.spec, {g.name: int(keep[g.name].sum()) for g in groups})
-  arrays = jax.tree.map(jnp.asarray, (params, stats, masks))
-  return Network(*arrays, spec)
+  params, stats, masks = jax.tree.map(jnp.asarray, (params, stats, masks))
+  return Network(params, stats, masks, spec)
 
 
 def drop_blocks(net: Network, names: Sequence[str]) -> Network:
@@ -109,8 +110,8 @@ def drop_blocks(net: Network, names: Sequence[str]) -> Network:
       that would be empty.
   """
   spec, moves = without_blocks(net.spec, names)
-  trees = net.params, net.batch_stats, net.masks
-  return Network(*(moved(tree, net.spec, moves) for tree in trees), spec)
+  move = functools.partial(moved, spec=net.spec, moves=moves)
+  return Network(move(net.params), move(net.batch_stats), move(net.masks), spec)
 
 
 def moved(

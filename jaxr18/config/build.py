@@ -21,14 +21,14 @@ def plan(p: Prune, steps: int) -> Plan | None:
   """What a phase of so many steps does to its masks; None for nothing."""
   if not p.prunes:
     return None
-  pattern = PATTERN.fullmatch(p.pattern)
+  kept = PATTERN.fullmatch(p.pattern)
   return Plan(
     density=p.density,
     structured=p.structured,
     criterion=p.criterion,
     distribution=p.distribution,
     rules=tuple((pattern, float(d)) for pattern, d in p.rules),
-    pattern=tuple(map(int, pattern.groups())) if pattern else None,
+    pattern=(int(kept[1]), int(kept[2])) if kept else None,
     layers=p.layers,
     floor=p.floor,
     multiple=p.multiple,
@@ -56,7 +56,17 @@ def factors(
 
 def terms(c: PhaseOptions) -> tuple[Term, ...]:
   """Lists the terms of a phase's loss; their order decides bits."""
-  out = _answers(c)
+  if names(c.teacher.source) or c.teacher.self_teach:
+    out = terms_lib.answers(
+      c.teacher.loss,
+      temperature=c.teacher.temperature,
+      weight=c.teacher.weight,
+      label_smoothing=c.loss.label_smoothing,
+      beta=c.teacher.dkd_beta,
+      warmup=c.teacher.dkd_warmup,
+    )
+  else:
+    out = [terms_lib.cross_entropy(c.loss.label_smoothing)]
   if c.loss.group_lasso:
     out.append(terms_lib.group_lasso(c.loss.group_lasso))
   if c.loss.dampening:
@@ -67,29 +77,6 @@ def terms(c: PhaseOptions) -> tuple[Term, ...]:
   if names(c.loss.others):
     out.append(terms_lib.diversity(c.loss.likeness, c.loss.diversity))
   return tuple(out)
-
-
-def _answers(c: PhaseOptions) -> list[Term]:
-  """Lists the terms of the labels and of what a teacher answers."""
-  hard = terms_lib.cross_entropy(c.loss.label_smoothing)
-  if not (names(c.teacher.source) or c.teacher.self_teach):
-    return [hard]
-  if c.teacher.loss == "dkd":
-    soft = terms_lib.decoupled(
-      c.teacher.temperature, c.teacher.dkd_beta, c.teacher.dkd_warmup
-    )
-    return [hard, soft]
-  weight = None if c.teacher.weight == 1 else c.teacher.weight
-  soft = {
-    "kd": lambda: terms_lib.soft(c.teacher.temperature, weight),
-    "mse": lambda: terms_lib.squared(weight),
-    "dkd_mixed": lambda: terms_lib.decoupled(
-      c.teacher.temperature, c.teacher.dkd_beta, weight=weight
-    ),
-  }[c.teacher.loss]()
-  if weight is None:
-    return [soft]
-  return [terms_lib.cross_entropy(c.loss.label_smoothing, 1 - weight), soft]
 
 
 def augment(c: PhaseOptions, dataset: Dataset) -> Augment:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict import RequiredValueError
 
 from jaxr18.config.schema import defaults
 
@@ -32,7 +33,9 @@ def base(phases: Sequence[str] = ("train",), search: bool = False) -> Config:
     phases: their names.
     search: adds the section of a search.
   """
-  return _section(defaults(phases, search)).lock()
+  config = _section(defaults(phases, search))
+  config.lock()
+  return config
 
 
 def _section(values: dict[str, Any]) -> Config:
@@ -42,7 +45,7 @@ def _section(values: dict[str, Any]) -> Config:
   return out
 
 
-def tiny(config: Config, **network: Any) -> Config:
+def tiny(config: Any, **network: Any) -> Any:
   """The same phases in seconds: two epochs of one block a stage on the digits.
 
   Args:
@@ -73,7 +76,7 @@ def plain(config: Any) -> Any:
     for key in config.keys():
       try:
         out[key] = plain(config[key])
-      except ml_collections.config_dict.RequiredValueError:
+      except RequiredValueError:
         out[key] = None
     return out
   if isinstance(config, dict):

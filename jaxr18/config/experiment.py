@@ -100,6 +100,13 @@ class Experiment:
     """Of the phases, in their order."""
     return tuple(phase.name for phase in self.phases)
 
+  @property
+  def chosen(self) -> Search:
+    """What the search may choose, of an experiment that is one."""
+    if self.search is None:
+      raise ValueError("the experiment has no section `search`")
+    return self.search
+
   def saved(self) -> dict[str, Any]:
     """All fields as JSON gives them back, which config.json holds."""
     return as_json(self.values)

@@ -156,7 +156,7 @@ def _told(
     elif e["type"] == "extra_forbidden":
       yield name, "is not a field that anything reads", ""
     elif e["type"] == RULE:
-      for must, mend in e["ctx"]["faults"]:
+      for must, mend in e.get("ctx", {})["faults"]:
         yield name, must, mend
     elif e["type"] != "too_short" or not e["input"]:
       yield name, *_entry(known[name], inner, e)

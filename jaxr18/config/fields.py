@@ -98,15 +98,16 @@ def section(model: type[Section]) -> Any:
 
 def described(name: str, info: FieldInfo) -> Field:
   """A field of a model as a `Field`, by a name that it is known by."""
-  kind, marks, many = info.annotation, list(info.metadata), False
+  kind: Any = info.annotation
+  marks, many = list(info.metadata), False
   while get_origin(kind) is tuple and RULES not in info.metadata:
     many, kind = True, get_args(kind)[0]
     while get_origin(kind) is Annotated:
       kind, *inner = get_args(kind)
       marks += [m for x in inner for m in getattr(x, "metadata", (x,))]
   choices = get_args(kind) if get_origin(kind) is Literal else ()
-  low = [m.ge for m in marks if isinstance(m, annotated_types.Ge)]
-  high = [m.le for m in marks if isinstance(m, annotated_types.Le)]
+  low: list[Any] = [m.ge for m in marks if isinstance(m, annotated_types.Ge)]
+  high: list[Any] = [m.le for m in marks if isinstance(m, annotated_types.Le)]
   return Field(
     name,
     info.default,
@@ -123,16 +124,17 @@ def described(name: str, info: FieldInfo) -> Field:
 def walk(model: type[Section], prefix: str = "") -> Iterator[Field]:
   """Every field of a section and of those within it, by its dotted name."""
   for name, info in model.model_fields.items():
-    if is_section(info):
-      yield from walk(info.annotation, f"{prefix}{name}.")
+    if inner := section_of(info):
+      yield from walk(inner, f"{prefix}{name}.")
     else:
       yield described(prefix + name, info)
 
 
-def is_section(info: FieldInfo) -> bool:
-  """Whether a field of a model is a section of its own."""
-  kind = info.annotation
-  return isinstance(kind, type) and issubclass(kind, Section)
+def section_of(info: FieldInfo) -> type[Section] | None:
+  """The model of a field that is a section of its own; None of others."""
+  kind: Any = info.annotation
+  inner = isinstance(kind, type) and issubclass(kind, Section)
+  return kind if inner else None
 
 
 def _refuse(faults: list[tuple[str, str]]) -> None:

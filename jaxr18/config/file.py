@@ -129,6 +129,7 @@ def _new_name(text: str) -> str:
 
 def _module(path: pathlib.Path):
   spec = importlib.util.spec_from_file_location("config", path.resolve())
+  assert spec and spec.loader, path  # as of all that ends in .py
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -229,8 +230,10 @@ def _wrapped(field: Field, value: Any) -> Any:
   """A value in the tuple that its field has, where that goes without saying."""
   if field.many and type(value) in (int, float, bool):
     return (value,)
-  rule = field.kind is tuple and isinstance(value, tuple) and len(value) > 1
-  return (value,) if rule and isinstance(value[0], str) else value
+  first, *others = value if type(value) is tuple and value else (value,)
+  if field.kind is tuple and others and isinstance(first, str):
+    return (value,)  # one rule
+  return value
 
 
 def set_field(values: Values, name: str, value: Any) -> None:

@@ -122,8 +122,8 @@ def _scale_fits(network: Network) -> Found:
   for name, value in zip(("widths", "blocks", "resolution"), scaled,
                          strict=True):  # fmt: skip
     f = known[name]
-    for entry in value if f.many else (value,):
-      if not f.low <= entry <= f.high:
+    for entry in value if isinstance(value, tuple) else (value,):
+      if not (f.low or 0) <= entry <= (f.high or math.inf):
         yield (
           "scale",
           f"makes {name} {value!r}, of which {entry!r} must be {f.allowed()}",

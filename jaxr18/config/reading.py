@@ -1,6 +1,7 @@
 """From a config as a person writes it to a checked, typed experiment."""
 
 import difflib
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -253,9 +254,8 @@ class _Reading:
 
   def _sources(self, name: str, field: str) -> list[Outlook] | None:
     """The outlooks of all that a field names; None where one is not known."""
-    full, value = f"{name}.{field}", self.options[name]
-    for part in field.split("."):
-      value = getattr(value, part)
+    full = f"{name}.{field}"
+    value = operator.attrgetter(field)(self.options[name])
     if not self.findings.good(full):
       return []
     if one := paths.misread(value, self.names):

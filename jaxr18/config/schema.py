@@ -22,9 +22,9 @@ from jaxr18.config.fields import (
   Text,
   between,
   field,
-  is_section,
   one_of,
   section,
+  section_of,
   walk,
 )
 from jaxr18.nn.spec import BITS
@@ -540,7 +540,7 @@ def defaults(
 
 def _defaults(model: type[Section]) -> dict[str, Any]:
   return {
-    name: _defaults(info.annotation) if is_section(info) else info.default
+    name: _defaults(inner) if (inner := section_of(info)) else info.default
     for name, info in model.model_fields.items()
   }
 
@@ -554,7 +554,7 @@ def fields(phases: Sequence[str], search: bool = False) -> Iterator[Field]:
     yield from walk(PhaseOptions, f"{name}.")
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """A saved config's fields by their dotted names."""
   out = {}
   for k, v in tree.items():
@@ -598,9 +598,9 @@ def describe(full: bool = False) -> str:
   lines += [line(f) for f in walk(Options)]
   lines += ["", "Fields of every phase (--config.PHASE.epochs=10):"]
   sections = {
-    name: info.annotation
+    name: inner
     for name, info in PhaseOptions.model_fields.items()
-    if is_section(info) and not full
+    if (inner := section_of(info)) and not full
   }
   lines += [
     line(f)

@@ -69,9 +69,14 @@ def describe_candidate(params: Params) -> str:
   """Such as 'widths 16-32 blocks 1-1 groups 1-4 bits 8/4 density 0.5 ...'."""
   many: dict[str, list[str]] = {}
   for name, value in params.items():
-    what = re.match("[a-z]*", name)[0]
+    what = _field_of(name)
     many.setdefault(what, []).append(f"{value:g}")
   return " ".join(f"{what} {'-'.join(values)}" for what, values in many.items())
+
+
+def _field_of(name: str) -> str:
+  """The field of `search` that a choice such as 'widths1' is made in."""
+  return re.sub("[^a-z].*", "", name)
 
 
 def per_layer_score(phase: Phase) -> float:
@@ -175,9 +180,8 @@ def _choices_fit(search: Search) -> Found:
   """Choices that are named once."""
   for name, choices in dimensions(search).items():
     if len(set(choices)) < len(choices):
-      field = re.match("[a-z]*", name)[0]
-      yield (f"search.{field}", f"has {choices!r}, which must name each once",
-             "remove one")  # fmt: skip
+      must = f"has {choices!r}, which must name each once"
+      yield f"search.{_field_of(name)}", must, "remove one"
 
 
 def _stages_fit(search: Search, stages: int) -> Found:

@@ -168,17 +168,17 @@ def products(
     every = range(len(order))
     at_most(total[1], of=dict.fromkeys(every, 1))
     at_most(-total[0], of=dict.fromkeys(every, -1))
-  apart = tuple(
+  least, most = (
     sum(c * math.prod(ranges[n][end] for n in names) for c, names in terms)
     for end in (0, 1)
   )
   if not rows:
-    return apart
+    return least, most
   bounds = [ranges[name] for name in order]
   bounds += [(0, ranges[a][1] * ranges[b][1]) for a, b in pairs]
   ends = _ends([*cost.values(), *pairs.values()], rows, limits, bounds)
   if ends is None:
-    return apart
+    return least, most
   low, high = (end + constant for end in ends)
   slack = 1e-6 * max(1.0, abs(high))  # of the solver
   return max(0.0, low - slack), high + slack

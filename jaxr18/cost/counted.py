@@ -7,8 +7,9 @@ import dataclasses
 import json
 import operator
 
-from rich import box
 from rich.table import Table
+
+from jaxr18.cost.figures import plain_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,7 @@ class MacReport:
 
   def table(self) -> Table:
     """A rich table, equal rows taken together."""
-    plain = dict(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    table = Table(title="Multiply-accumulates", title_justify="left", **plain)
+    table = plain_table("Multiply-accumulates")
     table.add_column("path", overflow="fold")
     table.add_column("primitive", overflow="fold")
     for name in ("shapes", "groups", "times", "MACs", "%"):

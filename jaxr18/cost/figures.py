@@ -83,8 +83,10 @@ def plain_table(title: str) -> Table:
   from rich import box  # late: --help prints no table
   from rich.table import Table
 
-  plain = dict(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-  return Table(title=title, title_justify="left", **plain)
+  return Table(
+    title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0),
+    pad_edge=False,
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

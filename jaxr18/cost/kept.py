@@ -101,8 +101,8 @@ def layer_weights(
 
 
 def encodings(
-  kernel_shape: Sequence[int], kept: int, w_bits: int, members: int = 1
-) -> dict[str, int]:
+  kernel_shape: Sequence[int], kept: float, w_bits: int, members: int = 1
+) -> dict[str, float]:
   """Bits of a file's forms of one layer's kernel, by name; see score.py.
 
   'dense' is all weights, 'bitmask' one bit a weight and the kept weights,

@@ -237,7 +237,7 @@ def _row(layer: Layer, count: LayerWeights, passes: int) -> LayerScore:
   _check_bits(f"{layer.path}: a_bits", layer.a_bits)
   members = count.size // math.prod(layer.kernel_shape)
   forms = encodings(layer.kernel_shape, count.kept, layer.w_bits, members)
-  encoding = min(forms, key=forms.get)
+  encoding = min(forms, key=forms.__getitem__)
   return LayerScore(
     path=layer.path,
     kernel_shape=layer.kernel_shape,

@@ -101,7 +101,7 @@ def scale_widths(spec: NetSpec, factor: float, multiple: int = 1) -> NetSpec:
   network; ranks scale too, to the nearest integer; depths, strides, groups and
   bits stay.
   """
-  groups = [unit.groups for _, unit in spec.units() if hasattr(unit, "groups")]
+  groups = [getattr(unit, "groups", 1) for _, unit in spec.units()]
   step = math.lcm(multiple, *groups)
 
   def scaled(conv):

@@ -22,8 +22,7 @@ def main(argv=None, source: cifar10.Source = cifar10.OFFICIAL) -> int:
   parser.add_argument(
     "--data_dir",
     default="",
-    help="TFDS folder (default: TFDS_DATA_DIR, else "
-    f"{cifar10.tfds.core.constants.DATA_DIR})",
+    help=f"TFDS folder (default: TFDS_DATA_DIR, else {cifar10.DEFAULT_DIR})",
   )
   parser.add_argument(
     "--archive",

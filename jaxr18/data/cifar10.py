@@ -19,11 +19,12 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.image_classification import cifar
 
 from jaxr18.host import locks, paths
@@ -31,6 +32,7 @@ from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import make_way
 
 NAME = "cifar10"
+DEFAULT_DIR = constants.DATA_DIR  # of TFDS
 SHAPE = (32, 32, 3)
 _RECORD = 1 + 32 * 32 * 3  # bytes: the label, then the planes R, G and B
 _FILES = {
@@ -78,7 +80,7 @@ def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
   path = (
     data_dir
     or os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it only at import
-    or tfds.core.constants.DATA_DIR
+    or DEFAULT_DIR
   )
   if paths.remote(path):
     raise DataError(
@@ -88,7 +90,7 @@ def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
   return paths.folder(path)
 
 
-def open_folder(data_dir: pathlib.Path):
+def open_folder(data_dir: pathlib.Path) -> Any:
   """TFDS's builder of the prepared CIFAR-10 under `data_dir`, or None.
 
   Raises:
@@ -105,10 +107,12 @@ def open_folder(data_dir: pathlib.Path):
       f"CIFAR-10 in {folder} can not be read: {type(e).__name__}: {e}\n"
       + ANOTHER
     ) from e
-  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+  kind = builder.info.file_format
+  if kind != tfds.core.FileFormat.ARRAY_RECORD:
     raise DataError(
-      f"{folder} holds CIFAR-10 as {builder.info.file_format.value}, expected "
-      "array_record (the other formats need TensorFlow to be read). " + ANOTHER
+      f"{folder} holds CIFAR-10 as {kind.value if kind else 'nothing'},"
+      " expected array_record (the other formats need TensorFlow to be read). "
+      + ANOTHER
     )
   return builder
 
@@ -209,8 +213,8 @@ def download(
     except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
       if getattr(e, "errno", None) in _OF_THE_DISK:
         raise DataError(
-          f"Could not write {part}: {e.strerror}; make room, mend the folder or"
-          " name another by TFDS_DATA_DIR or --data_dir"
+          f"Could not write {part}: {getattr(e, 'strerror', e)}; make room,"
+          " mend the folder or name another by TFDS_DATA_DIR or --data_dir"
           f" ({_size(part):,} bytes are kept for the next time)."
         ) from e
       failed = failed + 1 if _size(part) <= have else 1
@@ -299,10 +303,9 @@ def read_archive(path: pathlib.Path):
   try:
     with tarfile.open(path, "r:*") as tar:
       for member in tar:
-        if member.isfile():
-          contents[os.path.basename(member.name)] = tar.extractfile(
-            member
-          ).read()
+        file = tar.extractfile(member) if member.isfile() else None
+        if file is not None:
+          contents[os.path.basename(member.name)] = file.read()
   except (tarfile.TarError, EOFError, OSError) as e:
     raise DataError(f"{path} is not a readable tar archive: {e}") from e
   wanted = sum(_FILES.values(), ()) + ("batches.meta.txt",)
@@ -357,7 +360,7 @@ def write_folder(root: pathlib.Path, splits, names) -> None:
 
 
 def _builder(data_dir: pathlib.Path, splits, names):
-  with tfds.core.registered.skip_registration():
+  with registered.skip_registration():
 
     class Cifar10(cifar.Cifar10):
       """TFDS's builder, fed with arrays in place of the archive."""
@@ -365,7 +368,8 @@ def _builder(data_dir: pathlib.Path, splits, names):
       url_infos = {}  # ours is no download that TFDS has to know
 
       def _split_generators(self, dl_manager):
-        self.info.features["label"].names = names
+        features: Any = self.info.features
+        features["label"].names = names
         return {
           split: self._generate_examples(split, *arrays)
           for split, arrays in splits.items()

@@ -10,6 +10,7 @@ import hashlib
 import io
 import pathlib
 import zipfile
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -252,7 +253,7 @@ def _digits_arrays() -> dict[str, np.ndarray]:
   }
 
 
-def _statistics(images: np.ndarray):
+def _statistics(images: np.ndarray) -> Any:
   """The mean and standard deviation of each channel, to four digits."""
   pixels = images.reshape(-1, images.shape[-1]) / 255
   return tuple(
@@ -261,7 +262,7 @@ def _statistics(images: np.ndarray):
   )
 
 
-def _cifar10_arrays(data_dir: str, cache_dir: str):
+def _cifar10_arrays(data_dir: str, cache_dir: str) -> Any:
   """CIFAR-10's arrays and the digest of the files that they come from."""
   root = cifar10.resolve_data_dir(data_dir)
   builder = cifar10.open_folder(root)
@@ -308,7 +309,11 @@ def _digest(files) -> str:
   return digest.hexdigest()
 
 
-def _read_records(builder, split: str, chunk: int = 2000):
+# Made when the module is imported, which type checkers do not see.
+_PROTO: Any = tf_example_pb2
+
+
+def _read_records(builder, split: str, chunk: int = 2000) -> Any:
   """`{split}_images` and `{split}_labels`, in the order of their ids."""
   # Raw records in chunks: TFDS's own loop over examples takes 3 times as long.
   source = builder.as_data_source(split=split).data_source
@@ -318,7 +323,7 @@ def _read_records(builder, split: str, chunk: int = 2000):
   for start in range(0, n, chunk):
     rows = range(start, min(start + chunk, n))
     for i, record in zip(rows, source.__getitems__(list(rows)), strict=True):
-      example = tf_example_pb2.Example.FromString(record).features.feature
+      example = _PROTO.Example.FromString(record).features.feature
       image = Image.open(io.BytesIO(example["image"].bytes_list.value[0]))
       images[i] = np.asarray(image)
       labels[i] = example["label"].int64_list.value[0]

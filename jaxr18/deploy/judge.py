@@ -21,6 +21,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -198,7 +199,7 @@ class _Graph:
   def _add(self, name, kernel, groups, b, a, weights, biases, macs) -> None:
     size, kept = weights
     forms = encodings((size,), kept, b.bits) if size else {"dense": 0}
-    form = min(forms, key=forms.get)
+    form = min(forms, key=forms.__getitem__)
     scales = b.scales if b.bits < HALF_BITS and size else 0
     scales += int(a.bits < HALF_BITS and a.scales > 0)
     self.rows.append(LayerScore(
@@ -265,8 +266,8 @@ class _Graph:
   def _remark_grid(self, name: str, b: Fact) -> None:
     if b.bits < FLOAT_BITS:
       return
-    levels = len(np.unique(b.value))
-    if levels <= min(FEW, b.value.size // 2):
+    levels = len(np.unique(b.array))
+    if levels <= min(FEW, b.array.size // 2):
       self.remarks.append(
         f"the weights of {name} have {levels} levels only, but are stored and"
         " multiplied as floats: they are charged with 32 bits"
@@ -289,11 +290,11 @@ def _zeros(node, b: Fact, known) -> int:
     value = known[node.input[at]].value
     if value is not None:
       zero = (
-        value.reshape(-1, *[1] * (b.value.ndim - 1))
+        value.reshape(-1, *[1] * (b.array.ndim - 1))
         if value.size > 1
         else (value.reshape(()))
       )
-  return int((b.value == zero).sum())
+  return int((b.array == zero).sum())
 
 
 def _prepared(
@@ -389,7 +390,8 @@ def accuracy(
     part = split.images[start : start + size]
     short = size - len(part) if fixed else 0
     padded = np.concatenate([part, np.repeat(part[-1:], short, 0)])
-    logits = session.run(None, {one.name: form(padded)})[0][: len(part)]
+    outputs: Any = session.run(None, {one.name: form(padded)})
+    logits = outputs[0][: len(part)]
     if not np.isfinite(logits).all():
       raise JudgeError(f"{path} gives logits that are not finite")
     labels = split.labels[start : start + size]

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,6 +78,12 @@ class Fact:
   value: np.ndarray | None = None
   scales: int = 0
   root: str = ""
+
+  @property
+  def array(self) -> np.ndarray:
+    """The value of what is a constant."""
+    assert self.value is not None
+    return self.value
 
 
 def facts(model: onnx.ModelProto) -> dict[str, Fact]:
@@ -144,9 +151,9 @@ def _rule(node: onnx.NodeProto) -> Callable:
 def _folded(node, inputs: Sequence[Fact], opsets) -> Fact | None:
   """The fact of a node whose inputs are all constants, with its value."""
   by_name = {n: f for f, n in zip(inputs, node.input, strict=True) if n}
-  given = {n: f.value for n, f in by_name.items()}
-  if any(v is None for v in given.values()):
+  if any(f.value is None for f in by_name.values()):
     return None
+  given = {n: f.array for n, f in by_name.items()}
   if node.op_type in WEIGHTED or node.op_type == "If":
     return None
   if node.domain in QONNX:
@@ -164,25 +171,25 @@ def _folded(node, inputs: Sequence[Fact], opsets) -> Fact | None:
   )  # fmt: skip
   imports = [helper.make_opsetid("", opsets.get("ai.onnx", 21))]
   one = helper.make_model(graph, opset_imports=imports)
-  (value,) = reference.ReferenceEvaluator(one).run(None, given)[:1]
-  value = np.asarray(value)
-  roots = [f.root for f in inputs if f.root and f.value.size > 1]
+  results: Any = reference.ReferenceEvaluator(one).run(None, given)
+  value = np.asarray(results[0])
+  roots = [f.root for f in inputs if f.root and f.array.size > 1]
   root = roots[0] if roots else node.output[0]
   if node.op_type in ("Constant", "ConstantOfShape"):
     return _constant(value, root)
   if node.op_type == "QuantizeLinear":
     zero = inputs[2].value if len(inputs) > 2 else 0
-    return _codes(value, zero, inputs[1].value.size, root)
+    return _codes(value, zero, inputs[1].array.size, root)
   if node.op_type == "DequantizeLinear":
     zero = inputs[2].value if len(inputs) > 2 else 0
-    codes = _codes(inputs[0].value, zero, inputs[1].value.size, root)
+    codes = _codes(inputs[0].array, zero, inputs[1].array.size, root)
     return dataclasses.replace(codes, value=value)
   first = inputs[0]
   keeps = node.op_type in _KEEP or (
-    node.op_type in ("Mul", "Div") and first.value.size >= value.size
+    node.op_type in ("Mul", "Div") and first.array.size >= value.size
   )
   if keeps and first.bits < FLOAT_BITS:
-    scales = max([first.scales, *(f.value.size for f in inputs[1:])])
+    scales = max([first.scales, *(f.array.size for f in inputs[1:])])
     scales = scales if node.op_type in ("Mul", "Div") else first.scales
     return dataclasses.replace(first, value=value, scales=scales, root=root)
   if node.op_type == "Cast" and first.bits < FLOAT_BITS:
@@ -342,9 +349,9 @@ def _cast(node, inputs: Sequence[Fact]) -> Fact:
 
 
 def _concat(node, inputs: Sequence[Fact]) -> Fact:
-  levels = [f.levels for f in inputs]
+  levels = [f.levels for f in inputs if f.levels is not None]
   bits = max(f.bits for f in inputs)
-  if None in levels:
+  if len(levels) < len(inputs):
     return Fact(bits)
   low, high = min(a for a, _ in levels), max(b for _, b in levels)
   return Fact(bits, (low, high), scales=len(inputs))

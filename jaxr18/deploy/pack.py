@@ -92,7 +92,9 @@ def pack(
     "mean": mean,
     "std": std,
     "resolution": net.spec.resolution,
-    "tensors": __doc__.partition("there are\n")[2].partition("\n\nWhich")[0],
+    "tensors": (__doc__ or "")
+    .partition("there are\n")[2]
+    .partition("\n\nWhich")[0],
     "provenance": provenance,
   }
   if data is not None:
@@ -103,7 +105,7 @@ def pack(
 def encoding_of(layer: Layer, kept: int) -> str:
   """The form that takes the fewest bits."""
   forms = encodings(layer.kernel_shape, kept, layer.w_bits)
-  return min(forms, key=forms.get)
+  return min(forms, key=forms.__getitem__)
 
 
 def pack_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -153,7 +155,8 @@ def _container(network: dict, tensors: dict[str, np.ndarray]) -> bytes:
     "sha256": packed.BLANK.decode(),
     "network": json.dumps(network),
   }
-  header, parts, end = {"__metadata__": meta}, [], 0
+  header: dict[str, Any] = {"__metadata__": meta}
+  parts, end = [], 0
   order = sorted(tensors, key=lambda n: -tensors[n].dtype.itemsize)
   for name in order:
     array = np.ascontiguousarray(tensors[name])

@@ -385,7 +385,9 @@ def right_answers(run, images, labels) -> int:
 
 
 def main(argv=None) -> int | None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    description=(__doc__ or "").partition("\n")[0]
+  )
   parser.add_argument("file")
   parser.add_argument("--images", required=True, help="an .npz")
   args = parser.parse_args(argv)

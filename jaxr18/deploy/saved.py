@@ -46,7 +46,7 @@ class SavedError(ToldError, ValueError):
 
 def to_bytes(net: Network) -> bytes:
   """A network's numbers, masks and spec as an .npz file; see `from_bytes`."""
-  arrays = {
+  arrays: dict[str, Any] = {
     f"{tree}/{path}": np.asarray(leaf)
     for tree in _TREES
     for path, leaf in _flat(jax.device_get(getattr(net, tree))).items()
@@ -181,7 +181,7 @@ def _bound(layer: Layer, codes: np.ndarray) -> np.ndarray:
   count = np.maximum((codes != 0).sum(axes), 1)
   size = np.sqrt((codes.astype(np.float64) ** 2).sum(axes) / count)
   last = 3 if has_four_levels(layer) else 2 ** (layer.w_bits - 1) - 1
-  return np.float32(last / np.where(size == 0, 1, size))
+  return (last / np.where(size == 0, 1, size)).astype(np.float32)
 
 
 def _flat(tree) -> dict[str, Any]:

@@ -129,7 +129,11 @@ def load_onnx(
   session = onnxruntime.InferenceSession(
     str(path), options, providers=["CPUExecutionProvider"]
   )
-  return lambda images: session.run(None, {"images": images})[0]
+
+  def run(images: np.ndarray) -> Any:
+    return session.run(None, {"images": images})[0]
+
+  return run
 
 
 def _normalized(graph, mean, std, size, resolution) -> str:
@@ -198,7 +202,7 @@ def _dynamic_step(graph: _Graph, name: str, x: str, levels) -> str:
   size = graph("Abs", x, name=f"{name}/abs")
   axes = graph.constant(f"{name}/axes", np.array([1, 2, 3]))
   size = graph("ReduceMax", size, axes, name=f"{name}/largest", keepdims=1)
-  least = graph.constant(f"{name}/least", np.float32(SMALLEST_BOUND))
+  least = graph.constant(f"{name}/least", np.array(SMALLEST_BOUND, np.float32))
   size = graph("Max", size, least, name=f"{name}/bound")
   part = graph.constant(f"{name}/part", 1 / levels)
   return graph("Mul", size, part, name=f"{name}/step")

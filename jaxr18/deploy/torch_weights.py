@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from numpy._core import multiarray
 
 from jaxr18.data.augment import normalize
 from jaxr18.data.dataset import CIFAR10_MEAN, CIFAR10_STD
@@ -187,7 +188,7 @@ def _of_safetensors(entry: dict, data: bytes, start: int) -> np.ndarray:
 def _read_torch(path: str) -> Any:
   """What torch.load gives, with `_Plain` for classes that it refuses."""
   try:
-    import torch
+    import torch  # type: ignore[reportMissingImports]
   except ImportError as e:
     raise WeightsError(
       f"reading {path} needs PyTorch; pip install 'jaxr18[torch]'"
@@ -232,11 +233,10 @@ class _Plain:
 
 def _numpy_globals() -> list[tuple[Any, str]]:
   """NumPy's own arrays and scalars, by the names of its versions 1 and 2."""
-  core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
   out = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
   for name in ("_reconstruct", "scalar"):
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-      out.append((getattr(core, name), f"{module}.{name}"))
+      out.append((getattr(multiarray, name), f"{module}.{name}"))
   kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}
   return out + [(kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds]
 
@@ -507,7 +507,7 @@ def _torch_name(path: list[str], spec: NetSpec) -> str:
     names = ["conv1" if kind == "conv" else "bn1"]
     parts = layer[1:]
   else:
-    i, j = re.fullmatch(r"stage(\d+)_block(\d+)", layer[0]).groups()
+    i, j = re.findall(r"\d+", layer[0])  # of stage1_block2
     inner = {"proj": "shortcut.0", "proj_bn": "shortcut.1"}
     names = [f"layer{i}", str(int(j) - 1), inner.get(layer[1], layer[1])]
     parts = layer[2:]

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -64,17 +65,17 @@ def initialize_cluster(
       )
     count, index = (_number(env, name) for name in _JAX[1:])
     method = "deactivate"
-    how = {"coordinator_address": address}
+    where: dict[str, Any] = {"coordinator_address": address}
     mend = f"{_JAX[2]} or {_JAX[1]}"
   elif env.get(_STEP) and (count := _number(env, _STEP)) > 1:
     _need(env, _SLURM, "start it with srun, or unset what is left of a step")
     address = f"Slurm's job {env['SLURM_JOB_ID']}"
     index = _number(env, "SLURM_PROCID")
-    method, how = "slurm", {}
+    method, where = "slurm", {}
     # Where Slurm shows each task its own device alone, that is the first.
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
     if visible and "," not in visible and not env.get("JAX_LOCAL_DEVICE_IDS"):
-      how["local_device_ids"] = [0]
+      where["local_device_ids"] = [0]
     mend = f"SLURM_PROCID or {_STEP}"
   else:
     return _alone(env)
@@ -96,7 +97,7 @@ def initialize_cluster(
       process_id=index,
       cluster_detection_method=method,
       heartbeat_timeout_seconds=HEARTBEAT,
-      **how,
+      **where,
     )
   except jax.errors.JaxRuntimeError as e:
     raise ClusterError(

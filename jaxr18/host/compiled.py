@@ -34,8 +34,8 @@ def keep_compiled() -> pathlib.Path | None:
     or JAX_ENABLE_COMPILATION_CACHE already decides.
   """
   if (
-    jax.config.jax_compilation_cache_dir
-    or not jax.config.jax_enable_compilation_cache
+    jax.config.values["jax_compilation_cache_dir"]
+    or not jax.config.values["jax_enable_compilation_cache"]
   ):
     return None
   folder = cache.folder() / f"xla-{_machine()}"

@@ -11,5 +11,5 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
   for name in sorted(arrays):
     a = arrays[name]
     h.update(f"{name} {a.dtype} {a.shape}\n".encode())
-    h.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
+    h.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
   return h.hexdigest()

@@ -1,8 +1,8 @@
 """Whether a regular expression of a config can be matched in short time."""
 
 import re
-from re import _constants as kinds
-from re import _parser as parser
+from re import _constants as kinds  # type: ignore[reportAttributeAccessIssue]
+from re import _parser as parser  # type: ignore[reportAttributeAccessIssue]
 
 _LONGEST = 500  # characters of a pattern
 _PATH = 40  # characters of a layer's path, and more than any has

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class Stopped(Exception):
@@ -102,7 +102,7 @@ def on_stop_signals() -> StopSignal:
   return stop
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def say(text: str, file: Any = None) -> None:
   """Prints a line, whether or not somebody still reads the output.
 
   Its reader may be gone (`| head -1`), and the exit status must not suffer.

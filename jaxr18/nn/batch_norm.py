@@ -1,6 +1,7 @@
 """Batch norm in training, with the sum of a residual and ReLU in its passes."""
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -44,7 +45,7 @@ def batch_norm(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _batch_norm(x, scale, bias, rest, relu, epsilon):
+def _batch_norm(x, scale, bias, rest, relu, epsilon) -> Any:
   name = batch_norm_add_p if rest else batch_norm_p
   rows = lambda v: v.reshape(1, -1, v.shape[-1])
   y, mean, var = name.bind(

@@ -225,8 +225,8 @@ def _lower(name, cpu, run, ctx, a, b, *, path, **params):
   devices = partitions(ctx.module_context.axis_context)
   (out,) = ctx.avals_out
   groups = params["groups"]
-  one = map(_of_one, (*ctx.avals_in, out))
-  path = _choose(name, cpu, devices, path, *one, groups)
+  left, right = map(_of_one, ctx.avals_in)
+  path = _choose(name, cpu, devices, path, left, right, _of_one(out), groups)
   if path == "onednn":
     how = {k: params[k] for k in ("stride", "padding", "groups")}
     rule = functools.partial(onednn.run, name, out, **how)

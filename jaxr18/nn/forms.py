@@ -58,10 +58,11 @@ def with_forms(spec: NetSpec, rules: Rules) -> NetSpec:
   inputs = in_features(spec)
 
   def set_form(path: str, conv: ConvSpec) -> ConvSpec:
-    if first[path] is None:
+    rule = first[path]
+    if rule is None:
       return conv
     try:
-      return _in_form(conv, first[path][1], inputs[path])
+      return _in_form(conv, rule[1], inputs[path])
     except ValueError as e:
       raise ValueError(f"{path}: {e}") from e
 

@@ -39,8 +39,8 @@ def arithmetic() -> dict[str, Any]:
     "onednn_threads": onednn.threads() if serves else None,
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
     "optimized": not jax.config.read("jax_disable_most_optimizations"),
-    "x64": jax.config.jax_enable_x64,
-    "matmul_precision": jax.config.jax_default_matmul_precision,
+    "x64": jax.config.values["jax_enable_x64"],
+    "matmul_precision": jax.config.values["jax_default_matmul_precision"],
     **{name: _version(name) for name in _PACKAGES},
   }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -17,8 +18,7 @@ from jaxr18.nn.resnet import BATCH_NORM_MOMENTUM, ResNet
 from jaxr18.nn.spec import NetSpec, check, has_four_levels
 
 
-@struct.dataclass
-class Network:
+class Network(struct.PyTreeNode):
   """Arrays, and the spec that gives them meaning.
 
   Attributes:
@@ -191,22 +191,22 @@ def forward(net: Network, images: jax.Array, dtype=jnp.float32) -> jax.Array:
   Returns:
     [batch, classes], float32.
   """
-  return ResNet(net.spec).apply(_variables(net), images.astype(dtype))
+  return _run(net, images.astype(dtype))
 
 
 def forward_train(
   net: Network, images: jax.Array, dtype=jnp.float32
 ) -> tuple[jax.Array, Any]:
   """Logits in training, and the batch statistics moved by this batch."""
-  logits, updated = ResNet(net.spec, train=True).apply(
-    _variables(net), images.astype(dtype), mutable=["batch_stats"]
+  logits, updated = _run(
+    net, images.astype(dtype), train=True, mutable=["batch_stats"]
   )
   return logits, updated["batch_stats"]
 
 
 def forward_stages(
   net: Network, images: jax.Array, dtype=jnp.float32, train: bool = False
-):
+) -> tuple[jax.Array, tuple[jax.Array, ...], Any]:
   """Logits and the output of each stage, for losses on features.
 
   Args:
@@ -214,21 +214,22 @@ def forward_stages(
     train: batch norm uses the batch's statistics.
 
   Returns:
-    ([batch, classes], a tuple of [batch, side, side, channels]); with `train`
-    also the batch statistics moved by this batch.
+    ([batch, classes], a tuple of [batch, side, side, channels], the batch
+    statistics, which `train` moves by this batch).
   """
   last = {}
   for name, _ in net.spec.blocks():
     last[name.partition("_")[0]] = name
-  logits, updated = ResNet(net.spec, train=train).apply(
-    _variables(net),
+  logits, updated = _run(
+    net,
     images.astype(dtype),
+    train,
     mutable=["batch_stats", "intermediates"],
     capture_intermediates=lambda m, _: m.name in last.values(),
   )
   outputs = updated["intermediates"]
   stages = tuple(outputs[name]["__call__"][0] for name in last.values())
-  return (logits, stages, updated["batch_stats"]) if train else (logits, stages)
+  return logits, stages, updated["batch_stats"]
 
 
 def stage_features(spec: NetSpec) -> tuple[int, ...]:
@@ -272,9 +273,7 @@ def calibrate(net: Network, images: jax.Array, method: str = "mse") -> Network:
       "no images to calibrate the bounds of quantized inputs on; give some"
       " hundred"
     )
-  _, sown = ResNet(net.spec, train=True).apply(
-    _variables(net), images, mutable=["batch_stats", method]
-  )
+  _, sown = _run(net, images, train=True, mutable=["batch_stats", method])
   return net.replace(params=_merge(net.params, sown.get(method, {})))
 
 
@@ -287,14 +286,11 @@ def input_norms(net: Network, images: jax.Array) -> dict[str, jax.Array]:
     images: [n, resolution, resolution, channels], normalized; norms are over
       images and pixels.
   """
-  _, sown = ResNet(net.spec).apply(_variables(net), images, mutable=["squares"])
-  squares = {}
-  for layer in net.spec.layers():
-    node = sown["squares"]
-    for name in layer.path.split("/"):
-      node = node[name]
-    squares[layer.path] = jnp.sqrt(node["input"])
-  return squares
+  _, sown = _run(net, images, mutable=["squares"])
+  return {
+    layer.path: jnp.sqrt(at(sown["squares"], layer.path)["input"])
+    for layer in net.spec.layers()
+  }
 
 
 def recalibrate(net: Network, batches: Iterable[jax.Array]) -> Network:
@@ -338,9 +334,13 @@ def _divide(total: Any, count: int) -> Any:
   return jax.tree.map(lambda x: x / count, total)
 
 
-def _variables(net: Network) -> dict[str, Any]:
+def _run(
+  net: Network, images: jax.Array, train: bool = False, **options
+) -> Any:
+  """Applies the network's module to images, in their own type."""
   params = apply_masks(net.params, net.masks)
-  return {"params": params, "batch_stats": net.batch_stats}
+  variables = {"params": params, "batch_stats": net.batch_stats}
+  return ResNet(net.spec, train=train).apply(variables, images, **options)
 
 
 def _merge(old: dict, new: dict) -> dict:

@@ -387,12 +387,10 @@ def _run(commands: list[list[str]]):
     for command in commands
   ]
   errors = [process.communicate()[1] for process in running]
-  for process, error in zip(running, errors, strict=True):
+  for command, process, error in zip(commands, running, errors, strict=True):
     if process.returncode:
       lines = error.strip().splitlines() or ["no message"]
-      raise Unavailable(
-        f"{process.args[0]} could not build the binding: {lines[0]}"
-      )
+      raise Unavailable(f"{command[0]} could not build the binding: {lines[0]}")
 
 
 def _check(compare, *args):
@@ -427,7 +425,7 @@ _CASES = (
 def _compare_passes():
   """Compares batch norm and the quantizer with NumPy's on a small shape."""
   x = np.random.default_rng(0).standard_normal((1, 70, 12)).astype(np.float32)
-  step = np.float32(0.3)
+  step = np.full(1, 0.3, np.float32)
 
   @jax.jit
   def run(x):
@@ -442,7 +440,7 @@ def _compare_passes():
       epsilon=np.float32(1e-5),
     )
     (grid,) = jax.ffi.ffi_call("jaxr18_quantize", [of(1, x.size)])(
-      x.reshape(1, -1), step[None], low=np.float32(-3), high=np.float32(3)
+      x.reshape(1, -1), step, low=np.float32(-3), high=np.float32(3)
     )
     return normalized[0], grid.reshape(x.shape)
 

@@ -7,17 +7,21 @@ and of the stored network, not of the simulation's speed.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from aqt.jax.v2 import utils
-from aqt.jax.v2.numerics import int_numerics, numerics
+from aqt.jax.v2.numerics import int_numerics
 
 from jaxr18.nn import passes
 from jaxr18.nn.conv import varying_alike
 from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, TWO_BITS
 
-_CONTEXT = utils.Context(key=None, train_step=None)  # no stochastic rounding
+# AQT's decorator of dataclasses hides their parameters from type checkers.
+_IntSymmetric: Any = int_numerics.IntSymmetric
+_Context: Any = utils.Context
+_CONTEXT = _Context(key=None, train_step=None)  # no stochastic rounding
 SMALLEST_BOUND = 1e-5  # 0 would give zeros silently; far below any in use
 _SMALLEST_KERNEL_BOUND = 0.01  # root mean squares; in use are 1 to 4
 
@@ -39,46 +43,23 @@ def _(primals, tangents):
   return primals[1], tangents[0]
 
 
-@utils.flax_slots_kw_only_dataclass
-class IntUnsigned(numerics.AqtNumerics):
-  """Levels 0 .. 2**bits - 1: signed ones after a ReLU waste half of them.
-
-  The values stay floats (`get_dtype` is None): AQT's integer cast is signed.
-  """
-
-  bits: int
-
-  def get_quant_bound(self):
-    return 2.0**self.bits - 1
-
-  def get_dtype(self):
-    return None
-
-  def vjp_fwd(self, x, context):
-    del context
-    return jnp.round(jnp.clip(x, 0, self.get_quant_bound())), (x,)
-
-  def vjp_bwd(self, res, grad):
-    (x,) = res
-    return grad * (x >= 0) * (x <= self.get_quant_bound()), None
-
-
 def _rounded(x: jax.Array, bits: int, signed: bool) -> jax.Array:
-  """To the nearest integer of the grid, halves to the even one; float32.
+  """Rounds to the nearest integer of a grid, halves to the even one; float32.
 
-  Signed levels are -(2**(bits-1) - 1) .. 2**(bits-1) - 1, zero among them.
+  Signed levels are -(2**(bits-1) - 1) .. 2**(bits-1) - 1, zero among them;
+  others 0 .. 2**bits - 1, since signed ones after a ReLU waste half of them.
   """
-  grid = IntUnsigned(bits=bits)
-  if signed:
-    grid = int_numerics.IntSymmetric(
-      bits=bits,
-      preserve_zero=True,
-      preserve_max_val=True,
-      clip=True,
-      clip_gradient=True,
-      round=True,
-      noise_fn=None,
-    )
+  if not signed:  # AQT has no grid of unsigned integers
+    return jnp.round(jnp.clip(x, 0, 2.0**bits - 1))
+  grid = _IntSymmetric(
+    bits=bits,
+    preserve_zero=True,
+    preserve_max_val=True,
+    clip=True,
+    clip_gradient=True,
+    round=True,
+    noise_fn=None,
+  )
   return grid.vjp_fwd(x, _CONTEXT)[0]
 
 

@@ -288,7 +288,7 @@ class NetSpec:
 
 
 def _net_from_dict(d: dict[str, Any]) -> NetSpec:
-  def conv(c):
+  def conv(c) -> Any:
     if c is None:
       return None
     conv = ConvSpec(**c)
@@ -479,7 +479,7 @@ def decide(
   paths: Sequence[str],
   what: str = "rule",
   end: tuple | None = None,
-) -> dict[str, tuple | None]:
+) -> dict[str, Any]:
   """The first rule whose regex, its first entry, matches a whole path.
 
   Args:

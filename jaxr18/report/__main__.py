@@ -96,7 +96,7 @@ def evidence_of(run):
 
   opened = settings(run.folder, _DATA_DIR.value)
   nets = sources.load_networks(run.folder)
-  dataset = _data(opened.data)
+  dataset = _data(opened.data)  # type: ignore[arg-type]  # it is frozen
   test, result, remarks = dataset.test, run.result, []
   size, mesh, was = opened.eval_batch_size, make_mesh(), result.test
   if result.votes:

@@ -22,18 +22,20 @@ SIZE = 12  # of letters
 
 def styled(chart: alt.TopLevelMixin) -> Any:
   """Returns a chart in the colors and letters of all of them."""
-  soft = dict(labelColor=palette.SOFT, titleColor=palette.SOFT)
-  letters = dict(labelFontSize=SIZE, titleFontSize=SIZE)
+  letters: dict[str, Any] = dict(
+    labelColor=palette.SOFT, titleColor=palette.SOFT, labelFontSize=SIZE,
+    titleFontSize=SIZE,
+  )  # fmt: skip
   return (
     chart.configure(background="transparent", font="sans-serif", padding=2)
     .configure_view(stroke=None)
     .configure_axis(
       domain=False, ticks=False, gridColor=palette.LINE, labelPadding=5,
-      titleFontWeight="normal", labelLimit=400, **soft, **letters,
+      titleFontWeight="normal", labelLimit=400, **letters,
     )
     .configure_legend(
       orient="top", title=None, symbolOpacity=1, labelLimit=400, offset=6,
-      **soft, **letters,
+      **letters,
     )
     .configure_title(
       color=palette.INK, fontSize=SIZE + 1, fontWeight="normal",
@@ -81,10 +83,9 @@ def pareto(
     for i, (s, a) in enumerate(places.steps(points, f))
   ]
   fill = alt.Fill("fill:N", scale=None)
-  quiet = dict(aria=False)
   layers = [
     alt.Chart(data(line))
-    .mark_line(color=palette.SOFT, strokeWidth=1.2, **quiet)
+    .mark_line(color=palette.SOFT, strokeWidth=1.2, aria=False)
     .encode(x, y, alt.Order("i:Q")),
     *_goal(f, x, y),
     alt.Chart(data([r for r in rows if r["low"] != r["high"]]))
@@ -96,7 +97,8 @@ def pareto(
     alt.Chart(data([r for r in rows if r["short"]]))
     .mark_text(
       align="left", baseline="alphabetic", fontSize=SIZE,
-      dx=alt.expr("datum.dx"), dy=alt.expr("datum.dy"), **quiet,
+      dx=alt.expr("datum.dx"), dy=alt.expr("datum.dy"),
+      aria=False,
     )
     .encode(x, y, color, text="short:N"),
   ]  # fmt: skip
@@ -155,15 +157,17 @@ def _goal(f: places.Frame, x, y) -> list[alt.Chart]:
     return []
   if f.goal_inside:
     one = data([{"y": places.error_of(f.goal)}])
-    rule = dict(color=palette.GOAL, strokeDash=[6, 4], aria=False)
-    return [alt.Chart(one).mark_rule(**rule).encode(y)]
+    rule = alt.Chart(one).mark_rule(
+      color=palette.GOAL, strokeDash=[6, 4], aria=False
+    )
+    return [rule.encode(y)]
   above = f.goal > 1 - f.errors[1]
   end = {"x": f.scores[0], "y": f.errors[1 if above else 0],
          "text": f"{100 * f.goal:g}% {'↑' if above else '↓'}"}  # fmt: skip
-  text = dict(align="left", dx=4, dy=10 if above else -8, aria=False)
   mark = alt.Chart(data([end])).mark_text(
-    color=palette.GOAL, fontSize=SIZE, **text
-  )
+    align="left", dx=4, dy=10 if above else -8, color=palette.GOAL,
+    fontSize=SIZE, aria=False,
+  )  # fmt: skip
   return [mark.encode(x, y, text="text:N")]
 
 

@@ -128,7 +128,9 @@ def mask_png(kept: np.ndarray) -> bytes:
   """A small PNG: ink where weights are kept, transparent where they are not."""
   rows, columns = kept.shape
   size = min(columns, THUMBNAIL), min(rows, THUMBNAIL)
-  image = Image.fromarray(kept.astype(np.float32)).resize(size, Image.BOX)
+  image = Image.fromarray(kept.astype(np.float32)).resize(
+    size, Image.Resampling.BOX
+  )
   levels = np.round(np.asarray(image) * (_LEVELS - 1)).astype(np.uint8)
   small = Image.fromarray(levels).convert("P")
   small.putpalette(_INK * _LEVELS)

@@ -101,7 +101,7 @@ def table_of(
   return _macros().table(head, rows, links or {})
 
 
-def _macros():
+def _macros() -> Any:
   return environment().get_template("macros.html").module
 
 

@@ -70,5 +70,7 @@ def save_all(
 def _enlarged(png: bytes) -> bytes:
   image = Image.open(io.BytesIO(png)).convert("RGBA")
   out = io.BytesIO()
-  image.resize((_SIDE, _SIDE), Image.NEAREST).save(out, "PNG", optimize=True)
+  image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(
+    out, "PNG", optimize=True
+  )
   return out.getvalue()

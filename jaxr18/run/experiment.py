@@ -297,7 +297,9 @@ def _unusable(workdir: pathlib.Path, e: Exception):
   )
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+def changes(
+  before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, str]:
   """What differs between two configs of one run and is not FREE, by field.
 
   Both are as `as_json` gives them; `before` may have been saved when there were
@@ -516,13 +518,17 @@ def estimator(
 
 
 class Beginning(NamedTuple):
-  """What a phase, or one member of its population, begins with."""
+  """What a phase, or one member of its population, begins with.
+
+  Attributes:
+    update: prunes by the plan, as `_prune`; None without one.
+  """
 
   net: Network
   projections: Any
   key: jax.Array
   plan: gradual.Plan | None
-  update: Callable[..., Network] | None
+  update: Any
 
 
 def begin(
@@ -614,11 +620,12 @@ def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
       source = prune.rewind(source, of(c.start.rewind, where))
     except ValueError as e:
       raise ConfigError(f"{where}: {e}") from e
+  spec = phase.spec
   if c.start.shrink:
+    assert source is not None  # as the config has been checked
     source = sources.shrunk(source, c.start.drop_blocks, here)
     spec = quantized(source.spec, c.network)
-  else:
-    spec = phase.spec
+  assert spec is not None
   images = dataset.train.images[: c.calibrate.images]
   images = _normalized(images, dataset, spec)
   method = c.calibrate.method
@@ -670,7 +677,7 @@ def make_result(
     made: what made the result.
     more: fields of several networks, of `members.test_members`.
   """
-  fields = {"score": score_lib.score(net.spec, masks=net.masks)} | more
+  score = more.pop("score", None) or score_lib.score(net.spec, masks=net.masks)
   return Result(
     test=Answers(test.correct, test.count, test.loss),
     validation_accuracy=phases[experiment.phases[-1].name].validation_accuracy,
@@ -680,7 +687,8 @@ def make_result(
     seed=experiment.seed,
     seconds=sum(p.seconds for p in phases.values()),
     made=made,
-    **fields,
+    score=score,
+    **more,
   )
 
 

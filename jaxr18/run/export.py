@@ -208,7 +208,7 @@ def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     from jaxr18.deploy.to_onnx import load_onnx
 
     return load_onnx(path)
-  return jax.jit(jax.export.deserialize(path.read_bytes()).call)
+  return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
 
 
 def integer_logits(

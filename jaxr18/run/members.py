@@ -71,14 +71,14 @@ def save_ensemble(
       how: answer(logits, split.labels, how, weights).accuracy
       for how in ensemble.VOTES
     }
-    vote = max(votes, key=votes.get)  # of equal ones the simplest
+    vote = max(votes, key=votes.__getitem__)  # of equal ones the simplest
   if c.ensemble.vote != "select":
     vote = c.ensemble.vote
   _keep(directory, nets, meta | {"data": dataset.fingerprint})
   return {
     "step": 0,
     "epoch": 0,
-    "validation_accuracy": votes.get(vote),
+    "validation_accuracy": votes[vote] if vote in votes else None,
     "validation_accuracies": each,
     "sources": list(names(c.ensemble.members)),
     "votes": votes,
@@ -183,7 +183,7 @@ def _test_votes(
     for how in ensemble.VOTES
     if how != "weighted" or phase.weights is not None
   }
-  return votes[phase.vote], {
+  return votes[str(phase.vote)], {
     "vote": phase.vote,
     "weights": phase.weights,
     "votes": {

@@ -19,6 +19,7 @@ cannot go on; 2 when the command or the config cannot be run.
 
 import pathlib
 import time
+from typing import Any
 
 from absl import app, flags
 
@@ -100,12 +101,12 @@ def main(argv: list[str]) -> None:
   _work(study, searched, workdir, dataset, mesh, stop)
 
 
-def _config():
-  """A search's values, not checked; None where only a report is due."""
+def _config() -> dict[str, Any]:
+  """A search's values, not checked; {} where only a report is due."""
   if _REPORT.value:
-    if _CONFIG.file is None and not _WORKDIR.value:
+    if not _CONFIG.file and not _WORKDIR.value:
       raise app.UsageError("give --workdir=DIR of a study")
-    return None
+    return {}
   config = _CONFIG.value
   if config is None:
     raise app.UsageError(
@@ -133,7 +134,8 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
   from jaxr18.train.progress import duration
 
   count = lambda rows: len(trial.finished(rows))
-  began, first, wanted = time.monotonic(), None, _TRIALS.value
+  began, first = time.monotonic(), None
+  wanted = _TRIALS.value or 0  # which `_config` has asked for
   while not stop.received:
     work = trial.find_work(study, searched, workdir, wanted)
     if work is None:
@@ -144,7 +146,7 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
     if work.untrained:
       print(
         f"{work.untrained} candidates were over the budget of"
-        f" {searched.search.score_budget:g} or seen before, and not trained"
+        f" {searched.chosen.score_budget:g} or seen before, and not trained"
       )
     print(
       f"trial {work.number}{' goes on' if work.begun else ''}:"
@@ -168,7 +170,7 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
   with in_turn(workdir):
     rows = table.write(study, workdir)
   running = [r["number"] for r in rows if r["state"] == "running"]
-  choices = dimensions(searched.search)
+  choices = dimensions(searched.chosen)
   if count(rows) < wanted and trial.exhausted(rows, choices):
     print("The study has had every candidate that config.search describes.")
   print(f"{count(rows)} of {wanted} trials are finished, the best of them:")

@@ -21,8 +21,8 @@ def ranks(costs: np.ndarray) -> np.ndarray:
   those of rank 0, and so on. Equal rows have equal ranks.
   """
   costs = np.asarray(costs, float)
-  below = (costs[:, None] <= costs[None]).all(-1)
-  dominates = below & (costs[:, None] < costs[None]).any(-1)
+  below = np.all(costs[:, None] <= costs[None], -1)
+  dominates = below & np.any(costs[:, None] < costs[None], -1)
   out = np.full(len(costs), -1)
   rank = 0
   while (out < 0).any():

@@ -64,7 +64,7 @@ def open_study(where: str | pathlib.Path, new: bool = True) -> Study:
   """
   optuna = _optuna()
   url = is_url(str(where))
-  storage = (_database if url else _journal)(optuna, where)
+  storage = _database(optuna, str(where)) if url else _journal(optuna, where)
   try:
     if not new and NAME not in optuna.study.get_all_study_names(storage):
       raise StudyError(none_in(where))

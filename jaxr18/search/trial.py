@@ -103,7 +103,7 @@ def _take_up(study: Study, row, searched, workdir) -> Work | None:
       study, number, storage.FAILED, reason="killed before it was scored"
     )
     return None
-  if row["score"] > searched.search.score_budget:
+  if row["score"] > searched.chosen.score_budget:
     storage.finish(study, number, storage.OVER)
     return None
   folder, lock = _folder(workdir, number), contextlib.ExitStack()
@@ -126,7 +126,8 @@ def _ask(
   The sampler may choose the same one twice, which would train to the same bits:
   then one is drawn that the study has not had.
   """
-  choices, budget = dimensions(searched.search), searched.search.score_budget
+  search = searched.chosen
+  choices, budget = dimensions(search), search.score_budget
   lowest, init = float("inf"), _init_of(searched)
   place = Place(source=lambda data, name: Source(init))
   seen = {_key(row["params"]) for row in storage.rows(study)}
@@ -222,19 +223,19 @@ def train(
   Returns:
     Its row of `storage.rows`; 'running' where a signal stopped it, saved.
   """
-  began, number = time.monotonic(), work.number
+  began, number, search = time.monotonic(), work.number, searched.chosen
   before = storage.row(study, number)["seconds"]
   goes_on = True
 
   def watch(line: dict[str, Any]) -> bool:
     nonlocal goes_on
-    if line["epoch"] in searched.search.rungs:
+    if line["epoch"] in search.rungs:
       goes_on = reach(
         study,
         number,
         line["epoch"],
         line["validation_accuracy"],
-        searched.search.eta,
+        search.eta,
       )
     return goes_on
 

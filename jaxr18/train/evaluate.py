@@ -128,19 +128,15 @@ def compare(
 
 def evaluate(
   net: Network, split, dataset, batch_size: int, mesh: Mesh
-) -> Evaluation | list[Evaluation]:
-  """The network's answers on all images of a split.
-
-  Of stacked networks a list, one for each member.
+) -> Evaluation:
+  """Counts a network's right answers on all images of a split.
 
   Args:
-    net: one network, or stacked ones.
+    net: one network.
     split: the images, of the data set.
     dataset, batch_size, mesh: as `predict`.
   """
   logits = predict(net, split.images, dataset, batch_size, mesh)
-  if logits.ndim == 3:
-    return [count(logits[:, i], split.labels) for i in range(logits.shape[1])]
   return count(logits, split.labels)
 
 
@@ -173,9 +169,12 @@ class Validation:
     split = self.dataset.validation
     if not len(split):
       return []
-    found = evaluate(net, split, self.dataset, self.batch_size, self.mesh)
-    each = found if isinstance(found, list) else [found]
-    return [one.accuracy for one in each]
+    logits = predict(
+      net, split.images, self.dataset, self.batch_size, self.mesh
+    ).reshape(len(split), -1, net.spec.head.classes)
+    return [
+      count(logits[:, i], split.labels).accuracy for i in range(logits.shape[1])
+    ]
 
 
 def count(logits: np.ndarray, labels: np.ndarray) -> Evaluation:

@@ -67,11 +67,11 @@ class Feed:
 
   def _order(self, epoch: int) -> np.ndarray:
     """Rows [steps, batch], or [steps, members, batch]."""
-    many = isinstance(self.seed, tuple)
-    seeds = self.seed if many else (self.seed,)
     args = len(self.split), self.batch_size
-    orders = [_batches(*args, seed, epoch) for seed in seeds]
-    return np.stack(orders, 1) if many else orders[0]
+    if isinstance(self.seed, int):
+      return _batches(*args, self.seed, epoch)
+    orders = [_batches(*args, seed, epoch) for seed in self.seed]
+    return np.stack(orders, 1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -210,8 +210,8 @@ def _begin(
   store: PhaseStore,
   hooks: Sequence[Hook],
   clock: Clock,
-) -> Callable | None:
-  """Compiles the step and the evaluation; None where no step is left.
+) -> Callable:
+  """Compiles the step, if one is left, and the evaluation.
 
   Lines of metrics.jsonl that are gone are made again first.
   """
@@ -219,7 +219,7 @@ def _begin(
     kept = replicate(store.read(step, state), t.mesh)
     measure(t, step, kept, store, clock)
   store.check_best()
-  run_step = None
+  run_step = t.step
   if store.step < t.steps:
     # The batch that comes first, since a table keeps what it is asked for.
     epoch, batch = store.step // t.feed.steps, t.feed.batch(store.step)

@@ -13,8 +13,7 @@ from jaxr18.nn.network import Network, apply_masks, over
 from jaxr18.nn.spec import BOUNDS
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """Everything a checkpoint holds; randomness follows from seed and step.
 
   Attributes:
@@ -35,7 +34,7 @@ class TrainState:
   net: Network
   opt_state: Any
   average: Network | None
-  totals: dict[str, jax.Array]
+  totals: dict[str, Any]
   projections: Any = None
   statistics: Any = None
 
@@ -221,7 +220,7 @@ def sum_movement(rate: optax.Schedule) -> optax.GradientTransformation:
     zeros = jax.tree.map(jnp.zeros_like, params)
     return MovementState(jnp.zeros((), jnp.int32), zeros)
 
-  def update(updates, state, params):
+  def update(updates, state, params=None):
     summed = jax.tree.map(
       lambda s, g, w: s - rate(state.count) * g * w,
       state.movement,

@@ -36,18 +36,17 @@ from jaxr18.train.state import TrainState
 from jaxr18.train.terms import Context, TeacherOutputs, Term
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
   """images uint8 [n, 32, 32, 3], labels int32 [n], index int32 [n].
 
   teacher_logits [n, classes] are there where they come from a table. Of a
   population every array has a leading member axis.
   """
 
-  images: jax.Array
-  labels: jax.Array
-  index: jax.Array
-  teacher_logits: jax.Array | None = None
+  images: Any
+  labels: Any
+  index: Any
+  teacher_logits: Any = None
 
 
 class Teachers(NamedTuple):
@@ -87,14 +86,15 @@ def observe(
       what the mean of several is.
   """
   stages = any(term.stages for term in terms)
-  logits, found = batch.teacher_logits, ()
+  logits = batch.teacher_logits
+  found: tuple[jax.Array, ...] = ()
   if teachers.nets and stages:
     (net,) = teachers.nets
-    logits, found = forward_stages(net, inputs(net), dtype)
+    logits, found, _ = forward_stages(net, inputs(net), dtype)
   elif teachers.nets:
-    logits = [forward(net, inputs(net), dtype) for net in teachers.nets]
+    each = [forward(net, inputs(net), dtype) for net in teachers.nets]
     loss = next((term.loss for term in terms if term.loss), "kd")
-    logits = distill.mean_teacher(jnp.stack(logits), loss)
+    logits = distill.mean_teacher(jnp.stack(each), loss)
   others = [forward(net, inputs(net), dtype) for net in teachers.others]
   return TeacherOutputs(logits, found, jnp.stack(others) if others else None)
 
@@ -162,14 +162,15 @@ def _differentiate(
   def loss_fn(params, net, teacher: TeacherOutputs, images, rest):
     trained = {k: v for k, v in params.items() if k in net.params}
     net = net.replace(params=trained)
-    outputs = ()
+    outputs: tuple[jax.Array, ...] = ()
     if teacher.stages:
       logits, outputs, batch_stats = forward_stages(net, images, dtype, True)
     else:
       logits, batch_stats = forward_train(net, images, dtype)
     c = Context(
-      net, params.get("projections"), logits, outputs, teacher=teacher, **rest
-    )
+      logits=logits, teacher=teacher, net=net, stages=outputs,
+      projections=params.get("projections"), **rest,
+    )  # fmt: skip
     value, each = terms_lib.total(terms, c)
     return value, (logits, batch_stats, each)
 
@@ -223,13 +224,13 @@ def single_step(
     )
     if member.rate is not None:
       updates = jax.tree.map(lambda u: u * member.rate, updates)
-    params = optax.apply_updates(found.params, updates)
+    params: Any = optax.apply_updates(found.params, updates)
     projections = params.pop("projections", None)
     # Projected after the update: momentum and decay revive pruned weights.
     params = apply_masks(params, state.net.masks)
     net = state.net.replace(params=params, batch_stats=found.batch_stats)
     averaged = state.average
-    if averaged is not None:
+    if average is not None and averaged is not None:
       averaged = average_lib.move(average, averaged, net, state.step)
     correct = jnp.sum(jnp.argmax(found.logits, -1) == batch.labels)
     totals = {

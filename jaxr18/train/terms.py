@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxr18.compress import channels, dampen, distill
-from jaxr18.nn.network import Network
 
 
 class TeacherOutputs(NamedTuple):
@@ -28,32 +27,32 @@ class TeacherOutputs(NamedTuple):
       is to differ from; None where there are none.
   """
 
-  logits: jax.Array | None = None
+  logits: Any = None
   stages: tuple[jax.Array, ...] = ()
-  others: jax.Array | None = None
+  others: Any = None
 
 
 class Context(NamedTuple):
   """What a term may look at.
 
   Attributes:
-    net: the student, with the parameters that are differentiated.
-    projections: FitNets' regressors, differentiated too; None without.
     logits: [batch, classes], the student's.
-    stages: the student's stage outputs; () where no term needs them.
     labels: [batch] ints, or [batch, classes] probabilities of a mixture.
     teacher: what the teachers say of the same images.
+    net: the student, with the parameters that are differentiated.
+    projections: FitNets' regressors, differentiated too; None without.
+    stages: the student's stage outputs; () where no term needs them.
     epoch: from 0, int32.
     temperature_factor: a population member's.
   """
 
-  net: Network
-  projections: Any
   logits: jax.Array
-  stages: tuple[jax.Array, ...]
   labels: jax.Array
-  teacher: TeacherOutputs
-  epoch: jax.Array
+  teacher: TeacherOutputs = TeacherOutputs()
+  net: Any = None
+  projections: Any = None
+  stages: tuple[jax.Array, ...] = ()
+  epoch: jax.Array | int = 0
   temperature_factor: jax.Array | float = 1.0
 
 
@@ -153,6 +152,49 @@ def decoupled(
     return jnp.minimum((c.epoch + 1) / warmup, 1) * loss if warmup else loss
 
   return Term("distillation", fn, weight, loss="dkd")
+
+
+def answers(
+  loss: str,
+  *,
+  temperature: float,
+  weight: float,
+  label_smoothing: float = 0.0,
+  beta: float = 8.0,
+  warmup: float = 0.0,
+) -> list[Term]:
+  """Lists the terms of the labels and of a teacher, the labels' first.
+
+  - 'kd' (Hinton et al., 2015): (1 - weight) * cross entropy + weight * `soft`.
+  - 'mse': the same with `squared`; the temperature is not used.
+  - 'dkd_mixed': the same with `decoupled`.
+  - 'dkd', as its authors' mdistiller has it: cross entropy + `decoupled`.
+
+  With a weight of 1 the teacher's term stands alone, but for 'dkd'.
+
+  Args:
+    loss: one of `distill.LOSSES`.
+    temperature: of both softmaxes.
+    weight: the teacher's share, in [0, 1].
+    label_smoothing: as in `distill.cross_entropy`.
+    beta, warmup: as `decoupled` takes them; 'dkd' alone has a warmup.
+  """
+  if loss == "dkd":
+    hard = cross_entropy(label_smoothing)
+    return [hard, decoupled(temperature, beta, warmup)]
+  alone = weight == 1
+  share = None if alone else weight
+  if loss == "kd":
+    teacher = soft(temperature, share)
+  elif loss == "mse":
+    teacher = squared(share)
+  else:
+    teacher = decoupled(temperature, beta, weight=share)
+  return (
+    [teacher]
+    if alone
+    else [cross_entropy(label_smoothing, 1 - weight), teacher]
+  )
 
 
 def group_lasso(weight: float) -> Term:

@@ -125,6 +125,7 @@ def _tensorboard(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
   from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto import event_pb2
 
+  proto: Any = event_pb2  # whose classes are made when it is imported
   root, files, last = workdir / "tensorboard", {}, {}
 
   def open_file(folder: pathlib.Path) -> None:
@@ -135,13 +136,13 @@ def _tensorboard(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
       old.unlink()
     files[folder] = EventsWriter(str(folder / "events"))
     # A TensorBoard that is open forgets what it read of the old file.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    files[folder].write_event(event_pb2.Event(session_log=start, step=0))
+    start = proto.SessionLog(status=proto.SessionLog.START)
+    files[folder].write_event(proto.Event(session_log=start, step=0))
 
   def add(folder: pathlib.Path, step: int, numbers: dict[str, float]) -> None:
     for tag, value in numbers.items():
       files[folder].write_event(
-        event_pb2.Event(
+        proto.Event(
           wall_time=time.time(), step=step, summary=summary.scalar(tag, value)
         )
       )
@@ -172,7 +173,9 @@ def _wandb_run(workdir: pathlib.Path, config: dict[str, Any], run_id: str):
   import wandb
 
   # The run's own output is ours.
-  quiet = dict(console="off", silent=True, login_timeout=30, init_timeout=60)
+  quiet = wandb.Settings(
+    console="off", silent=True, login_timeout=30, init_timeout=60
+  )
   return wandb.init(
     project=os.environ.get("WANDB_PROJECT", "jaxr18"),
     name=workdir.name,
@@ -180,7 +183,7 @@ def _wandb_run(workdir: pathlib.Path, config: dict[str, Any], run_id: str):
     resume="allow",
     dir=str(workdir),
     config=config,
-    settings=wandb.Settings(**quiet),
+    settings=quiet,
   )
 
 

@@ -8,10 +8,10 @@ import pytest
 from jaxr18.compress.distill import (
   cross_entropy,
   decoupled_loss,
-  distillation_loss,
   logit_loss,
   soft_loss,
 )
+from jaxr18.train import terms
 
 LOGITS = jnp.array([[2.0, 1.0, 0.0], [-1.0, 0.5, 3.0]])
 TEACHER = jnp.array([[1.0, 3.0, -2.0], [0.0, 0.0, 4.0]])
@@ -23,15 +23,12 @@ def softmax(x):
   return e / e.sum(-1, keepdims=True)
 
 
-def total(kd_weight, temperature=4.0, label_smoothing=0.0):
-  return distillation_loss(
-    LOGITS,
-    TEACHER,
-    LABELS,
-    temperature=temperature,
-    kd_weight=kd_weight,
-    label_smoothing=label_smoothing,
-  )
+def total(weight, temperature=4.0, *, loss="kd", teacher=TEACHER,
+          labels=LABELS, **more):  # fmt: skip
+  """The sum of the labels' and the teacher's terms."""
+  context = terms.Context(LOGITS, labels, terms.TeacherOutputs(teacher))
+  parts = terms.answers(loss, temperature=temperature, weight=weight, **more)
+  return terms.total(parts, context)[0]
 
 
 class TestCrossEntropy:
@@ -136,7 +133,7 @@ class TestLogitLoss:
     assert not np.any(jax.grad(logit_loss, argnums=1)(LOGITS, TEACHER))
 
 
-class TestDistillationLoss:
+class TestAnswers:
   @pytest.mark.parametrize("smoothing", [0.0, 0.1])
   def test_weight_0_is_cross_entropy(self, smoothing):
     expected = cross_entropy(LOGITS, LABELS, smoothing)
@@ -148,24 +145,14 @@ class TestDistillationLoss:
   @pytest.mark.parametrize("loss", ["kd", "mse", "dkd_mixed", "dkd"])
   def test_weight_1_does_not_look_at_the_labels(self, loss):
     def value(labels, smoothing):
-      return distillation_loss(
-        LOGITS,
-        TEACHER,
-        labels,
-        temperature=4.0,
-        kd_weight=1.0,
-        label_smoothing=smoothing,
-        loss=loss,
-      )
+      return total(1.0, loss=loss, labels=labels, label_smoothing=smoothing)
 
     # Whatever 0 times the hard loss would be.
     with_hard = loss == "dkd"
     assert (value(LABELS, 0.1) != value(LABELS, jnp.inf)) == with_hard
 
   def test_mse_in_the_place_of_kd(self):
-    got = distillation_loss(
-      LOGITS, TEACHER, LABELS, temperature=9.0, kd_weight=0.7, loss="mse"
-    )
+    got = total(0.7, temperature=9.0, loss="mse")
     hard, soft = cross_entropy(LOGITS, LABELS), logit_loss(LOGITS, TEACHER)
     assert got == pytest.approx(0.3 * float(hard) + 0.7 * float(soft), rel=1e-6)
 
@@ -177,12 +164,7 @@ class TestDistillationLoss:
     assert got == pytest.approx(expected, rel=1e-6)
 
   def test_no_gradient_into_the_teacher(self):
-    def loss(teacher):
-      return distillation_loss(
-        LOGITS, teacher, LABELS, temperature=4.0, kd_weight=0.9
-      )
-
-    assert not np.any(jax.grad(loss)(TEACHER))
+    assert not np.any(jax.grad(lambda t: total(0.9, teacher=t))(TEACHER))
 
   def test_descends_to_the_teacher(self):
     step = jax.jit(lambda z: z - 5 * jax.grad(soft_loss)(z, TEACHER, 4.0))

@@ -16,6 +16,7 @@ import tiny_run
 from jaxr18.compress import distill
 from jaxr18.config import schema as config
 from jaxr18.nn import network
+from jaxr18.train import terms
 
 LOGITS = jnp.array([[2.0, 1.0, 0.0], [-1.0, 0.5, 3.0]])
 TEACHER = jnp.array([[1.0, 3.0, -2.0], [0.0, 0.0, 4.0]])
@@ -98,16 +99,15 @@ def test_a_likeness_leaves_the_others_alone(name):
 
 def test_dkd_is_mdistillers():
   # ce_weight 1, alpha 1, beta 8, temperature 4, and a share that grows.
-  how = dict(temperature=4.0, kd_weight=0.9, loss="dkd")
+  how = dict(temperature=4.0, weight=0.9)
+  teacher = terms.TeacherOutputs(TEACHER)
   hard = distill.cross_entropy(LOGITS, LABELS)
   soft = 6.749783950030106  # PyTorch's, as above
-  for share in (0.05, 1.0):
-    got = distill.distillation_loss(
-      LOGITS, TEACHER, LABELS, **how, dkd_share=share
-    )
+  for epoch, share in ((0, 0.05), (19, 1.0), (40, 1.0)):
+    context = terms.Context(LOGITS, LABELS, teacher, epoch=epoch)
+    got, _ = terms.total(terms.answers("dkd", **how, warmup=20), context)
     assert got == pytest.approx(float(hard) + share * soft, rel=1e-5)
-  how["loss"] = "dkd_mixed"
-  got = distill.distillation_loss(LOGITS, TEACHER, LABELS, **how)
+  got, _ = terms.total(terms.answers("dkd_mixed", **how), context)
   assert got == pytest.approx(0.1 * float(hard) + 0.9 * soft, rel=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_mean_probability():
 def test_stage_outputs_leave_logits_as_they_are():
   net = tiny_run.tiny_network()
   images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-  logits, stages = network.forward_stages(net, images)
+  logits, stages, _ = network.forward_stages(net, images)
   np.testing.assert_array_equal(logits, network.forward(net, images))
   assert [s.shape for s in stages] == [(2, 8, 8, 4), (2, 4, 4, 12)]
   head = net.params["head"]

@@ -9,7 +9,7 @@ import pytest
 
 from jaxr18.config import base, schema
 from jaxr18.config.faults import ConfigError
-from jaxr18.config.fields import is_section
+from jaxr18.config.fields import section_of
 from jaxr18.config.file import set_field
 from jaxr18.config.reading import parse
 from jaxr18.config.schema import PhaseOptions, describe, fields
@@ -18,7 +18,7 @@ from jaxr18.nn import spec
 PHASE_SECTIONS = {
   name: info.annotation
   for name, info in PhaseOptions.model_fields.items()
-  if is_section(info)
+  if section_of(info)
 }
 
 

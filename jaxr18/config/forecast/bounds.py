@@ -57,7 +57,7 @@ def bounds_of(o: Outlook, views: int) -> Bounds:
     }
     for end in (0, 1)
   )
-  macs = tuple(views * n for n in macs)
+  macs = views * macs[0], views * macs[1]
   return Bounds(low, high, macs, weights, tuple(dict.fromkeys(o.why)))
 
 
@@ -135,7 +135,8 @@ def _whole_files(o: Outlook) -> Range:
   out = 0.0, 0.0
   for layer in filter(plain, o.spec.layers()):
     both = zip(o.size(layer), o.in_alive(layer), strict=True)
-    out = plus(out, tuple(_file(layer, s, k) for s, k in both))
+    low, high = (_file(layer, s, k) for s, k in both)
+    out = plus(out, (low, high))
   return out
 
 
@@ -168,7 +169,7 @@ def _file(layer: Layer, size: float, kept: float) -> float:
   return min(encodings((round(size),), kept, layer.w_bits).values())
 
 
-def _corners(layer: Layer, size: int, k: Kept) -> list[float]:
+def _corners(layer: Layer, size: float, k: Kept) -> list[float]:
   """Numbers of kept weights between which a file grows evenly."""
   index = math.ceil(math.log2(size)) if size > 1 else 0
   found = [size / index if index else size]

@@ -22,7 +22,7 @@ def ends(spec: NetSpec) -> dict[str, Ends]:
       found[path][1] = group.name
     for path in group.through:  # channel by channel: in and out are the same
       found[path][1] = group.name
-  return {path: tuple(both) for path, both in found.items()}
+  return {path: (one, other) for path, (one, other) in found.items()}
 
 
 def term(layer: Layer, ends: Ends) -> tuple[float, list[str]]:
@@ -46,6 +46,7 @@ def size(spec: NetSpec, layer: Layer, of: Mapping[str, Range]) -> Range:
     of: channels of each group, by its name.
   """
   c, groups = term(layer, ends(spec)[layer.path])
-  return tuple(
+  low, high = (
     round(c * math.prod(of[g][end] for g in groups)) for end in (0, 1)
   )
+  return low, high

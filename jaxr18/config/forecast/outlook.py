@@ -97,7 +97,9 @@ class Outlook:
 
 def outlook_of(spec: NetSpec, unknown: str = "") -> Outlook:
   """Of a network that nothing is masked in, or of which nobody knows."""
-  sizes = {g.name: (g.size, g.size) for g in channel_groups(spec)}
+  sizes: dict[str, Range] = {
+    g.name: (g.size, g.size) for g in channel_groups(spec)
+  }
   out = Outlook(spec, sizes, sizes, unknown=unknown)
   if not unknown:
     return out

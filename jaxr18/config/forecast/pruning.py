@@ -227,8 +227,9 @@ def _together(o: Outlook, left: Ranges) -> Range:
   """How many weights the masks so far leave in all these layers together."""
   known = [(paths, n) for paths, n in o.totals if set(paths) <= set(left)]
   inside = {p for paths, _ in known for p in paths}
-  return tuple(
+  low, high = (
     sum(both[end] for p, both in left.items() if p not in inside)
     + sum(n for _, n in known)
     for end in (0, 1)
   )
+  return low, high

@@ -26,10 +26,9 @@ def score_of(
   """
   if not ensemble:
     return _score(outlooks[0], views)
-  found = [_score(o, views) for o in outlooks]
-  if all(isinstance(one, Score) for one in found):
-    return add_scores(found)
-  return add_bounds(found)
+  each = [_score(o, views) for o in outlooks]
+  known = [one for one in each if isinstance(one, Score)]
+  return add_scores(known) if len(known) == len(each) else add_bounds(each)
 
 
 def per_layer_of(o: Outlook) -> float | None:
@@ -43,8 +42,8 @@ def per_layer_of(o: Outlook) -> float | None:
 def _score(o: Outlook, views: int) -> Score | Bounds:
   """Of one network."""
   layers = o.spec.layers()
-  counts = [_counts(o, layer) for layer in layers]
-  known = o.fixed and all(counts)
+  counts = [c for layer in layers if (c := _counts(o, layer)) is not None]
+  known = o.fixed and len(counts) == len(layers)
   rows = score_counts(layers, counts, views=views) if known else None
   if rows is not None and all(_whole_is_known(o, layer) for layer in layers):
     return rows
@@ -69,12 +68,12 @@ def _counts(o: Outlook, layer: Layer) -> LayerWeights | None:
     return None
   vectors = len(vector_paths(layer))
   return LayerWeights(
-    size=size[0],
+    size=int(size[0]),
     kept=int(kept[0]),
     structured=whole,
     biases=layer.features if vectors else 0,
     biases_kept=int(alive[0]) if vectors else 0,
-    params=size[0] + layer.features * vectors,
+    params=int(size[0]) + layer.features * vectors,
     params_kept=int(kept[0] + alive[0] * vectors),
     params_structured=int(whole + (layer.features - alive[0]) * vectors),
   )
