@@ -14,6 +14,7 @@ when the command cannot be run.
 
 import pathlib
 import tempfile
+from typing import Any
 
 from absl import app, flags
 
@@ -50,14 +51,9 @@ def main(argv: list[str]) -> None:
       " and below 1"
     )
   # Imported late: --help and a wrong flag need no JAX.
-  import jax
-  import jax.numpy as jnp
-
-  from jaxr18.compress import channels, criteria, sensitivity
+  from jaxr18.compress import channels, criteria
   from jaxr18.host.files import try_writing, write_json
-  from jaxr18.nn.spec import has_four_levels
   from jaxr18.report import draw
-  from jaxr18.run import sources
   from jaxr18.run.finished import reopen
 
   known = channels.CRITERIA if _STRUCTURED.value else criteria.NAMES
@@ -65,63 +61,12 @@ def main(argv: list[str]) -> None:
   if criterion not in known or criterion == "movement":
     usable = [n for n in known if n != "movement"]
     raise app.UsageError(f"--criterion={criterion}: must be one of {usable}")
-  workdir, opened, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
+  run = reopen(_WORKDIR.value, _DATA_DIR.value)
   name = "channels" if _STRUCTURED.value else "weights"
-  path = workdir / "sensitivity" / f"{name}.json"
+  path = run.workdir / "sensitivity" / f"{name}.json"
   try_writing(path)
   try_writing(path.with_suffix(".svg"))
-  net = sources.load_network(workdir)
-
-  def inputs(split, count):
-    part = split.take(slice(0, count))
-    x = normalize(part.images, dataset.mean, dataset.std, net.spec.resolution)
-    return x, jnp.asarray(part.labels)
-
-  images, labels = inputs(dataset.train, 512)
-  key = jax.random.key(opened.seed)
-  if _STRUCTURED.value:
-    grads = None
-    if criterion == "taylor":
-      grads = criteria.gradients(net, images, labels)
-    scores = channels.importance(criterion, net, key=key, grads=grads)
-    ranks = sensitivity.channel_ranks(net, scores)
-  else:
-    scores = criteria.score(
-      criterion, net, key=key, images=images, labels=labels
-    )
-    layers = [x for x in net.spec.layers() if not has_four_levels(x)]
-    if not layers:
-      raise app.UsageError(
-        f"--workdir={_WORKDIR.value}: no layer can be pruned, since four levels"
-        " of 2 bits have no zero; --structured takes whole channels"
-      )
-    in_order = {x.path: scores[x.path] for x in layers}
-    ranks = sensitivity.weight_ranks(in_order)
-  split = dataset.validation if len(dataset.validation) else dataset.train
-  x, y = inputs(split, _IMAGES.value)
-  size = min(opened.eval_batch_size, len(y))
-  count = len(y) // size * size  # whole batches: one program
-
-  def batches():
-    for i in range(0, count, size):
-      yield x[i : i + size], y[i : i + size]
-
-  table = sensitivity.sensitivity(
-    net,
-    ranks,
-    (1.0, *(1 - s for s in sparsities)),
-    batches,
-    structured=_STRUCTURED.value,
-  )
-  whole = next(iter(table.values()))[0]
-  result = {
-    "criterion": criterion,
-    "images": count,
-    "split": "validation" if split is dataset.validation else "train",
-    "accuracy": whole,
-    "sparsities": sparsities,
-    "accuracies": {layer: row[1:] for layer, row in table.items()},
-  }
+  result = _measured(run, criterion, sparsities)
   write_json(path, result)
   print(_table(result))
   if why := draw.missing():
@@ -129,6 +74,70 @@ def main(argv: list[str]) -> None:
     return
   _draw(result, path.with_suffix(".svg"))
   print(f"{path}, {path.with_suffix('.svg')}")
+
+
+def _measured(run, criterion: str, sparsities) -> dict[str, Any]:
+  """Measures each layer, or group of channels, pruned to each sparsity."""
+  from jaxr18.compress import sensitivity
+  from jaxr18.run import sources
+
+  net, dataset = sources.load_network(run.workdir), run.dataset
+  ranks = _ranks(net, criterion, run.experiment.seed, dataset)
+  split = dataset.validation if len(dataset.validation) else dataset.train
+  x, y = _inputs(net, dataset, split, _IMAGES.value)
+  size = min(run.experiment.eval_batch_size, len(y))
+  count = len(y) // size * size  # whole batches: one program
+
+  def batches():
+    for i in range(0, count, size):
+      yield x[i : i + size], y[i : i + size]
+
+  densities = (1.0, *(1 - s for s in sparsities))
+  table = sensitivity.sensitivity(
+    net, ranks, densities, batches, structured=_STRUCTURED.value
+  )
+  return {
+    "criterion": criterion,
+    "images": count,
+    "split": "validation" if split is dataset.validation else "train",
+    "accuracy": next(iter(table.values()))[0],
+    "sparsities": sparsities,
+    "accuracies": {layer: row[1:] for layer, row in table.items()},
+  }
+
+
+def _inputs(net, dataset, split, count: int):
+  """Returns the first images of a split as a network sees them, and labels."""
+  import jax.numpy as jnp
+
+  part = split.take(slice(0, count))
+  x = normalize(part.images, dataset.mean, dataset.std, net.spec.resolution)
+  return x, jnp.asarray(part.labels)
+
+
+def _ranks(net, criterion: str, seed: int, dataset):
+  """Ranks the weights of each layer, or the channels of each group."""
+  import jax
+
+  from jaxr18.compress import channels, criteria, sensitivity
+  from jaxr18.nn.spec import has_four_levels
+
+  images, labels = _inputs(net, dataset, dataset.train, 512)
+  key = jax.random.key(seed)
+  if _STRUCTURED.value:
+    grads = None
+    if criterion == "taylor":
+      grads = criteria.gradients(net, images, labels)
+    scores = channels.importance(criterion, net, key=key, grads=grads)
+    return sensitivity.channel_ranks(net, scores)
+  scores = criteria.score(criterion, net, key=key, images=images, labels=labels)
+  layers = [x for x in net.spec.layers() if not has_four_levels(x)]
+  if not layers:
+    raise app.UsageError(
+      f"--workdir={_WORKDIR.value}: no layer can be pruned, since four levels"
+      " of 2 bits have no zero; --structured takes whole channels"
+    )
+  return sensitivity.weight_ranks({x.path: scores[x.path] for x in layers})
 
 
 def _draw(result, path: pathlib.Path) -> None:

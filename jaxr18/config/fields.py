@@ -87,7 +87,13 @@ class Field(NamedTuple):
 
 
 def field(default: Any, doc: str, low=None, high=None) -> Any:
-  """A field of a section, with its default, meaning and inclusive bounds."""
+  """Makes a field of a section.
+
+  Args:
+    default: its value where a config does not set it.
+    doc: its meaning and unit, for --help and for errors.
+    low, high: inclusive bounds of a number; None for none.
+  """
   return pydantic.Field(default, description=doc, ge=low, le=high)
 
 

@@ -24,7 +24,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -336,7 +336,7 @@ def derive_spec(state_dict: Mapping[str, Any], resolution: int = 32) -> NetSpec:
       )
     return shapes[name]
 
-  def conv(name, in_features, stride=1):
+  def conv(name, in_features, stride=1) -> ConvSpec:
     if f"{name}.weight" not in shapes and f"{name}.1.weight" in shapes:
       kernel = shape(f"{name}.0.weight", 4)[2]
       features = shape(f"{name}.1.weight", 4)[0]
@@ -352,7 +352,33 @@ def derive_spec(state_dict: Mapping[str, Any], resolution: int = 32) -> NetSpec:
       "conv1.weight is 7x7: ImageNet's stem has a pooling behind it, which is"
       " not built here; train with the stem for CIFAR, 3x3 at stride 1"
     )
-  features = stem.features
+  stages = _derived_stages(shapes, conv, stem.features)
+  if not stages:
+    raise WeightsError(
+      "no network can be derived: layer1.0.bn1 is missing;"
+      f" {_listed(weights.there)}"
+    )
+  head = HeadSpec(shape("linear.weight", 2)[0])
+  derived = NetSpec(stem, stages, head, resolution, channels)
+  try:
+    check(derived)
+  except ValueError as e:
+    raise WeightsError(f"no network can be derived: {e}") from e
+  return derived
+
+
+def _derived_stages(
+  shapes: Mapping[str, tuple[int, ...]],
+  conv: Callable[..., ConvSpec],
+  features: int,
+) -> tuple[tuple[BlockSpec, ...], ...]:
+  """Derives the blocks that there are weights of.
+
+  Args:
+    shapes: of all tensors, by name.
+    conv: derives a convolution from its name, inputs and stride.
+    features: of the stem.
+  """
   stages = []
   while f"layer{len(stages) + 1}.0.bn1.weight" in shapes:
     i = len(stages) + 1
@@ -374,18 +400,7 @@ def derive_spec(state_dict: Mapping[str, Any], resolution: int = 32) -> NetSpec:
       stage.append(BlockSpec(conv1, conv2, proj))
       features = conv2.features
     stages.append(tuple(stage))
-  if not stages:
-    raise WeightsError(
-      "no network can be derived: layer1.0.bn1 is missing;"
-      f" {_listed(weights.there)}"
-    )
-  head = HeadSpec(shape("linear.weight", 2)[0])
-  derived = NetSpec(stem, tuple(stages), head, resolution, channels)
-  try:
-    check(derived)
-  except ValueError as e:
-    raise WeightsError(f"no network can be derived: {e}") from e
-  return derived
+  return tuple(stages)
 
 
 def _canonical(state_dict) -> _Weights:

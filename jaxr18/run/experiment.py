@@ -534,9 +534,16 @@ class Beginning(NamedTuple):
 def begin(
   run: Run, phase: Phase, teachers, steps: int, member: int
 ) -> Beginning:
-  """The network, its key and its pruning before the first of so many steps.
+  """Makes what one member of a phase has before its first step.
 
   A member is what a run alone of its seed would be.
+
+  Args:
+    run: the run.
+    phase: the phase.
+    teachers: of the phase; FitNets' projections fit their stage outputs.
+    steps: of the phase, by which pruning is planned.
+    member: its number in the population.
   """
   c, dataset, where = phase.options, run.dataset, f"config.{phase.name}"
   seed = member_seeds(c, run.experiment.seed)[member]
@@ -607,7 +614,17 @@ def _update_each(begun: list[Beginning]):
 
 
 def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
-  """The network that a phase begins with, its source's or a new one."""
+  """Makes the network that a phase begins with, of its source or a new one.
+
+  Args:
+    run: the run.
+    phase: the phase.
+    key: for the random numbers of new kernels.
+    member: its number in the population.
+
+  Raises:
+    ConfigError: the source does not fit.
+  """
   c, dataset, here = phase.options, run.dataset, f"config.{phase.name}"
   of = functools.partial(
     sources.load_for, run.workdir, members=c.population.size, member=member

@@ -29,7 +29,18 @@ from jaxr18.train.evaluate import Evaluation, count, predict
 def predict_members(
   nets: Sequence[Network], split, dataset, batch_size: int, mesh
 ) -> np.ndarray:
-  """Logits [members, n, classes]; one program for all members of one spec."""
+  """Computes the logits of several networks on the same images.
+
+  Args:
+    nets: of any specs; those of one spec are computed by one program.
+    split: the images.
+    dataset: gives mean and deviation of the channels.
+    batch_size: images a step, over all devices.
+    mesh: over which a batch is split.
+
+  Returns:
+    [members, n, classes].
+  """
   found: list = [None] * len(nets)
   for positions, stacked in ensemble.groups(nets):
     logits = predict(stacked, split.images, dataset, batch_size, mesh)

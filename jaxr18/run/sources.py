@@ -62,10 +62,17 @@ def load_other(name: str) -> list[Network]:
 def load_for(
   workdir: pathlib.Path, source: str, where: str, members: int, member: int
 ) -> Network:
-  """What one member of a phase's population starts from.
+  """Loads the network that one member of a phase's population starts from.
 
-  Of as many networks as there are members its own; of several otherwise the
-  mean of their weights (a soup); of one that one.
+  Where the source is as many networks as there are members, each member has its
+  own. Otherwise several are averaged (a soup).
+
+  Args:
+    workdir: of the run, whose phases a source may name.
+    source: phases, folders or files, separated by commas.
+    where: names the field in errors.
+    members: of the population.
+    member: its number, from 0.
 
   Raises:
     ConfigError: several of different specs or masks.
@@ -130,13 +137,20 @@ def initial_network(
   where: str,
   method: str = "mse",
 ) -> Network:
-  """He-normal kernels or a source's numbers, and all bounds of grids.
+  """Makes a network from a source's numbers or anew, with all bounds of grids.
 
-  Those of inputs come from one batch of normalized images, by a method of
-  `nn.calibrate`, but for those that the source has learned in the same bits: a
-  grid of fewer levels ends earlier. Those of kernels likewise, where their
-  squared error is least. A source of other groups or ranks is
-  converted.
+  A bound that the source has learned in the same bits is kept: a grid of fewer
+  levels ends earlier. The other bounds of inputs are calibrated, and those of
+  kernels begin where the squared error is least. A source of other groups or
+  ranks is converted.
+
+  Args:
+    key: for He-normal kernels where there is no source.
+    spec: of the new network.
+    images: [n, resolution, resolution, channels], normalized, to calibrate on.
+    source: a network; None for none.
+    where: names the source in errors.
+    method: of `nn.calibrate`.
 
   Raises:
     ConfigError: the source is another network or cannot be converted.

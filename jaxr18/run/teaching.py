@@ -40,7 +40,14 @@ def make_projections(
   teachers: Teachers,
   where: str,
 ):
-  """FitNets' regressors, or None where there is no loss on features.
+  """Makes FitNets' regressors; None where there is no such loss.
+
+  Args:
+    c: of the phase.
+    key: for their kernels.
+    net: the student.
+    teachers: of the phase, one where there is a loss on features.
+    where: names the phase in errors.
 
   Raises:
     ConfigError: stages that do not fit each other.

@@ -177,7 +177,17 @@ def note(study: Study, number: int, **attributes: Any) -> None:
 
 
 def charge(study: Study, number: int, score: float, budget: float) -> bool:
-  """Keeps a trial's score, for the sampler too; whether it is affordable."""
+  """Keeps a trial's score, where the sampler finds it too.
+
+  Args:
+    study: the study.
+    number: of the trial.
+    score: of its network.
+    budget: that no score may exceed.
+
+  Returns:
+    Whether the score is within the budget.
+  """
   note(study, number, score=score)
   trial = _optuna().Trial(study.optuna, _id(study, number))
   trial.set_constraint("score", score - budget)
@@ -188,10 +198,17 @@ def finish(
   study: Study, number: int, outcome: str, accuracy: float | None = None,
   **known: Any,
 ) -> None:  # fmt: skip
-  """Ends a trial; a complete one has its accuracy.
+  """Ends a trial.
 
   Optuna models complete trials, takes halved ones for worse, and those over
   the budget for what to keep away from. One that was seen before is no news.
+
+  Args:
+    study: the study.
+    number: of the trial.
+    outcome: one of the states that end a trial.
+    accuracy: on the validation images, of a complete trial.
+    **known: more to keep of it, as `note` takes it.
   """
   state = _optuna().trial.TrialState
   note(study, number, outcome=outcome, **known)

@@ -220,6 +220,14 @@ def train(
   The network that is kept is the one of the best validation accuracy; no test
   image is looked at.
 
+  Args:
+    study: the study, which is told how the trial ends.
+    searched: the search.
+    work: the candidate, and the lock on its folder.
+    dataset: of the search.
+    mesh: over which a batch is split.
+    stop: says whether a signal came.
+
   Returns:
     Its row of `storage.rows`; 'running' where a signal stopped it, saved.
   """
@@ -278,7 +286,15 @@ def train(
 def reach(
   study: Study, number: int, epoch: int, accuracy: float, eta: int
 ) -> bool:
-  """Whether a trial that has come to a rung goes on; said once and kept."""
+  """Decides whether a trial that has come to a rung goes on; decided once.
+
+  Args:
+    study: the study, which keeps the decision.
+    number: of the trial.
+    epoch: of the rung.
+    accuracy: on the validation images, at that epoch.
+    eta: one in so many of a rung's trials goes on.
+  """
   rows = {row["number"]: row for row in storage.rows(study)}
   mine = rows.pop(number)
   for rung in mine["rungs"]:

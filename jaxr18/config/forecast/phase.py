@@ -82,7 +82,14 @@ def check_features(
   teachers: Sequence[Outlook] | None,
   fault: Tell,
 ) -> None:
-  """Notes stage outputs of student and teacher that cannot be compared."""
+  """Notes stage outputs of student and teacher that cannot be compared.
+
+  Args:
+    c: of the phase.
+    found: what is known of the students.
+    teachers: what is known of the teachers; None where they cannot be read.
+    fault: is told each field, what it must be and the mend.
+  """
   if c.teacher.features == "none" or teachers is None:
     return
   if len(teachers) > 1:

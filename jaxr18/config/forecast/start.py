@@ -27,7 +27,17 @@ Sources = Mapping[str, list[Outlook] | None]
 def start_of(
   c: PhaseOptions, sources: Sources, member: int, tell: Tell
 ) -> Outlook | None:
-  """What one member begins with; None where it cannot be, or is not known."""
+  """Predicts the network that one member of a phase begins with.
+
+  Args:
+    c: of the phase.
+    sources: what is known of the networks that each field names.
+    member: its number in the population.
+    tell: is told each field that does not fit, what it must be and the mend.
+
+  Returns:
+    None where there can be no such network, or where nothing is known of it.
+  """
   if not c.start.init:
     return outlook_of(network_spec(c.network))
   base = _taken(c, "start.init", sources["start.init"], member, tell)
