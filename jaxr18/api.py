@@ -17,7 +17,8 @@ import numpy as np
 from jaxr18.compress import ensemble, gradual
 from jaxr18.compress import factorize as factorize_lib
 from jaxr18.compress import shrink as shrink_lib
-from jaxr18.config.schema import TRAINING_IMAGES, staged
+from jaxr18.config.reading import training_images
+from jaxr18.config.schema import staged
 from jaxr18.cost import score as score_lib
 from jaxr18.cost.figures import Score
 from jaxr18.cost.macs import count_macs as count_macs
@@ -84,7 +85,7 @@ def resnet(
   strides: Sequence[int] = (),
   groups: int | Sequence[int] = 1,
   depthwise: bool | Sequence[bool] = False,
-  **more: int,
+  **more: Any,
 ) -> NetSpec:
   """Describes a ResNet of basic blocks.
 
@@ -305,12 +306,12 @@ def dataset(
   """Loads a data set.
 
   Args:
-    name: 'cifar10' or 'digits'.
+    name: 'cifar10', 'digits', or 'module:function' of your own.
     validation: training images to hold out; None is a tenth of them.
     **how: as `data.dataset.load` takes it.
   """
   if validation is None:
-    validation = TRAINING_IMAGES.get(name, 0) // 10
+    validation = training_images(name) // 10
   return data_lib.load(name, validation=validation, **how)
 
 

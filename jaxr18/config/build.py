@@ -9,6 +9,7 @@ from jaxr18.config.checks import PATTERN
 from jaxr18.config.schema import PhaseOptions, Prune
 from jaxr18.data.augment import Augment
 from jaxr18.data.dataset import Dataset
+from jaxr18.host import own
 from jaxr18.host.paths import names
 from jaxr18.train import state
 from jaxr18.train import terms as terms_lib
@@ -76,6 +77,8 @@ def terms(c: PhaseOptions) -> tuple[Term, ...]:
     out.append(features[c.teacher.features](c.teacher.feature_weight))
   if names(c.loss.others):
     out.append(terms_lib.diversity(c.loss.likeness, c.loss.diversity))
+  for name, weight in c.loss.extra:
+    out.append(Term(name, own.load(name), weight))
   return tuple(out)
 
 

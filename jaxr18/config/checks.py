@@ -20,6 +20,7 @@ from jaxr18.config.schema import (
   PhaseOptions,
   Section,
 )
+from jaxr18.host import own
 from jaxr18.host.paths import names
 from jaxr18.nn.spec import HALF_BITS, Layer, has_bound, has_kernel_bound
 
@@ -121,7 +122,8 @@ def prune_fits(d: Draft) -> Found:
   if not p.prunes:
     return
   allowed = CHANNEL_CRITERIA if p.structured else WEIGHT_CRITERIA
-  if p.criterion not in allowed:
+  serves = own.is_own(p.criterion) and not p.structured
+  if p.criterion not in allowed and not serves:
     what = "channels" if p.structured else "single weights"
     yield ("prune.criterion", f"must be one of {allowed} for {what}",
            "choose one")  # fmt: skip
@@ -143,6 +145,18 @@ def prune_fits(d: Draft) -> Found:
   if p.pattern:
     yield from _pattern_fits(p)
   yield from _updates_fit(p, d.options.epochs)
+
+
+def own_functions_fit(d: Draft) -> Found:
+  """Functions of the user's own that can be imported."""
+  wanted = [("loss.extra", name) for name, _ in d.options.loss.extra]
+  if own.is_own(d.options.prune.criterion):
+    wanted.append(("prune.criterion", d.options.prune.criterion))
+  for field, name in wanted:
+    try:
+      own.load(name)
+    except own.OwnError as e:
+      yield field, "must name functions that can be imported", str(e)
 
 
 def _channels_fit(p) -> Found:
@@ -344,6 +358,7 @@ PHASE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Draft], Found]], ...] = (
   (("start",), start_fits),
   (("network.bits", "network.inner_bits"), bits_fit),
   (("prune", "epochs"), prune_fits),
+  (("prune.criterion", "loss.extra"), own_functions_fit),
   (("teacher", "average.ema_decay", "augment"), teaching_fits),
   (("augment",), augment_fits),
   (("teacher", "augment"), cache_fits),

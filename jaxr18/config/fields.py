@@ -21,7 +21,7 @@ import pydantic
 import pydantic_core
 from pydantic.fields import FieldInfo
 
-from jaxr18.host import paths, patterns
+from jaxr18.host import own, paths, patterns
 from jaxr18.nn.forms import rule_faults
 from jaxr18.nn.spec import BITS, W_BITS
 
@@ -199,6 +199,27 @@ def _bits_faults(rules: Any) -> Faults:
         )
 
 
+def _term_faults(terms: Any) -> Faults:
+  must = "must be a tuple of terms ('module:function', weight)"
+  hint = "such as (('mine:confidence', 0.1),), or () for none"
+  if not isinstance(terms, tuple):
+    yield must, hint
+    return
+  for term in terms:
+    if (
+      not isinstance(term, tuple)
+      or len(term) != 2
+      or not own.is_own(term[0])
+      or type(term[1]) not in (int, float)
+      or not 0 < term[1] <= 1e6
+    ):
+      yield (
+        f"has the term {term!r}, which must be ('module:function', weight), the"
+        " weight above 0 and at most 1e6",
+        hint,
+      )
+
+
 def _density_faults(rules: Any) -> Faults:
   must = "must be a tuple of rules (regex, density)"
   hint = "such as (('stage4.*', 0.1),), or () for none"
@@ -258,6 +279,11 @@ FormRules = Annotated[
   pydantic.PlainValidator(_held(rule_faults)),
   RULES,
 ]
+Terms = Annotated[
+  tuple[tuple[str, float], ...],
+  pydantic.PlainValidator(_held(_term_faults)),
+  RULES,
+]
 DensityRules = Annotated[
   tuple[tuple[str, float], ...],
   pydantic.PlainValidator(_held(_density_faults)),
@@ -268,6 +294,11 @@ BitChoices = Annotated[
   pydantic.PlainValidator(_held(_bit_choices_faults)),
   RULES,
 ]
+
+# For a choice of names: a function of the user's own serves too.
+OR_OWN = pydantic.WrapValidator(
+  lambda value, check: value if own.is_own(value) else check(value)
+)
 
 T = TypeVar("T")
 Some = Annotated[tuple[T, ...], annotated_types.MinLen(1)]

@@ -25,7 +25,7 @@ from jaxr18.config.schema import (
   fields,
   staged,
 )
-from jaxr18.host import paths
+from jaxr18.host import own, paths
 from jaxr18.host.paths import names
 from jaxr18.nn.spec import Layer, NetSpec
 
@@ -185,7 +185,12 @@ class _Reading:
     findings, data = self.findings, self.shared.data
     if not findings.good("data.name", "data.validation", "data.limit"):
       return
-    total = TRAINING_IMAGES[data.name]
+    try:
+      total = training_images(data.name)
+    except own.OwnError as e:
+      must = "must name a function that gives a data set"
+      findings.add("data.name", must, str(e))
+      return
     if data.validation >= total:
       findings.add(
         "data.validation",
@@ -328,7 +333,20 @@ def _staged(c: PhaseOptions) -> PhaseOptions:
   return c.model_copy(update={"network": network})
 
 
+def training_images(name: str) -> int:
+  """Counts the training images of a data set, validation included.
+
+  Raises:
+    OwnError: a function of the user's own that gives none.
+  """
+  if not own.is_own(name):
+    return TRAINING_IMAGES.get(name, 0)
+  from jaxr18.data.dataset import own_arrays  # late: it takes a second
+
+  return len(own_arrays(name)["train_labels"])
+
+
 def _training_images(data: Data) -> int:
   """How many images of a data section are trained on."""
-  total = TRAINING_IMAGES[data.name]
+  total = training_images(data.name)
   return min(data.limit or total, total - data.validation)

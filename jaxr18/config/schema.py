@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from jaxr18.config.fields import (
+  OR_OWN,
   BitChoices,
   BitsRules,
   ByStage,
@@ -19,6 +20,7 @@ from jaxr18.config.fields import (
   Regex,
   Section,
   Some,
+  Terms,
   Text,
   between,
   field,
@@ -60,7 +62,9 @@ CHANNEL_DISTRIBUTIONS = get_args(ChannelDistribution)
 class Data(Section):
   """The data set, and which of its images are seen."""
 
-  name: Literal["cifar10", "digits"] = field("cifar10", "the data set")
+  name: Annotated[Literal["cifar10", "digits"], OR_OWN] = field(
+    "cifar10", "the data set, or 'module:function' of your own"
+  )
   dir: Text = field("", "TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default")
   cache_dir: Text = field("", "for decoded images; '' is ~/.cache/jaxr18")
   validation: int = field(
@@ -190,8 +194,12 @@ class Prune(Section):
     1,
   )
   structured: bool = field(False, "whole channels, in coupled groups")
-  criterion: Literal[WeightCriterion, ChannelCriterion] = field(
-    "magnitude_l1", "what matters; whole channels have their own"
+  criterion: Annotated[Literal[WeightCriterion, ChannelCriterion], OR_OWN] = (
+    field(
+      "magnitude_l1",
+      "what matters; whole channels have their own, and of single weights"
+      " 'module:function' of your own serves too",
+    )
   )
   distribution: Literal[WeightDistribution, ChannelDistribution] = field(
     "global",
@@ -404,6 +412,9 @@ class Loss(Section):
     "how the likeness is measured, of the wrong classes' probabilities: the"
     " cosine to the others' mean, or Pang's log-determinant of all members'"
     " cosines",
+  )
+  extra: Terms = field(
+    (), "('module:function', weight) of terms of your own, added to the loss"
   )
 
 

@@ -102,7 +102,7 @@ def layer_weights(
 
 def encodings(
   kernel_shape: Sequence[int], kept: float, w_bits: int, members: int = 1
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Bits of a file's forms of one layer's kernel, by name; see score.py.
 
   'dense' is all weights, 'bitmask' one bit a weight and the kept weights,

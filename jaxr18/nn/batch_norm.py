@@ -44,7 +44,7 @@ def batch_norm(
   return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial[Any](jax.custom_vjp, nondiff_argnums=(4, 5))
 def _batch_norm(x, scale, bias, rest, relu, epsilon) -> Any:
   name = batch_norm_add_p if rest else batch_norm_p
   rows = lambda v: v.reshape(1, -1, v.shape[-1])

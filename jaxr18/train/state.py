@@ -144,7 +144,7 @@ class Rate:
       decay_steps=max(self.hold_from or self.steps, self.warmup_steps + 1),
       end_value=self.peak * self.hold,
     )
-    if not self.cycle:
+    if not self.cycle or self.hold_from is None:
       return fall
     return optax.join_schedules([fall, self._cycles], [self.hold_from])
 

@@ -52,8 +52,8 @@ class Context(NamedTuple):
   net: Any = None
   projections: Any = None
   stages: tuple[jax.Array, ...] = ()
-  epoch: jax.Array | int = 0
-  temperature_factor: jax.Array | float = 1.0
+  epoch: Any = 0
+  temperature_factor: Any = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
