@@ -249,7 +249,10 @@ def distill(
 
 
 def vote(
-  nets: Sequence[Network], images: np.ndarray, data: Dataset, how="probability"
+  nets: Sequence[Network],
+  images: np.ndarray,
+  data: Dataset,
+  method="probability",
 ) -> np.ndarray:
   """The joint answer of several networks.
 
@@ -257,13 +260,13 @@ def vote(
     nets: of any specs.
     images: uint8 [n, size, size, channels].
     data: whose mean and deviation images are normalized by.
-    how: 'probability', 'logit' or 'majority'.
+    method: 'probability', 'logit' or 'majority'.
 
   Returns:
     Scores [n, classes]; the largest is the answer.
   """
   logits = [_predict(net, images, data) for net in nets]
-  return ensemble.vote(np.stack(logits), how)
+  return ensemble.vote(np.stack(logits), method)
 
 
 def score(net: Network | NetSpec) -> Score:
@@ -277,11 +280,11 @@ def score(net: Network | NetSpec) -> Score:
   return score_lib.score(net.spec, masks=net.masks)
 
 
-def judge(path: Path, **how: Any):
+def judge(path: Path, **options: Any):
   """Scores anybody's ONNX or QONNX file; see `deploy.judge.judge`."""
   from jaxr18.deploy.judge import judge
 
-  return judge(path, **how)
+  return judge(path, **options)
 
 
 def evaluate(net: Network, data: Dataset, split: str = "test") -> Evaluation:
@@ -301,7 +304,7 @@ def evaluate(net: Network, data: Dataset, split: str = "test") -> Evaluation:
 
 
 def dataset(
-  name: str = "cifar10", validation: int | None = None, **how: Any
+  name: str = "cifar10", validation: int | None = None, **options: Any
 ) -> Dataset:
   """Loads a data set.
 
@@ -312,7 +315,7 @@ def dataset(
   """
   if validation is None:
     validation = training_images(name) // 10
-  return data_lib.load(name, validation=validation, **how)
+  return data_lib.load(name, validation=validation, **options)
 
 
 def export(net: Network, path: Path, data: Dataset) -> pathlib.Path:

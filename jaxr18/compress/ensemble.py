@@ -77,13 +77,13 @@ def groups(nets: Sequence[Network]) -> list[tuple[tuple[int, ...], Network]]:
 
 
 def vote(
-  logits: np.ndarray, how: str = "probability", weights=None
+  logits: np.ndarray, method: str = "probability", weights=None
 ) -> np.ndarray:
   """What an ensemble answers.
 
   Args:
     logits: [members, n, classes].
-    how: 'probability' (mean of the members' probabilities), 'logit' (softmax
+    method: 'probability' (mean of the members' probabilities), 'logit' (softmax
       of the mean logit: the geometric mean), 'majority' (share of the votes;
       of equal shares the more probable class wins) or 'weighted' (mean of the
       probabilities by `weights`).
@@ -95,17 +95,17 @@ def vote(
   Raises:
     ValueError: another vote, or weights that are missing or do not fit.
   """
-  if how not in VOTES:
-    raise ValueError(f"vote (={how!r}) must be one of {VOTES}")
-  if (weights is not None) != (how == "weighted"):
+  if method not in VOTES:
+    raise ValueError(f"vote (={method!r}) must be one of {VOTES}")
+  if (weights is not None) != (method == "weighted"):
     raise ValueError("weights go with vote='weighted', and only with it")
   logits = np.asarray(logits, np.float64)
-  if how == "logit":
+  if method == "logit":
     return _softmax(logits.mean(0))
   p = _softmax(logits)
-  if how == "probability":
+  if method == "probability":
     return p.mean(0)
-  if how == "weighted":
+  if method == "weighted":
     weights = np.asarray(weights, np.float64)
     if weights.shape != p.shape[:1] or not np.isclose(weights.sum(), 1):
       raise ValueError(
@@ -156,11 +156,11 @@ def disagreement(logits: np.ndarray) -> np.ndarray:
   return (answers[:, None] != answers[None]).mean(-1)
 
 
-def of_member(found: Sequence[T], members: int, member: int) -> T | None:
+def of_member(nets: Sequence[T], members: int, member: int) -> T | None:
   """Which of several sources a member takes; None for the soup of them all."""
-  if len(found) == 1:
-    return found[0]
-  return found[member] if len(found) == members else None
+  if len(nets) == 1:
+    return nets[0]
+  return nets[member] if len(nets) == members else None
 
 
 def soup(nets: Sequence[Network], weights=None) -> Network:

@@ -170,8 +170,8 @@ def _channels_fit(p) -> Found:
 
 
 def _pattern_fits(p) -> Found:
-  found = PATTERN.fullmatch(p.pattern)
-  if not found or int(found[1]) > int(found[2]):
+  match = PATTERN.fullmatch(p.pattern)
+  if not match or int(match[1]) > int(match[2]):
     yield ("prune.pattern", "must be N:M with N at most M, such as '2:4'",
            "mend it")  # fmt: skip
   elif p.density < 1:
@@ -215,9 +215,9 @@ def teaching_fits(d: Draft) -> Found:
   """A teacher that each loss, and each way to be taught, needs."""
   t, section = d.options.teacher, f"config.{d.name}.teacher"
   teachers = names(t.source)
-  taught = bool(teachers) or t.self_teach
+  has_teacher = bool(teachers) or t.self_teach
   mixed = t.loss != "dkd"  # which weighs itself
-  if t.weight == 0 and taught and mixed and t.features == "none":
+  if t.weight == 0 and has_teacher and mixed and t.features == "none":
     yield ("teacher.weight", "must be above 0 where there is a teacher",
            f"raise it, or take the teacher (={t.source!r}) away")  # fmt: skip
   if t.self_teach and teachers:
@@ -234,7 +234,7 @@ def teaching_fits(d: Draft) -> Found:
     yield ("teacher.features", "needs one teacher",
            "name it in teacher.source, or write 'none'")  # fmt: skip
   mixes = d.options.augment.mixes
-  if mixes and taught and t.loss.startswith("dkd"):
+  if mixes and has_teacher and t.loss.startswith("dkd"):
     yield (
       f"augment.{mixes}",
       f"must be 0 with {section}.loss (={t.loss!r}), which needs one right"

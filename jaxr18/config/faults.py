@@ -103,13 +103,13 @@ class Findings:
     try:
       return model.model_validate(values)
     except pydantic.ValidationError as e:
-      found = list(_told(e, {f.name: f for f in walk(model)}))
-    for name, must, mend in found:
+      errors = list(_told(e, {f.name: f for f in walk(model)}))
+    for name, must, mend in errors:
       full = f"{prefix}{name}".rstrip(".")
       if must == _SECTION:
         mend = f"leave it as base() makes it and set {_within(full)}"
       self.add(full, must, mend or self._meant(full, known))
-    bad = {name for name, *_ in found}
+    bad = {name for name, *_ in errors}
     # The defaults of what is left out are right, and so is all that remains.
     return model.model_validate({} if "" in bad else without(values, bad))
 
@@ -175,8 +175,11 @@ def _entry(
   if e["type"] in ("tuple_type", "too_short"):
     of = "of tuples, " if any(isinstance(x, tuple) for x in f.default) else ""
     must = f"must be a tuple, not empty, {of}each entry {f.allowed()}"
-    one = e["input"] if not inner and type(e["input"]) is f.kind else None
-    return must, f"such as {f.default!r}" if one is None else f"write {(one,)}"
+    value = e["input"] if not inner and type(e["input"]) is f.kind else None
+    return (
+      must,
+      f"such as {f.default!r}" if value is None else f"write {(value,)}",
+    )
   which, hint = "", f"such as {f.default!r}"
   if inner:
     where = " of entry ".join(map(str, reversed(inner)))

@@ -67,19 +67,19 @@ def lift(saved: Mapping[str, Any]) -> dict[str, Any]:
   phases, known = tuple(saved["phases"]), renamed(saved)
   for name in phases:  # each was saved whole
     known[name]  # noqa: B018
-  whole = as_json(defaults(phases, "search" in saved))
+  complete = as_json(defaults(phases, "search" in saved))
   if known.get("data", {}).get("name") == "cifar10":
-    whole["data"]["order"] = "folder"
+    complete["data"]["order"] = "folder"
   for name in phases:
-    whole[name]["average"] |= {"estimate": 0, "swa_rate": 0}
+    complete[name]["average"] |= {"estimate": 0, "swa_rate": 0}
     teacher = _section(known.get(name), "teacher")
     if teacher.get("loss") == "dkd" and "dkd_warmup" not in teacher:
       known[name]["teacher"] = teacher | {"loss": "dkd_mixed"}
-  whole = _merged(whole, known)
+  complete = _merged(complete, known)
   for name in phases:
-    if isinstance(whole[name], dict) and _section(whole[name], "network"):
-      whole[name]["network"] = as_json(staged(whole[name]["network"]))
-  return whole
+    if isinstance(complete[name], dict) and _section(complete[name], "network"):
+      complete[name]["network"] = as_json(staged(complete[name]["network"]))
+  return complete
 
 
 def renamed(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def _renamed(phase: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(values: Any, name: str) -> dict[str, Any]:
-  found = values.get(name) if isinstance(values, dict) else None
-  return found if isinstance(found, dict) else {}
+  section = values.get(name) if isinstance(values, dict) else None
+  return section if isinstance(section, dict) else {}
 
 
 def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,8 +238,8 @@ class _Reading:
         for field, must, mend in check(draft):
           findings.add(f"{name}.{field}", must, mend)
     spec = self._spec(name, c)
-    found = {field: self._sources(name, field) for field in SOURCES}
-    outlooks = self._outlooks(name, c, found)
+    sources = {field: self._sources(name, field) for field in SOURCES}
+    outlooks = self._outlooks(name, c, sources)
     self.outlooks[name] = outlooks
     self._check_layers(name, c, spec, outlooks)
     return Phase(name, index, c, spec, outlooks)
@@ -263,15 +263,17 @@ class _Reading:
     value = operator.attrgetter(field)(self.options[name])
     if not self.findings.good(full):
       return []
-    if one := paths.misread(value, self.names):
+    if part := paths.misread(value, self.names):
       must = "has a name that a comma ends or a backslash changes"
-      self.findings.add(full, must, f"write {one}, in Python {one!r}")
+      self.findings.add(full, must, f"write {part}, in Python {part!r}")
       return []
-    found: list[Outlook] | None = []
+    outlooks: list[Outlook] | None = []
     for source in names(value):
-      one = self._source(name, full, source)
-      found = None if one is None or found is None else [*found, *one]
-    return found
+      part = self._source(name, full, source)
+      outlooks = (
+        None if part is None or outlooks is None else [*outlooks, *part]
+      )
+    return outlooks
 
   def _source(
     self, name: str, full: str, source: str
@@ -287,11 +289,11 @@ class _Reading:
       mend = "choose one, or change the order in config.phases"
       self.findings.add(full, which, mend)
       return None
-    found = self.place.source(self.shared.data, source)
+    given = self.place.source(self.shared.data, source)
     if not self.place.ended(name):
-      for must, mend in found.faults:
+      for must, mend in given.faults:
         self.findings.add(full, must or which, mend)
-    return found.outlooks
+    return given.outlooks
 
   def _outlooks(
     self, name: str, c: PhaseOptions, sources: Mapping[str, Any]
@@ -304,10 +306,10 @@ class _Reading:
       if not self.place.ended(name):
         self.findings.add(f"{name}.{field}", must, mend)
 
-    found = foresee(c, name, sources, self._steps(c), tell)
-    if found is not None:
-      check_features(c, found, sources["teacher.source"], tell)
-    return found
+    outlooks = foresee(c, name, sources, self._steps(c), tell)
+    if outlooks is not None:
+      check_features(c, outlooks, sources["teacher.source"], tell)
+    return outlooks
 
   def _steps(self, c: PhaseOptions) -> int:
     """Of a phase's training; 0 where the data section is wrong."""

@@ -21,11 +21,11 @@ class Checked:
 
   def at(self, key: str) -> Checked:
     """Returns the object's value of that key; a missing one raises."""
-    found = self.kind(dict)
+    section = self.kind(dict)
     name = f"{self.name}.{key}" if self.name else key
-    if key not in found:
+    if key not in section:
       raise OddValueError(f"it lacks {name}")
-    return Checked(found[key], name)
+    return Checked(section[key], name)
 
   def maybe(self, key: str, take: Callable[[Checked], T]) -> T | None:
     """Takes the object's value of that key; None where it is null or absent."""

@@ -102,10 +102,10 @@ def _opened(part: pathlib.Path) -> IO[bytes]:
 def _same(f: IO[bytes], part: pathlib.Path) -> bool:
   """Whether the file is still what has the name: another may have moved it."""
   try:
-    found = part.lstat()
+    status = part.lstat()
   except FileNotFoundError:
     return False
-  return is_plain(found) and os.path.samestat(os.fstat(f.fileno()), found)
+  return is_plain(status) and os.path.samestat(os.fstat(f.fileno()), status)
 
 
 def not_finite(value: Any, name: str = "") -> str:

@@ -30,9 +30,9 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   return pathlib.Path(path).read_bytes()
 
 
-def is_plain(found: os.stat_result) -> bool:
+def is_plain(status: os.stat_result) -> bool:
   """Whether it is a file, by one name alone."""
-  return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+  return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def make_way(path: pathlib.Path) -> None:

@@ -33,12 +33,12 @@ def load(name: str) -> Callable[..., Any]:
   if "" not in sys.path:  # as where a console script runs
     sys.path.append("")
   try:
-    found = getattr(importlib.import_module(module), function)
+    value = getattr(importlib.import_module(module), function)
   except Exception as e:  # whatever the module raises
     raise OwnError(
       f"{name} cannot be imported ({type(e).__name__}: {e}); run the command in"
       f" the folder of {module.partition('.')[0]}.py, or install its package"
     ) from e
-  if not callable(found):
-    raise OwnError(f"{name} is a {type(found).__name__}, expected a function")
-  return found
+  if not callable(value):
+    raise OwnError(f"{name} is a {type(value).__name__}, expected a function")
+  return value

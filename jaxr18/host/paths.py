@@ -69,11 +69,11 @@ def misread(text: str, known: tuple[str, ...] = ()) -> str:
   Returns:
     '' where it is no such text: its names are there, or its whole is not.
   """
-  found = names(text)
-  if found == (text,) or not folder(text).exists():
+  parsed = names(text)
+  if parsed == (text,) or not folder(text).exists():
     return ""
-  there = all(name in known or folder(name).exists() for name in found)
-  return "" if found and there else escaped(text)
+  there = all(name in known or folder(name).exists() for name in parsed)
+  return "" if parsed and there else escaped(text)
 
 
 def _plain(tokens: list[str]) -> str:

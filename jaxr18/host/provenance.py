@@ -32,8 +32,8 @@ def commit() -> Commit:
       return Commit()  # git is not here, or does not trust the folder's owner
   try:
     about = importlib.metadata.distribution("jaxr18")
-    found = json.loads(about.read_text("direct_url.json") or "{}")
-    return Commit(found["vcs_info"]["commit_id"])
+    source = json.loads(about.read_text("direct_url.json") or "{}")
+    return Commit(source["vcs_info"]["commit_id"])
   except (importlib.metadata.PackageNotFoundError, LookupError, ValueError):
     return Commit()
 

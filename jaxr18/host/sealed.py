@@ -109,17 +109,17 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
   Raises:
     OSError: it cannot be read.
   """
-  *whole, last = read_bytes(path).split(b"\n")
-  demanded = demanded or any(b'"%s":' % KEY.encode() in x for x in whole)
+  *lines, last = read_bytes(path).split(b"\n")
+  demanded = demanded or any(b'"%s":' % KEY.encode() in x for x in lines)
   rows, numbers, damaged = [], [], {}
-  for i, text in enumerate([*whole, last], 1):
+  for i, text in enumerate([*lines, last], 1):
     if not text.strip():
       continue
     try:
       rows.append(unseal(parse(text), LINE, demanded))
       numbers.append(i)
     except ValueError as e:
-      if i <= len(whole):
+      if i <= len(lines):
         damaged[i] = str(e)
   return Lines(rows, numbers, damaged)
 

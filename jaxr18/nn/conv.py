@@ -100,21 +100,21 @@ _FORMS = {
 }
 
 
-def _conv(form, x, kernel, **how):
-  return form(x, kernel.astype(x.dtype), **how)
+def _conv(form, x, kernel, **options):
+  return form(x, kernel.astype(x.dtype), **options)
 
 
-def _conv_grad_input(form, dy, kernel, *, size, **how):
-  shape = _conv_grad_input_shape(dy, kernel, size=size, **how)
+def _conv_grad_input(form, dy, kernel, *, size, **options):
+  shape = _conv_grad_input_shape(dy, kernel, size=size, **options)
   x = jax.ShapeDtypeStruct(shape, dy.dtype)
   kernel = kernel.astype(dy.dtype)
-  return jax.linear_transpose(lambda x: form(x, kernel, **how), x)(dy)[0]
+  return jax.linear_transpose(lambda x: form(x, kernel, **options), x)(dy)[0]
 
 
-def _conv_grad_kernel(form, x, dy, *, size, dtype, **how):
-  shape = _conv_grad_kernel_shape(x, dy, size=size, **how)
+def _conv_grad_kernel(form, x, dy, *, size, dtype, **options):
+  shape = _conv_grad_kernel_shape(x, dy, size=size, **options)
   kernel = jax.ShapeDtypeStruct(shape, x.dtype)
-  transposed = jax.linear_transpose(lambda k: form(x, k, **how), kernel)
+  transposed = jax.linear_transpose(lambda k: form(x, k, **options), kernel)
   return transposed(dy)[0].astype(dtype)
 
 
@@ -228,8 +228,8 @@ def _lower(name, cpu, run, ctx, a, b, *, path, **params):
   left, right = map(_of_one, ctx.avals_in)
   path = _choose(name, cpu, devices, path, left, right, _of_one(out), groups)
   if path == "onednn":
-    how = {k: params[k] for k in ("stride", "padding", "groups")}
-    rule = functools.partial(onednn.run, name, out, **how)
+    options = {k: params[k] for k in ("stride", "padding", "groups")}
+    rule = functools.partial(onednn.run, name, out, **options)
   else:
     rule = functools.partial(run, _FORMS[path], **params)
     if out.ndim == 5:

@@ -54,8 +54,8 @@ def threads() -> int:
 
 def _instructions() -> str:
   flags = onednn.instructions().split()
-  found = (name for name in _INSTRUCTIONS if name in flags)
-  return next(found, platform.machine())
+  known = (name for name in _INSTRUCTIONS if name in flags)
+  return next(known, platform.machine())
 
 
 def _version(name: str) -> str | None:

@@ -128,40 +128,40 @@ def run(
   kernel_shape = shape if name == "conv_grad_kernel" else b.shape
   wide = a.dtype == np.float32
   by = _groups_in_one(kernel_shape[-4:], groups, wide)
-  how = dict(stride=stride, padding=padding, groups=groups // by)
+  options = dict(stride=stride, padding=padding, groups=groups // by)
   if by > 1:
     merge = functools.partial(conv_forms.merge, groups=groups, by=by)
     unmerge = functools.partial(conv_forms.unmerge, groups=groups, by=by)
     if len(kernel_shape) == 5:
       merge, unmerge = jax.vmap(merge), jax.vmap(unmerge)
     if name == "conv_grad_kernel":
-      return unmerge(call(name, jax.eval_shape(merge, result), a, b, **how))
+      return unmerge(call(name, jax.eval_shape(merge, result), a, b, **options))
     b = merge(b)
-  if name == "conv" and wide and _as_grad_input(b.shape[-4:], how):
-    name, how["padding"] = "conv_grad_input", b.shape[-4] - 1 - padding
-    b = _flip(b, how["groups"])
-  depthwise = b.shape[-2] == 1 < how["groups"] == b.shape[-1]
+  if name == "conv" and wide and _as_grad_input(b.shape[-4:], options):
+    name, options["padding"] = "conv_grad_input", b.shape[-4] - 1 - padding
+    b = _flip(b, options["groups"])
+  depthwise = b.shape[-2] == 1 < options["groups"] == b.shape[-1]
   if name == "conv_grad_input" and not wide and depthwise:
     # 32 channels at 32x32 in bfloat16 take 2.9 ms so, and 1.9 as a forward.
-    if how["stride"] == 1 and padding < b.shape[-4] == b.shape[-3]:
-      name, how["padding"] = "conv", b.shape[-4] - 1 - padding
-      b = _flip(b, how["groups"])
-  return call(name, result, a, b, **how)
+    if options["stride"] == 1 and padding < b.shape[-4] == b.shape[-3]:
+      name, options["padding"] = "conv", b.shape[-4] - 1 - padding
+      b = _flip(b, options["groups"])
+  return call(name, result, a, b, **options)
 
 
-def _as_grad_input(kernel_shape, how) -> bool:
+def _as_grad_input(kernel_shape, options) -> bool:
   """Whether a forward is faster as the input gradient of the flipped kernel.
 
   With AVX2 in groups of 8 channels it takes 0.75 to 0.95 of the time, in groups
   of 16 from 0.88 to 1.03, in groups of 32 and ungrouped the same.
   """
   height, width, inputs, features = kernel_shape
-  features //= how["groups"]
-  if not (how["padding"] < height == width > 1 and how["stride"] == 1):
+  features //= options["groups"]
+  if not (options["padding"] < height == width > 1 and options["stride"] == 1):
     return False
   if _avx512():
-    return how["groups"] == 1 and inputs > 4 and features <= 16
-  return how["groups"] > 1 and {inputs, features} <= set(range(8, 17))
+    return options["groups"] == 1 and inputs > 4 and features <= 16
+  return options["groups"] > 1 and {inputs, features} <= set(range(8, 17))
 
 
 def _flip(kernel, groups):
@@ -324,14 +324,14 @@ def instructions() -> str:
 def _own_folder(folder: pathlib.Path) -> pathlib.Path:
   """A folder that only this user may write; code is loaded from it."""
   folder.mkdir(parents=True, exist_ok=True)
-  found = folder.stat()
-  if found.st_uid != os.getuid():
+  status = folder.stat()
+  if status.st_uid != os.getuid():
     raise Unavailable(
-      f"{folder} belongs to the user {found.st_uid}, who could change the code"
+      f"{folder} belongs to the user {status.st_uid}, who could change the code"
       " that is kept there; set XDG_CACHE_HOME to a folder of your own"
     )
-  if found.st_mode & 0o022:
-    folder.chmod(found.st_mode & 0o7755)
+  if status.st_mode & 0o022:
+    folder.chmod(status.st_mode & 0o7755)
   return folder
 
 
@@ -343,12 +343,12 @@ def _intact(target: pathlib.Path) -> bool:
   seal = target.with_suffix(".sha256")
   for file in (target, seal):
     try:
-      found = file.lstat()
+      status = file.lstat()
     except OSError:
       return False
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
       return False
-    if found.st_mode & 0o022:
+    if status.st_mode & 0o022:
       return False
   return seal.read_text() == hashlib.sha256(target.read_bytes()).hexdigest()
 
@@ -468,12 +468,12 @@ def _compare(dtype):
       results = []
       for case, (x, kernel, dy) in zip(_CASES, arrays, strict=True):
         _, _, groups, _, stride, padding = case
-        how = dict(stride=stride, padding=padding, groups=groups)
+        options = dict(stride=stride, padding=padding, groups=groups)
         x, dy = x.astype(dtype), dy.astype(dtype)
         got = (
-          call("conv", dy, x, kernel, **how),
-          call("conv_grad_input", x, dy, kernel, **how),
-          call("conv_grad_kernel", kernel, x, dy, **how),
+          call("conv", dy, x, kernel, **options),
+          call("conv_grad_input", x, dy, kernel, **options),
+          call("conv_grad_kernel", kernel, x, dy, **options),
         )
         results.append([y.astype(np.float32) for y in got])
       return results
@@ -510,8 +510,8 @@ def _expected():
     for case, (x, kernel, dy) in zip(_CASES, arrays, strict=True):
       _, _, groups, _, stride, padding = case
 
-      def conv(x, kernel, how=(groups, stride, padding)):
-        groups, stride, padding = how
+      def conv(x, kernel, geometry=(groups, stride, padding)):
+        groups, stride, padding = geometry
         return lax.conv_general_dilated(
           x,
           kernel,

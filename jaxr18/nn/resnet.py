@@ -143,12 +143,12 @@ class BatchNorm(nn.Module):
     mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
     var = self.variable("batch_stats", "var", jnp.ones, shape)
     if self.train:
-      y, *found = batch_norm(
+      y, *statistics = batch_norm(
         x, scale, bias, residual, relu=self.relu, epsilon=BATCH_NORM_EPSILON
       )
       if not self.is_initializing():
         keep = BATCH_NORM_MOMENTUM
-        for old, new in zip((mean, var), found, strict=True):
+        for old, new in zip((mean, var), statistics, strict=True):
           old.value = keep * old.value + (1 - keep) * new
       return y
     factor = jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON) * scale

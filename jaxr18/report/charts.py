@@ -130,10 +130,10 @@ def _axes(f: places.Frame, across: str, upwards: str) -> tuple[alt.X, alt.Y]:
 
 def _point_rows(points, f, letters: int, colors) -> list[dict[str, Any]]:
   """A row a point, the first one last, and so above the others."""
-  best, found = set(front(points)), places.labels(points, f, letters)
+  best, placed = set(front(points)), places.labels(points, f, letters)
   rows = []
   for i, p in enumerate(points):
-    label = found.get(i, places.Label("", 0, 0))
+    label = placed.get(i, places.Label("", 0, 0))
     rows.append(
       {
         "x": p.score,
@@ -156,8 +156,8 @@ def _goal(f: places.Frame, x, y) -> list[alt.Chart]:
   if f.goal is None:
     return []
   if f.goal_inside:
-    one = data([{"y": places.error_of(f.goal)}])
-    rule = alt.Chart(one).mark_rule(
+    line = data([{"y": places.error_of(f.goal)}])
+    rule = alt.Chart(line).mark_rule(
       color=palette.GOAL, strokeDash=[6, 4], aria=False
     )
     return [rule.encode(y)]
@@ -178,14 +178,14 @@ def curves(metrics: curves_lib.Metrics) -> alt.VConcatChart | None:
   begins = curves_lib.starts(metrics)
   last = max(begins[p] + r["epoch"] for p, rows in metrics.items()
              for r in rows) or 1  # fmt: skip
-  whole = sorted({round(t) for t in places.ticks(0, last)})
+  ticks = sorted({round(t) for t in places.ticks(0, last)})
   panels = []
   for fields, label in (
     (curves_lib.ACCURACIES, "accuracy, %"),
     (curves_lib.LOSSES, "training loss"),
   ):
     if lines := curves_lib.curves(metrics, fields):
-      panels.append(_panel(lines, label, begins, (last, whole)))
+      panels.append(_panel(lines, label, begins, (last, ticks)))
   if not panels:
     return None
   together = alt.vconcat(*panels, spacing=14)
@@ -194,12 +194,12 @@ def curves(metrics: curves_lib.Metrics) -> alt.VConcatChart | None:
 
 def _panel(lines, label: str, begins: Mapping[str, int], epochs):
   """One of the curves' two charts."""
-  last, whole = epochs
+  last, ticks = epochs
   scale = 100 if "%" in label else 1
   x = alt.X(
     "x:Q",
     scale=alt.Scale(domain=(0, last), nice=False),
-    axis=alt.Axis(values=whole, format="d", grid=False, labelOverlap=False),
+    axis=alt.Axis(values=ticks, format="d", grid=False, labelOverlap=False),
     title="epoch",
   )
   y = alt.Y(

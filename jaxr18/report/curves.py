@@ -44,8 +44,8 @@ def curves(metrics: Metrics, fields: Mapping[str, str]) -> list[Curve]:
 
 
 def _points(rows, start: int, value: Callable):
-  found = [(start + r["epoch"], value(r)) for r in rows]
-  return [(x, y) for x, y in found if y is not None]
+  points = [(start + r["epoch"], value(r)) for r in rows]
+  return [(x, y) for x, y in points if y is not None]
 
 
 def summary(metrics: Metrics) -> str:
@@ -57,14 +57,14 @@ def summary(metrics: Metrics) -> str:
       continue
     first, last = known[0], known[-1]
     best = max(known, key=lambda r: r["validation_accuracy"])
-    say = lambda r: f"{100 * r['validation_accuracy']:.2f}%"
+    percent = lambda r: f"{100 * r['validation_accuracy']:.2f}%"
     if len(known) == 1:
-      lines.append(f"{phase}: validation accuracy {say(first)}.")
+      lines.append(f"{phase}: validation accuracy {percent(first)}.")
     else:
       lines.append(
-        f"{phase}: validation accuracy from {say(first)} after epoch"
-        f" {first['epoch']} to {say(last)} after epoch {last['epoch']}, at its"
-        f" best {say(best)} after epoch {best['epoch']}."
+        f"{phase}: validation accuracy from {percent(first)} after epoch"
+        f" {first['epoch']} to {percent(last)} after epoch {last['epoch']},"
+        f" at its best {percent(best)} after epoch {best['epoch']}."
       )
   return " ".join(lines)
 

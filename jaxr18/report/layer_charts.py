@@ -69,10 +69,10 @@ def heatmap(result: Mapping[str, Any]) -> alt.LayerChart:
     result: what `jaxr18.sensitivity` has found: accuracies by layer, those of
       the whole network, sparsities and the criterion.
   """
-  whole, names = result["accuracy"], list(result["accuracies"])
+  unpruned, names = result["accuracy"], list(result["accuracies"])
   rows = [
-    {"layer": name, "removed": f"{s:.0%}", "lost": 100 * (whole - a),
-     "text": f"{100 * (a - whole):+.1f}"}
+    {"layer": name, "removed": f"{s:.0%}", "lost": 100 * (unpruned - a),
+     "text": f"{100 * (a - unpruned):+.1f}"}
     for name in names
     for s, a in zip(result["sparsities"], result["accuracies"][name],
                     strict=True)
@@ -90,7 +90,7 @@ def heatmap(result: Mapping[str, Any]) -> alt.LayerChart:
                         scale=alt.Scale(domain=(0, 1), range=(0, 0.45)))
   )  # fmt: skip
   words = base.mark_text(color=palette.INK, fontSize=charts.SIZE, aria=False)
-  title = f"points of accuracy lost (-), of {100 * whole:.1f}%"
+  title = f"points of accuracy lost (-), of {100 * unpruned:.1f}%"
   chart = alt.layer(cells, words.encode(text="text:N")).properties(
     title=title, width=52 * len(result["sparsities"]), height=20 * len(names)
   )

@@ -41,10 +41,10 @@ class LayerBar(NamedTuple):
 
 def bars(result: Result) -> list[LayerBar]:
   """The layers from the input to the head."""
-  found: dict[str, list[LayerScore]] = {}
+  by_layer: dict[str, list[LayerScore]] = {}
   for row in result.score.rows:
     path = re.sub(r"^member\d+/", "", row.path)
-    found.setdefault(path, []).append(row)
+    by_layer.setdefault(path, []).append(row)
   return [
     LayerBar(
       path,
@@ -57,7 +57,7 @@ def bars(result: Result) -> list[LayerBar]:
       sum(r.per_layer.params_term for r in rows),
       sum(r.per_layer.ops_term for r in rows),
     )
-    for path, rows in found.items()
+    for path, rows in by_layer.items()
   ]
 
 

@@ -49,15 +49,15 @@ def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
   seen, names = set(), set()
   for argument in arguments:
     root = paths.folder(argument)
-    found = _workdirs(root, DEPTH, remarks) or [root]
-    results, left_out = _read_all(found, root)
+    workdirs = _workdirs(root, DEPTH, remarks) or [root]
+    results, left_out = _read_all(workdirs, root)
     remarks += left_out
     for folder, result in results.items():
-      whole = folder.resolve()
-      if whole in seen:
+      resolved = folder.resolve()
+      if resolved in seen:
         continue
-      seen.add(whole)
-      name = _new_name(whole, names)
+      seen.add(resolved)
+      name = _new_name(resolved, names)
       names.add(name)
       metrics, odd = read_metrics(folder, result)
       remarks += [f"{name}/{line}" for line in odd]
@@ -90,9 +90,9 @@ def _workdirs(folder: pathlib.Path, depth: int, remarks: list[str]):
     remarks.append(f"{shown(str(folder))} cannot be read ({e.strerror})")
     return []
   return [
-    found
+    workdir
     for child in children
-    for found in _workdirs(child, depth - 1, remarks)
+    for workdir in _workdirs(child, depth - 1, remarks)
   ]
 
 

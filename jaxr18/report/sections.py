@@ -29,14 +29,14 @@ def report(
   """
   names = ", ".join(e.group.name for e in entries)
   title = f"{len(entries)} networks" if len(entries) > 1 else names
-  whole = len(entries) <= OPEN
+  expanded = len(entries) <= OPEN
   tasks = enumerate(entry.by_task(entries).items())
   body = page.environment().get_template("report.html").render(
     tasks=[_task(i, str(task), own, figure) for i, (task, own) in tasks],
     several=len(entries) > 1,
     compare=page.data_block(comparison(entries)) if entries[1:] else "",
     remarks=remarks,
-    runs=[_run(e, i) | {"open": whole} for i, e in enumerate(entries)],
+    runs=[_run(e, i) | {"open": expanded} for i, e in enumerate(entries)],
   )  # fmt: skip
   about = "Accuracy on the test split and the score of what it costs."
   return page.document(f"jaxr18: {title}", body, about)
@@ -130,40 +130,40 @@ def _curves(metrics: curves.Metrics, key: str) -> Markup:
     return Markup(draw.inline(chart, key, title, about))
 
 
-def _evidence(found: evidence.Evidence) -> dict[str, Any]:
+def _evidence(seen: evidence.Evidence) -> dict[str, Any]:
   return {
-    "classes": found.classes,
-    "remark": found.remark,
+    "classes": seen.classes,
+    "remark": seen.remark,
     "masks": [
       {
         "path": path,
         "uri": evidence.data_uri(evidence.mask_png(kept)),
         "density": f"{100 * kept.mean():.1f}% kept",
       }
-      for path, kept in found.masks.items()
+      for path, kept in seen.masks.items()
     ],
-    "confusion": _confusion(found),
+    "confusion": _confusion(seen),
     "wrong": [
       {
         "uri": evidence.data_uri(evidence.image_png(w.image)),
         "index": w.index,
-        "label": found.classes[w.label],
-        "answer": found.classes[w.answer],
+        "label": seen.classes[w.label],
+        "answer": seen.classes[w.answer],
         "p": f"{100 * w.p_answer:.2f}%",
       }
-      for w in found.wrong
+      for w in seen.wrong
     ],
   }
 
 
-def _confusion(found: evidence.Evidence) -> list[dict[str, Any]]:
+def _confusion(seen: evidence.Evidence) -> list[dict[str, Any]]:
   """A row for each class: its counts, shaded in ten steps, and the recall."""
-  counts = found.confusion
+  counts = seen.confusion
   each = counts.sum(1)
   right = max(1, counts.diagonal().max())
   wrong = max(1, (counts - np.diag(counts.diagonal())).max())
   rows = []
-  for i, name in enumerate(found.classes):
+  for i, name in enumerate(seen.classes):
     cells = []
     for j, n in enumerate(counts[i]):
       kind = "right" if i == j else "wrong" if n else "wrong none"

@@ -41,12 +41,12 @@ def predict_members(
   Returns:
     [members, n, classes].
   """
-  found: list = [None] * len(nets)
+  by_member: list = [None] * len(nets)
   for positions, stacked in ensemble.groups(nets):
     logits = predict(stacked, split.images, dataset, batch_size, mesh)
     for i, position in enumerate(positions):
-      found[position] = logits[:, i]
-  return np.stack(found)
+      by_member[position] = logits[:, i]
+  return np.stack(by_member)
 
 
 def save_ensemble(
@@ -76,11 +76,11 @@ def save_ensemble(
   split, votes, vote, weights, each = dataset.validation, {}, None, None, None
   if len(split):
     logits = predict_members(nets, split, dataset, eval_batch_size, mesh)
-    each = [count(one, split.labels).accuracy for one in logits]
+    each = [count(member, split.labels).accuracy for member in logits]
     weights = ensemble.fit_weights(logits, split.labels).tolist()
     votes = {
-      how: answer(logits, split.labels, how, weights).accuracy
-      for how in ensemble.VOTES
+      name: answer(logits, split.labels, name, weights).accuracy
+      for name in ensemble.VOTES
     }
     vote = max(votes, key=votes.__getitem__)  # of equal ones the simplest
   if c.ensemble.vote != "select":
@@ -118,14 +118,14 @@ def _keep(
 
 
 def answer(
-  logits: np.ndarray, labels: np.ndarray, how: str, weights=None
+  logits: np.ndarray, labels: np.ndarray, vote: str, weights=None
 ) -> Evaluation:
   """What a vote of logits [members, n, classes] answers, against labels.
 
   Args:
     weights: [members], used by the weighted vote alone.
   """
-  p = ensemble.vote(logits, how, weights if how == "weighted" else None)
+  p = ensemble.vote(logits, vote, weights if vote == "weighted" else None)
   return count(np.log(p + 1e-30), labels)
 
 
@@ -154,7 +154,7 @@ def test_members(
   """
   labels = dataset.test.labels
   logits = predict_members(nets, dataset.test, dataset, batch_size, mesh)
-  each = [count(one, labels) for one in logits]
+  each = [count(member, labels) for member in logits]
   known = phase.validation_accuracies or [None] * len(nets)
   members = tuple(map(_member, nets, each, known))
   more: dict[str, Any] = {
@@ -175,9 +175,9 @@ def test_members(
     for i, member in enumerate(members)
   )
   total = Evaluation(
-    sum(one.correct for one in each),
-    sum(one.count for one in each),
-    statistics.mean(one.loss for one in each),
+    sum(member.correct for member in each),
+    sum(member.count for member in each),
+    statistics.mean(member.loss for member in each),
   )
   return total, more
 
@@ -190,16 +190,18 @@ def _test_votes(
 ) -> tuple[Evaluation, dict[str, Any]]:
   """Counts what the chosen vote answers, and tells of all votes."""
   votes = {
-    how: answer(logits, labels, how, phase.weights)
-    for how in ensemble.VOTES
-    if how != "weighted" or phase.weights is not None
+    name: answer(logits, labels, name, phase.weights)
+    for name in ensemble.VOTES
+    if name != "weighted" or phase.weights is not None
   }
   return votes[str(phase.vote)], {
     "vote": phase.vote,
     "weights": phase.weights,
     "votes": {
-      how: Vote(found.accuracy, found.loss, (phase.votes or {}).get(how))
-      for how, found in votes.items()
+      name: Vote(
+        evaluation.accuracy, evaluation.loss, (phase.votes or {}).get(name)
+      )
+      for name, evaluation in votes.items()
     },
     "specs": tuple(net.spec for net in nets),
     "score": ensemble_score([(net.spec, net.masks) for net in nets]),
@@ -207,11 +209,11 @@ def _test_votes(
 
 
 def _member(
-  net: Network, found: Evaluation, validation_accuracy: float | None
+  net: Network, evaluation: Evaluation, validation_accuracy: float | None
 ) -> Member:
   score = ensemble_score([(net.spec, net.masks)])
   return Member(
-    Answers(found.correct, found.count, found.loss),
+    Answers(evaluation.correct, evaluation.count, evaluation.loss),
     score.macs,
     {name: getattr(score, name).total for name in FIGURES},
     validation_accuracy,

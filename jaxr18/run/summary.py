@@ -44,9 +44,9 @@ def members_table(result: Result) -> str:
   lines.append("share of test images on which two members answer differently:")
   for row in result.disagreement:
     lines.append("  " + " ".join(f"{x:.4f}" for x in row))
-  for how, v in result.votes.items():
-    chosen = "the vote" if how == result.vote else ""
-    line(how, v.accuracy, v.validation_accuracy, chosen)
+  for name, v in result.votes.items():
+    chosen = "the vote" if name == result.vote else ""
+    line(name, v.accuracy, v.validation_accuracy, chosen)
   if result.vote == "weighted" and result.weights:
     weights = ", ".join(f"{w:.3f}" for w in result.weights)
     lines.append(f"weights, fitted on validation images: {weights}")

@@ -27,18 +27,18 @@ class Average:
   teaches: bool = False
 
 
-def move(how: Average, average: Network, net: Network, step) -> Network:
+def move(rule: Average, average: Network, net: Network, step) -> Network:
   """Moves the average towards a network; faster at first, to forget the start.
 
   Args:
     average, net: of the same shapes; the result has the masks of `net`.
     step: number of the update that made `net`, from 0; may be traced.
   """
-  decay = jnp.minimum(how.decay, (1 + step) / (10 + step))
-  if how.mean_from is not None:
-    since = step - how.mean_from
-    n = since // how.mean_every  # networks in the mean so far
-    due = since % how.mean_every == 0
+  decay = jnp.minimum(rule.decay, (1 + step) / (10 + step))
+  if rule.mean_from is not None:
+    since = step - rule.mean_from
+    n = since // rule.mean_every  # networks in the mean so far
+    due = since % rule.mean_every == 0
     decay = jnp.where(n >= 0, jnp.where(due, n / (n + 1), 1), decay)
   move = lambda a, b: decay * a + (1 - decay) * b
   params = jax.tree.map(move, average.params, net.params)

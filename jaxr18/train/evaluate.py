@@ -40,16 +40,16 @@ def _predict(net: Network, images, mean, std, mesh):
     logits = forward(net, x)
   else:
     logits = jnp.swapaxes(ensemble.forward_members(net, x), 0, 1)
-  whole = NamedSharding(mesh, PartitionSpec())
-  return jax.lax.with_sharding_constraint(logits, whole)
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(logits, replicated)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "mean", "std", "mesh"))
 def _predict_folded(folded, images, spec, mean, std, mesh):
   x = normalize(images, mean, std, spec.resolution)
   logits = integer.forward(folded, spec, x, "float32")
-  whole = NamedSharding(mesh, PartitionSpec())
-  return jax.lax.with_sharding_constraint(logits, whole)
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(logits, replicated)
 
 
 def has_integers(spec: NetSpec) -> bool:
@@ -76,13 +76,13 @@ def predict(
   """
   devices = mesh.devices.size
   batch_size = -(-min(batch_size, len(images)) // devices) * devices
-  how = dataset.mean, dataset.std, mesh
+  rest = dataset.mean, dataset.std, mesh
   if members(net) is None and has_integers(net.spec):
     spec, folded = net.spec, replicate(fold(net), mesh)
-    run = lambda part: _predict_folded(folded, shard(part, mesh), spec, *how)
+    run = lambda part: _predict_folded(folded, shard(part, mesh), spec, *rest)
   else:
     net = replicate(net, mesh)
-    run = lambda part: _predict(net, shard(part, mesh), *how)
+    run = lambda part: _predict(net, shard(part, mesh), *rest)
   return in_batches(run, images, batch_size)
 
 

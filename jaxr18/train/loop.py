@@ -292,8 +292,8 @@ def _save(
   """Saves a state; at an epoch's end with statistics that are estimated."""
   t.feed.flush()  # what the state was taught is there after a kill
   if ended and t.estimate is not None:  # others are never evaluated
-    found = t.estimate(state.evaluated).batch_stats
-    state = state.replace(statistics=replicate(found, t.mesh))
+    statistics = t.estimate(state.evaluated).batch_stats
+    state = state.replace(statistics=replicate(statistics, t.mesh))
   store.save(step, state)
   return state
 

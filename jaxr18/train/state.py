@@ -76,8 +76,8 @@ def create(
     terms: names of the loss's terms, each of which is summed; () sums none.
   """
   if net.params["head"]["bias"].ndim == 2:
-    one = lambda n, p: create(n, optimizer, average, p, estimated, terms)
-    return jax.vmap(one)(net, projections)
+    single = lambda n, p: create(n, optimizer, average, p, estimated, terms)
+    return jax.vmap(single)(net, projections)
   net = net.replace(params=apply_masks(net.params, net.masks))
   # A copy, since the step donates its input and no buffer twice.
   copied = jax.tree.map(jnp.copy, net) if average else None

@@ -87,34 +87,36 @@ def observe(
   """
   stages = any(term.stages for term in terms)
   logits = batch.teacher_logits
-  found: tuple[jax.Array, ...] = ()
+  outputs: tuple[jax.Array, ...] = ()
   if teachers.nets and stages:
     (net,) = teachers.nets
-    logits, found, _ = forward_stages(net, inputs(net), dtype)
+    logits, outputs, _ = forward_stages(net, inputs(net), dtype)
   elif teachers.nets:
     each = [forward(net, inputs(net), dtype) for net in teachers.nets]
     loss = next((term.loss for term in terms if term.loss), "kd")
     logits = distill.mean_teacher(jnp.stack(each), loss)
   others = [forward(net, inputs(net), dtype) for net in teachers.others]
-  return TeacherOutputs(logits, found, jnp.stack(others) if others else None)
+  return TeacherOutputs(logits, outputs, jnp.stack(others) if others else None)
 
 
 def _see(
-  how: Augment, state: TrainState, batch: Batch, key, epoch
+  augmentation: Augment, state: TrainState, batch: Batch, key, epoch
 ) -> tuple[Callable[[Network], jax.Array], jax.Array]:
   """Returns the images as a network sees them, and their labels.
 
   The labels are ints [batch], or probabilities [batch, classes] of a mixture.
   """
   images = augment(
-    key, batch.images, state.step, how, index=batch.index, epoch=epoch
+    key, batch.images, state.step, augmentation, index=batch.index, epoch=epoch
   )
   share, partner, labels = 1.0, None, batch.labels
-  if how.mixup:
-    share, partner = draw_mixup(key, state.step, how.mixup, len(labels))
-  elif how.cutmix:
+  if augmentation.mixup:
+    share, partner = draw_mixup(
+      key, state.step, augmentation.mixup, len(labels)
+    )
+  elif augmentation.cutmix:
     inside, share, partner = draw_cutmix(
-      key, state.step, how.cutmix, len(labels), images.shape[1:3]
+      key, state.step, augmentation.cutmix, len(labels), images.shape[1:3]
     )
     images = jnp.where(inside, images[partner], images)
   if partner is not None:
@@ -122,9 +124,11 @@ def _see(
     labels = share * labels + (1 - share) * labels[partner]
 
   def inputs(net: Network) -> jax.Array:
-    x = normalize(images, how.mean, how.std, net.spec.resolution)
+    x = normalize(
+      images, augmentation.mean, augmentation.std, net.spec.resolution
+    )
     # Teacher and student see the same mixture: resizing is linear.
-    return share * x + (1 - share) * x[partner] if how.mixup else x
+    return share * x + (1 - share) * x[partner] if augmentation.mixup else x
 
   return inputs, labels
 
@@ -147,7 +151,7 @@ class _Differentiated(NamedTuple):
 
 def _differentiate(
   terms: Sequence[Term],
-  how: Augment,
+  augmentation: Augment,
   average: Average | None,
   dtype,
   unmasked: bool = False,
@@ -177,7 +181,7 @@ def _differentiate(
   def differentiate(
     state: TrainState, teachers: Teachers, batch: Batch, key, epoch, member
   ) -> _Differentiated:
-    inputs, labels = _see(how, state, batch, key, epoch)
+    inputs, labels = _see(augmentation, state, batch, key, epoch)
     net = state.net
     if unmasked:
       every = jax.tree.map(jnp.ones_like, net.masks)
@@ -217,30 +221,30 @@ def single_step(
   """
   differentiate = _differentiate(terms, augment, average, dtype)
 
-  def one(state, teachers, batch, key, epoch, member: Member):
-    found = differentiate(state, teachers, batch, key, epoch, member)
+  def step(state, teachers, batch, key, epoch, member: Member):
+    result = differentiate(state, teachers, batch, key, epoch, member)
     updates, opt_state = optimizer.update(
-      found.grads, state.opt_state, found.params
+      result.grads, state.opt_state, result.params
     )
     if member.rate is not None:
       updates = jax.tree.map(lambda u: u * member.rate, updates)
-    params: Any = optax.apply_updates(found.params, updates)
+    params: Any = optax.apply_updates(result.params, updates)
     projections = params.pop("projections", None)
     # Projected after the update: momentum and decay revive pruned weights.
     params = apply_masks(params, state.net.masks)
-    net = state.net.replace(params=params, batch_stats=found.batch_stats)
+    net = state.net.replace(params=params, batch_stats=result.batch_stats)
     averaged = state.average
     if average is not None and averaged is not None:
       averaged = average_lib.move(average, averaged, net, state.step)
-    correct = jnp.sum(jnp.argmax(found.logits, -1) == batch.labels)
+    correct = jnp.sum(jnp.argmax(result.logits, -1) == batch.labels)
     totals = {
-      "loss": state.totals["loss"] + found.loss * len(batch.labels),
+      "loss": state.totals["loss"] + result.loss * len(batch.labels),
       "correct": state.totals["correct"] + correct.astype(jnp.int32),
       "count": state.totals["count"] + len(batch.labels),
     }
     if terms_so_far := state.totals.get("terms"):
       totals["terms"] = {
-        name: so_far + found.each[name] * len(batch.labels)
+        name: so_far + result.each[name] * len(batch.labels)
         for name, so_far in terms_so_far.items()
       }
     return state.replace(
@@ -250,9 +254,9 @@ def single_step(
       average=averaged,
       totals=totals,
       projections=projections,
-    ), found.loss
+    ), result.loss
 
-  return one
+  return step
 
 
 def make_train_step(
@@ -279,8 +283,8 @@ def make_train_step(
     (state, teachers, batch, key, epoch) -> (state, loss), of `Teachers`. The
     state is donated; the key is the run's, the same at every step.
   """
-  one = single_step(terms, optimizer, augment, average, dtype)
-  return _jitted(one, mesh, members, donate=True)
+  single = single_step(terms, optimizer, augment, average, dtype)
+  return _jitted(single, mesh, members, donate=True)
 
 
 def make_gradients(
@@ -303,30 +307,30 @@ def make_gradients(
   """
   differentiate = _differentiate(terms, augment, average, dtype, unmasked=True)
 
-  def one(state, *args):
+  def gradients(state, *args):
     grads = differentiate(state, *args).grads
     return kernels({k: v for k, v in grads.items() if k in state.net.params})
 
-  return _jitted(one, mesh, members, donate=False)
+  return _jitted(gradients, mesh, members, donate=False)
 
 
 def _jitted(
-  one: Callable, mesh: Mesh, members: Sequence[Member], donate: bool
+  single: Callable, mesh: Mesh, members: Sequence[Member], donate: bool
 ) -> Callable:
   """Jits a function of (state, teachers, batch, key, epoch, member)."""
 
   def step(state, teachers, batch, key, epoch):
     if not members:
-      return one(state, teachers, batch, key, epoch, Member())
+      return single(state, teachers, batch, key, epoch, Member())
     each = Member(*map(jnp.array, zip(*members, strict=True)))
     axes = (0, None, 0, 0, None, 0)
-    return jax.vmap(one, axes)(state, teachers, batch, key, epoch, each)
+    return jax.vmap(single, axes)(state, teachers, batch, key, epoch, each)
 
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(*[None] * bool(members), "data"))
   return jax.jit(
     step,
-    in_shardings=(whole, whole, split, whole, whole),
-    out_shardings=whole,
+    in_shardings=(replicated, replicated, split, replicated, replicated),
+    out_shardings=replicated,
     donate_argnums=0 if donate else (),
   )

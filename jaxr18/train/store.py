@@ -209,5 +209,5 @@ def _as_first(*values):
   """What the first process holds, the same in all."""
   if jax.process_count() == 1:
     return values
-  found = multihost_utils.broadcast_one_to_all(np.array(values, np.int64))
-  return tuple(type(v)(x) for v, x in zip(values, found, strict=True))
+  shared = multihost_utils.broadcast_one_to_all(np.array(values, np.int64))
+  return tuple(type(v)(x) for v, x in zip(values, shared, strict=True))

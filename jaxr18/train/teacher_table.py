@@ -113,11 +113,11 @@ class Table:
     if not path.exists():
       return "new"
     try:
-      found = json.loads(read_bytes(path))
+      header = json.loads(read_bytes(path))
     except ValueError:
       return f"{path.name} is not JSON"
-    if found != meta:
-      return f"{path.name} is {found}, expected {meta}"
+    if header != meta:
+      return f"{path.name} is {header}, expected {meta}"
     for name, size in sizes.items():
       file = self.folder / name
       if not file.exists() or file.stat().st_size != size:
@@ -239,7 +239,7 @@ class CachedTeacher:
     self.table.put(index[missing], view[missing], logits[missing])
     self.computed += int(missing.sum())
 
-  def fill(self, batch_size: int, say: Callable[[str], None] = lambda s: None):
+  def fill(self, batch_size: int, tell: Callable[[str], None] = lambda s: None):
     """Computes every view that is missing; a killed one goes on."""
     train = self._dataset.train
     flips = (0,) if self._flip == "none" else (0, 1)
@@ -254,7 +254,7 @@ class CachedTeacher:
         if missing.any():
           self._fill(part.index, part.images, view, missing)
       self.table.flush()
-      say(f"teacher's logits: view {done + 1} of {len(numbers)}")
+      tell(f"teacher's logits: view {done + 1} of {len(numbers)}")
 
   def flush(self) -> None:
     self.table.flush()

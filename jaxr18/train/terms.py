@@ -87,8 +87,8 @@ def total(
   """
 
   def value(term: Term) -> jax.Array:
-    found = term.fn(c)
-    return found if term.weight is None else term.weight * found
+    unweighted = term.fn(c)
+    return unweighted if term.weight is None else term.weight * unweighted
 
   first, *rest = terms
   each = {first.name: value(first)}

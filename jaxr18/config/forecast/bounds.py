@@ -172,9 +172,9 @@ def _file(layer: Layer, size: float, kept: float) -> float:
 def _corners(layer: Layer, size: float, k: Kept) -> list[float]:
   """Numbers of kept weights between which a file grows evenly."""
   index = math.ceil(math.log2(size)) if size > 1 else 0
-  found = [size / index if index else size]
-  found.append(size * (layer.w_bits - 1) / layer.w_bits)
-  inner = sorted(n for n in found if k.least < n < k.most)
+  corners = [size / index if index else size]
+  corners.append(size * (layer.w_bits - 1) / layer.w_bits)
+  inner = sorted(n for n in corners if k.least < n < k.most)
   return [k.least, *inner, k.most]
 
 
@@ -185,8 +185,8 @@ def _structured_share(
   if params[1] <= left[0] + 1e-3:
     return 0.0, 0.0
   wholes = [(o.whole(x), _side(x)) for x in o.spec.layers()]
-  by_params = [sum(whole[end] for whole, _ in wholes) for end in (0, 1)]
-  by_macs = [sum(whole[end] * n for whole, n in wholes) for end in (0, 1)]
+  by_params = [sum(masked[end] for masked, _ in wholes) for end in (0, 1)]
+  by_macs = [sum(masked[end] * n for masked, n in wholes) for end in (0, 1)]
   low = min(by_params[0] / params[1], by_macs[0] / macs[1])
   removed = 1 - left[0] / params[1]
   high = min(removed, by_macs[1] / macs[0], 1.0)

@@ -14,15 +14,15 @@ Ends = tuple[str, str]
 @functools.lru_cache(maxsize=64)
 def ends(spec: NetSpec) -> dict[str, Ends]:
   """The groups of each layer's inputs and outputs, by path; '' for none."""
-  found = {x.path: ["", ""] for x in spec.layers()}
+  groups = {x.path: ["", ""] for x in spec.layers()}
   for group in channel_groups(spec):
     for path in group.readers:
-      found[path][0] = group.name
+      groups[path][0] = group.name
     for path in group.writers:
-      found[path][1] = group.name
+      groups[path][1] = group.name
     for path in group.through:  # channel by channel: in and out are the same
-      found[path][1] = group.name
-  return {path: (one, other) for path, (one, other) in found.items()}
+      groups[path][1] = group.name
+  return {path: (inputs, outputs) for path, (inputs, outputs) in groups.items()}
 
 
 def term(layer: Layer, ends: Ends) -> tuple[float, list[str]]:

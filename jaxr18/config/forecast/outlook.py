@@ -123,10 +123,12 @@ def _outlook_of_network(net: Network, masks: tuple[Any, ...]) -> Outlook:
   out = dataclasses.replace(out, alive=alive)
   singles = {}
   for layer in net.spec.layers():
-    found = layer_weights(layer, net.masks)
-    if found.kept != out.in_alive(layer)[1]:
-      whole = found.structured
-      singles[layer.path] = Kept(found.kept, found.kept, (whole, whole))
+    counts = layer_weights(layer, net.masks)
+    if counts.kept != out.in_alive(layer)[1]:
+      structured = counts.structured
+      singles[layer.path] = Kept(
+        counts.kept, counts.kept, (structured, structured)
+      )
   pruned = singles or any(dead.values())
   return dataclasses.replace(
     out, singles=singles, masks=masks if pruned else ()
@@ -145,14 +147,14 @@ def outlooks_of_result(result: Mapping[str, Any], name: str) -> list[Outlook]:
   out = []
   for i, spec in enumerate(specs):
     rows = tables.get(f"member{i}", {})
-    whole = all(row["kept"] == row["weights"] for row in rows.values())
-    if rows and whole:
-      one = outlook_of(spec)
+    unpruned = all(row["kept"] == row["weights"] for row in rows.values())
+    if rows and unpruned:
+      outlook = outlook_of(spec)
     elif rows:
-      one = _counted(spec, rows, (name, i))
+      outlook = _counted(spec, rows, (name, i))
     else:
-      one = outlook_of(spec, unknown=name)
-    out.append(one)
+      outlook = outlook_of(spec, unknown=name)
+    out.append(outlook)
   if "specs" not in result:  # a population's others have masks of their own
     more = len(result.get("members", ())) - 1
     out += [outlook_of(specs[0], name if out[0].masks else "")] * more

@@ -206,7 +206,7 @@ def _by_layer(
 ) -> tuple[int, Ranges]:
   """What a distribution that asks no scores keeps: in all, and by layer."""
   shapes = {x.path: x.kernel_shape for x in layers}
-  found = density.counts(
+  counts = density.counts(
     plan.distribution,
     {p: np.broadcast_to(np.float32(0), shape) for p, shape in shapes.items()},
     plan.density,
@@ -214,13 +214,13 @@ def _by_layer(
     rules=plan.rules,
   )
   kept = {}
-  for path, n in found.items():
+  for path, n in counts.items():
     low, high = left[path]
     if plan.distribution == "per_output":  # each output by itself
       n = n // shapes[path][-1] * shapes[path][-1]
       low = math.ceil(low * n / math.prod(shapes[path]) - 1e-9)
     kept[path] = min(n, low), min(n, high)
-  return sum(found.values()), kept
+  return sum(counts.values()), kept
 
 
 def _together(o: Outlook, left: Ranges) -> Range:
