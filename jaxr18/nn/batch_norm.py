@@ -40,11 +40,12 @@ def batch_norm(
   x, scale, bias, *rest = varying_alike(
     x, scale.astype(wide), bias.astype(wide), *rest
   )
-  y, mean, var = _batch_norm(x, scale, bias, tuple(rest), relu, epsilon)
+  out: Any = _batch_norm(x, scale, bias, tuple(rest), relu, epsilon)
+  y, mean, var = out
   return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-@functools.partial[Any](jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _batch_norm(x, scale, bias, rest, relu, epsilon) -> Any:
   name = batch_norm_add_p if rest else batch_norm_p
   rows = lambda v: v.reshape(1, -1, v.shape[-1])
@@ -60,7 +61,8 @@ def _batch_norm(x, scale, bias, rest, relu, epsilon) -> Any:
 
 
 def _forward(x, scale, bias, rest, relu, epsilon):
-  y, mean, var = _batch_norm(x, scale, bias, rest, relu, epsilon)
+  out: Any = _batch_norm(x, scale, bias, rest, relu, epsilon)
+  y, mean, var = out
   # Where ReLU let through is computed again, but with a residual it is read.
   after = (y,) if rest and relu else ()
   return (y, mean, var), (x, scale, bias, mean, var, after, (None,) * len(rest))
