@@ -115,8 +115,9 @@ def _see(
       key, state.step, augmentation.mixup, len(labels)
     )
   elif augmentation.cutmix:
+    n, height, width, _ = images.shape
     inside, share, partner = draw_cutmix(
-      key, state.step, augmentation.cutmix, len(labels), images.shape[1:3]
+      key, state.step, augmentation.cutmix, n, (height, width)
     )
     images = jnp.where(inside, images[partner], images)
   if partner is not None:
