@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     spec = allocate.allocate(net.spec, free, _TARGET.value, net.masks)
   except ValueError as e:
     raise app.UsageError(str(e)) from e
-  reached = score(spec, masks=net.masks)
+  found = score(spec, masks=net.masks)
   rules = allocate.rules_for({u: x.w_bits for u, x in spec.units()})
   result = {
     "images": count,
@@ -83,13 +83,13 @@ def main(argv: list[str]) -> None:
     "target": _TARGET.value,
     "bits": rules,
     "two_bits": _TWO_BITS.value,
-    "per_layer": reached.per_layer.total,
+    "per_layer": found.per_layer.total,
   }
   write_json(path, result)
   print(f"network.bits = {rules!r}")
   if _TWO_BITS.value != "ternary":
     print(f"network.two_bits = {_TWO_BITS.value!r}")
-  print(f"per-layer score {reached.per_layer.total:.6f}; {path}")
+  print(f"per-layer score {found.per_layer.total:.6f}; {path}")
 
 
 def _table(losses, bits, count: int) -> str:

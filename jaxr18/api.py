@@ -17,8 +17,7 @@ import numpy as np
 from jaxr18.compress import ensemble, gradual
 from jaxr18.compress import factorize as factorize_lib
 from jaxr18.compress import shrink as shrink_lib
-from jaxr18.config.reading import training_images
-from jaxr18.config.schema import staged
+from jaxr18.config.schema import TRAINING_IMAGES, staged
 from jaxr18.cost import score as score_lib
 from jaxr18.cost.figures import Score
 from jaxr18.cost.macs import count_macs as count_macs
@@ -249,10 +248,7 @@ def distill(
 
 
 def vote(
-  nets: Sequence[Network],
-  images: np.ndarray,
-  data: Dataset,
-  method="probability",
+  nets: Sequence[Network], images: np.ndarray, data: Dataset, how="probability"
 ) -> np.ndarray:
   """The joint answer of several networks.
 
@@ -260,13 +256,13 @@ def vote(
     nets: of any specs.
     images: uint8 [n, size, size, channels].
     data: whose mean and deviation images are normalized by.
-    method: 'probability', 'logit' or 'majority'.
+    how: 'probability', 'logit' or 'majority'.
 
   Returns:
     Scores [n, classes]; the largest is the answer.
   """
   logits = [_predict(net, images, data) for net in nets]
-  return ensemble.vote(np.stack(logits), method)
+  return ensemble.vote(np.stack(logits), how)
 
 
 def score(net: Network | NetSpec) -> Score:
@@ -280,11 +276,11 @@ def score(net: Network | NetSpec) -> Score:
   return score_lib.score(net.spec, masks=net.masks)
 
 
-def judge(path: Path, **options: Any):
+def judge(path: Path, **how: Any):
   """Scores anybody's ONNX or QONNX file; see `deploy.judge.judge`."""
   from jaxr18.deploy.judge import judge
 
-  return judge(path, **options)
+  return judge(path, **how)
 
 
 def evaluate(net: Network, data: Dataset, split: str = "test") -> Evaluation:
@@ -304,18 +300,18 @@ def evaluate(net: Network, data: Dataset, split: str = "test") -> Evaluation:
 
 
 def dataset(
-  name: str = "cifar10", validation: int | None = None, **options: Any
+  name: str = "cifar10", validation: int | None = None, **how: Any
 ) -> Dataset:
   """Loads a data set.
 
   Args:
-    name: 'cifar10', 'digits', or 'module:function' of your own.
+    name: 'cifar10' or 'digits'.
     validation: training images to hold out; None is a tenth of them.
     **how: as `data.dataset.load` takes it.
   """
   if validation is None:
-    validation = training_images(name) // 10
-  return data_lib.load(name, validation=validation, **options)
+    validation = TRAINING_IMAGES.get(name, 0) // 10
+  return data_lib.load(name, validation=validation, **how)
 
 
 def export(net: Network, path: Path, data: Dataset) -> pathlib.Path:

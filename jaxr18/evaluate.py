@@ -48,14 +48,14 @@ def main(argv: list[str]) -> None:
     from jaxr18.run import export as exporting
 
     net = sources.load_network(workdir)
-    counts = exporting.by_integers(net, dataset, opened.eval_batch_size)
-    n = counts["count"]
+    found = exporting.by_integers(net, dataset, opened.eval_batch_size)
+    n = found["count"]
     print(
-      f"with {counts['arithmetic']}: test accuracy {counts['accuracy']:.2%}"
-      f" ({counts['correct']} of {n}); the same answer in"
-      f" {counts['same_answers']}, logits differ by up to"
-      f" {counts['largest_difference']:.2g}, by more than 1e-4 in"
-      f" {counts['images_beyond_1e-4']} images"
+      f"with {found['arithmetic']}: test accuracy {found['accuracy']:.2%}"
+      f" ({found['correct']} of {n}); the same answer in"
+      f" {found['same_answers']}, logits differ by up to"
+      f" {found['largest_difference']:.2g}, by more than 1e-4 in"
+      f" {found['images_beyond_1e-4']} images"
     )
 
 

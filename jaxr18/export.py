@@ -48,28 +48,26 @@ def main(argv: list[str]) -> None:
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18.run import export as exporting
 
-  path, comparison = exporting.export_run(
+  path, found = exporting.export_run(
     _WORKDIR.value, _FORMAT.value, _OUT.value, _DATA_DIR.value
   )
-  n = comparison.count
-  print(f"{path}: {comparison.bytes:,} bytes")
-  if comparison.bytes_of_memory is not None:
+  n = found.count
+  print(f"{path}: {found.bytes:,} bytes")
+  if found.bytes_of_memory is not None:
     print(
-      f"{comparison.bytes_of_memory:,} bytes of static memory and"
-      f" {comparison.bytes_of_weights:,} of weights"
+      f"{found.bytes_of_memory:,} bytes of static memory and"
+      f" {found.bytes_of_weights:,} of weights"
     )
-  elif comparison.bytes_of_weights is not None:
+  elif found.bytes_of_weights is not None:
     print(
-      f"{comparison.bytes_of_weights:,} of them without the description;"
-      f" {comparison.bytes_charged:,} are charged by the on-disk score"
+      f"{found.bytes_of_weights:,} of them without the description;"
+      f" {found.bytes_charged:,} are charged by the on-disk score"
     )
+  print(f"test accuracy {found.accuracy:.2%} ({found.correct} of {n})")
   print(
-    f"test accuracy {comparison.accuracy:.2%} ({comparison.correct} of {n})"
-  )
-  print(
-    f"the same answer as the network in {comparison.same_answers} of {n}"
-    f" images; logits differ by up to {comparison.largest_difference:.2g}, by"
-    f" more than 1e-4 in {comparison.images_apart} images"
+    f"the same answer as the network in {found.same_answers} of {n} images;"
+    f" logits differ by up to {found.largest_difference:.2g}, by more than"
+    f" 1e-4 in {found.images_apart} images"
   )
 
 

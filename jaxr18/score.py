@@ -150,7 +150,7 @@ def _of_config():
   from jaxr18.config.forecast.score import score_of
 
   ensemble, outlooks = _configured()
-  _hold({outlook.spec for outlook in outlooks})
+  _hold({one.spec for one in outlooks})
   if len(outlooks) > 1 and ensemble:
     _one_network(len(outlooks), _CONFIG.file)
   if _MEMBERS.value > 1:
@@ -207,14 +207,14 @@ def _configured():
   name = _PHASE.value or [*phases][-1]
   if name not in phases:
     raise app.UsageError(f"--phase={name} must be one of {tuple(phases)}")
-  outlooks = phases[name].outlooks
-  if outlooks is None or any(outlook.unknown for outlook in outlooks):
+  found = phases[name].outlooks
+  if found is None or any(one.unknown for one in found):
     raise ConfigError(
       f"config.{name} has the score that another run's masks leave it, which"
       f" cannot be read: {'; '.join(missing.values())}; run that first, or take"
       f" its name away, such as by --config.{name}.start.init="
     )
-  return bool(paths.names(phases[name].options.ensemble.members)), outlooks
+  return bool(paths.names(phases[name].options.ensemble.members)), found
 
 
 def _finished():

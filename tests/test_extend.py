@@ -1,4 +1,4 @@
-"""docs/extend.md: a loss, a criterion and data of a user's own, in one file."""
+"""docs/extend.md: a loss and a criterion of a user's own, in one file."""
 
 import json
 import pathlib
@@ -16,8 +16,6 @@ from jaxr18.compress import criteria
 from jaxr18.config import build
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.reading import parse
-from jaxr18.data import dataset
-from jaxr18.host import own
 from jaxr18.train import terms
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,7 +30,6 @@ def mine(tmp_path, monkeypatch):
   (tmp_path / "mine.py").write_text(BLOCKS[0])
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.delitem(sys.modules, "mine", raising=False)
-  dataset.own_arrays.cache_clear()
   yield tmp_path
   sys.modules.pop("mine", None)
 
@@ -40,7 +37,6 @@ def mine(tmp_path, monkeypatch):
 def _config():
   """The tiny config with the page's lines."""
   config = tiny_config.get_config("1")
-  config.data.limit = 0
   exec(BLOCKS[1], {"config": config})
   config.train.prune.density = 0.5
   return config
@@ -65,13 +61,6 @@ def test_each_is_what_the_page_says(mine):
     scores["stem"][1, 2, 0], np.sqrt((kernel**2).sum((0, 1, 2))), rtol=1e-6
   )
 
-  data = dataset.load("mine:stripes", validation=50)
-  assert [len(x) for x in (data.train, data.validation, data.test)] == [
-    450, 50, 100
-  ]  # fmt: skip
-  again = dataset.load("mine:stripes", validation=0)
-  assert again.fingerprint == data.fingerprint
-
 
 def test_what_cannot_be_had_is_told_before_anything_is_trained(mine):
   config = _config()
@@ -84,10 +73,9 @@ def test_what_cannot_be_had_is_told_before_anything_is_trained(mine):
   }  # fmt: skip
   config = _config()
   config.train.loss.extra = (("mine", 0.1),)
-  config.data.name = "mine:confidence"  # which gives no data
   with pytest.raises(ConfigError) as e:
     parse(config)
-  assert e.value.fields == {"train.loss.extra", "data.name"}
+  assert e.value.fields == {"train.loss.extra"}
 
 
 def test_scores_of_another_shape_are_refused(mine):
@@ -97,20 +85,8 @@ def test_scores_of_another_shape_are_refused(mine):
     criteria.score("mine:flat", tiny_run.tiny_network())
 
 
-@pytest.mark.parametrize("change", [
-  {"train_images": np.zeros((500, 28, 28), np.uint8)},
-  {"train_labels": np.arange(500)},
-  {"test_labels": np.zeros(7, int)},
-])  # fmt: skip
-def test_data_of_another_shape_is_refused(mine, monkeypatch, change):
-  given = own.load("mine:stripes")() | change
-  monkeypatch.setattr(sys.modules["mine"], "stripes", lambda: given)
-  with pytest.raises(own.OwnError, match=next(iter(change))):
-    dataset.own_arrays("mine:stripes")
-
-
 @pytest.mark.slow
-def test_a_run_with_all_three(mine):
+def test_a_run_with_both(mine):
   source = (ROOT / "tests/support/tiny_config.py").read_text()
   lines = "".join(f"  {line}\n" for line in BLOCKS[1].splitlines())
   lines += "  config.train.prune.density = 0.5\n  return config\n"

@@ -34,8 +34,8 @@ def quantized(spec: NetSpec, network: Network) -> NetSpec:
   if inner := network.inner_bits:
     # The first layer and the last cost little and lose most.
     rules = (("stem|head", 8, 8), (".*", inner, inner))
-  choices = network.scales, network.w_scales, network.two_bits
-  return with_bits(spec, rules, *choices)
+  how = network.scales, network.w_scales, network.two_bits
+  return with_bits(spec, rules, *how)
 
 
 def _by_stage(network, classes: int = CLASSES) -> NetSpec:
@@ -74,14 +74,14 @@ def network_faults(network: Network, with_bits: bool) -> Found:
   Yields:
     The field within the section ('' for the whole), what it must be, the mend.
   """
-  faults = list(_lengths_fit(network))
-  yield from faults
-  if faults:
+  found = list(_lengths_fit(network))
+  yield from found
+  if found:
     return
   for check in (_scale_fits, _groups_fit):
-    faults = list(check(network))
-    yield from faults
-    if faults:
+    found = list(check(network))
+    yield from found
+    if found:
       return
   try:
     spec = _by_stage(network)

@@ -25,7 +25,7 @@ from jaxr18.config.schema import (
   fields,
   staged,
 )
-from jaxr18.host import own, paths
+from jaxr18.host import paths
 from jaxr18.host.paths import names
 from jaxr18.nn.spec import Layer, NetSpec
 
@@ -185,12 +185,7 @@ class _Reading:
     findings, data = self.findings, self.shared.data
     if not findings.good("data.name", "data.validation", "data.limit"):
       return
-    try:
-      total = training_images(data.name)
-    except own.OwnError as e:
-      must = "must name a function that gives a data set"
-      findings.add("data.name", must, str(e))
-      return
+    total = TRAINING_IMAGES[data.name]
     if data.validation >= total:
       findings.add(
         "data.validation",
@@ -238,8 +233,8 @@ class _Reading:
         for field, must, mend in check(draft):
           findings.add(f"{name}.{field}", must, mend)
     spec = self._spec(name, c)
-    sources = {field: self._sources(name, field) for field in SOURCES}
-    outlooks = self._outlooks(name, c, sources)
+    found = {field: self._sources(name, field) for field in SOURCES}
+    outlooks = self._outlooks(name, c, found)
     self.outlooks[name] = outlooks
     self._check_layers(name, c, spec, outlooks)
     return Phase(name, index, c, spec, outlooks)
@@ -263,17 +258,15 @@ class _Reading:
     value = operator.attrgetter(field)(self.options[name])
     if not self.findings.good(full):
       return []
-    if part := paths.misread(value, self.names):
+    if one := paths.misread(value, self.names):
       must = "has a name that a comma ends or a backslash changes"
-      self.findings.add(full, must, f"write {part}, in Python {part!r}")
+      self.findings.add(full, must, f"write {one}, in Python {one!r}")
       return []
-    outlooks: list[Outlook] | None = []
+    found: list[Outlook] | None = []
     for source in names(value):
-      part = self._source(name, full, source)
-      outlooks = (
-        None if part is None or outlooks is None else [*outlooks, *part]
-      )
-    return outlooks
+      one = self._source(name, full, source)
+      found = None if one is None or found is None else [*found, *one]
+    return found
 
   def _source(
     self, name: str, full: str, source: str
@@ -289,11 +282,11 @@ class _Reading:
       mend = "choose one, or change the order in config.phases"
       self.findings.add(full, which, mend)
       return None
-    given = self.place.source(self.shared.data, source)
+    found = self.place.source(self.shared.data, source)
     if not self.place.ended(name):
-      for must, mend in given.faults:
+      for must, mend in found.faults:
         self.findings.add(full, must or which, mend)
-    return given.outlooks
+    return found.outlooks
 
   def _outlooks(
     self, name: str, c: PhaseOptions, sources: Mapping[str, Any]
@@ -306,10 +299,10 @@ class _Reading:
       if not self.place.ended(name):
         self.findings.add(f"{name}.{field}", must, mend)
 
-    outlooks = foresee(c, name, sources, self._steps(c), tell)
-    if outlooks is not None:
-      check_features(c, outlooks, sources["teacher.source"], tell)
-    return outlooks
+    found = foresee(c, name, sources, self._steps(c), tell)
+    if found is not None:
+      check_features(c, found, sources["teacher.source"], tell)
+    return found
 
   def _steps(self, c: PhaseOptions) -> int:
     """Of a phase's training; 0 where the data section is wrong."""
@@ -335,20 +328,7 @@ def _staged(c: PhaseOptions) -> PhaseOptions:
   return c.model_copy(update={"network": network})
 
 
-def training_images(name: str) -> int:
-  """Counts the training images of a data set, validation included.
-
-  Raises:
-    OwnError: a function of the user's own that gives none.
-  """
-  if not own.is_own(name):
-    return TRAINING_IMAGES.get(name, 0)
-  from jaxr18.data.dataset import own_arrays  # late: it takes a second
-
-  return len(own_arrays(name)["train_labels"])
-
-
 def _training_images(data: Data) -> int:
   """How many images of a data section are trained on."""
-  total = training_images(data.name)
+  total = TRAINING_IMAGES[data.name]
   return min(data.limit or total, total - data.validation)

@@ -62,23 +62,21 @@ CHANNEL_DISTRIBUTIONS = get_args(ChannelDistribution)
 class Data(Section):
   """The data set, and which of its images are seen."""
 
-  name: Annotated[Literal["cifar10", "digits"], OR_OWN] = field(
-    "cifar10", "the data set, or 'module:function' of your own"
-  )
+  name: Literal["cifar10", "digits"] = field("cifar10", "the data set")
   dir: Text = field("", "TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default")
   cache_dir: Text = field("", "for decoded images; '' is ~/.cache/jaxr18")
   validation: int = field(
     5000, "training images held out to select on", 0, 49_999
   )
-  split_seed: int = field(0, "chooses which images are held out", 0, 2**31 - 1)
+  split_seed: int = field(0, "of the validation split", 0, 2**31 - 1)
   order: Literal["content", "folder"] = field(
     "content",
-    "how CIFAR-10's images are sorted before they are split: by a hash of image"
-    " and label, which is the same for every copy; or by their numbers in the"
-    " folder, as in runs that are older than this field",
+    "of CIFAR-10's images before they are split: by a hash of image and label,"
+    " which is the same for every copy; or by their numbers in the folder, as"
+    " in runs that are older than this field",
   )
   limit: int = field(
-    0, "images that are used of each split; 0 is all", 0, 1_000_000
+    0, "use so many images of each split; 0 is all", 0, 1_000_000
   )
 
 
@@ -87,8 +85,7 @@ class Checkpoint(Section):
 
   every_seconds: float = field(
     60.0,
-    "seconds between two checkpoints within an epoch; the end of each epoch has"
-    " one too",
+    "between two checkpoints within an epoch; each epoch's end has one anyway",
     0,
     1e6,
   )
@@ -97,9 +94,7 @@ class Checkpoint(Section):
 class Options(Section):
   """What all phases of an experiment share."""
 
-  seed: int = field(
-    0, "random seed of weights, batches and augmentation", 0, 2**31 - 1
-  )
+  seed: int = field(0, "of weights, batches and augmentation", 0, 2**31 - 1)
   data: Data = section(Data)
   checkpoint: Checkpoint = section(Checkpoint)
   eval_batch_size: int = field(500, "images a step of an evaluation", 1, 10**5)
@@ -108,8 +103,7 @@ class Options(Section):
   )
   writers: Text = field(
     "",
-    "also write each epoch's numbers to these, comma-separated: tensorboard,"
-    " wandb",
+    "where each epoch's numbers go too, comma-separated: tensorboard, wandb",
   )
 
 
@@ -117,41 +111,37 @@ class Network(Section):
   """The architecture, and the bits of its layers."""
 
   widths: Some[Annotated[int, between(1, 8192)]] = field(
-    (64, 128, 256, 512), "channels of each stage"
+    (64, 128, 256, 512), "channels by stage"
   )
   blocks: ByStage[Annotated[int, between(1, 100)]] = field(
-    (2,), "blocks of each stage; one entry is for all"
+    (2,), "blocks by stage; one is for all"
   )
   strides: MaybeByStage[Annotated[int, between(1, 4)]] = field(
-    (), "stride of each stage's first block; () is 1, then 2"
+    (), "of each stage's first block; () is 1, then 2"
   )
   groups: ByStage[Annotated[int, between(1, 8192)]] = field(
-    (1,), "groups of each stage's 3x3 convolutions; one entry is for all"
+    (1,), "of each stage's 3x3 convolutions; one is for all"
   )
   depthwise: ByStage[bool] = field(
-    (False,),
-    "whether 3x3 convolutions are depthwise-separable; one entry is for all",
+    (False,), "depthwise-separable 3x3 convolutions; one is for all"
   )
   factorize: FormRules = field(
     (),
-    "rules (regex on layer paths, form); the first match decides, other layers"
-    " stay; forms are dense, depthwise, groups=8, ranks=1/4,1/4",
+    "(regex on layer paths, form), first match wins, others stay; forms are"
+    " dense, depthwise, groups=8, ranks=1/4,1/4",
   )
   stem_features: int = field(0, "channels of the stem; 0 is widths[0]", 0, 8192)
   resolution: int = field(
-    32, "side of the input in pixels, to which images are resized", 4, 512
+    32, "side of the input in pixels; images are resized", 4, 512
   )
   scale: float = field(
-    0.0,
-    "EfficientNet's coefficient, which multiplies MACs by about 1.92**scale",
-    -8,
-    8,
+    0.0, "EfficientNet's coefficient: about 1.92**scale the MACs", -8, 8
   )
   scale_multiple: int = field(8, "scaled widths are multiples of it", 1, 256)
   bits: BitsRules = field(
     ((".*", 32, 32),),
-    "rules (regex on layer paths, w_bits, a_bits); the first match decides; 32"
-    " is not quantized, 16 is float16, and weights of 1 bit are signs",
+    "(regex on layer paths, w_bits, a_bits), first match wins; 32 is"
+    " unquantized, 16 float16, 1 of weights their sign",
   )
   inner_bits: Annotated[
     int,
@@ -161,24 +151,22 @@ class Network(Section):
     ),
   ] = field(
     0,
-    "a short form of bits: 2 to 8 or 16 bits in every layer but stem and head,"
-    " which have 8; 0 is off",
+    "in place of bits: of every layer but stem and head, which have 8; 0 is"
+    " off, else 2 to 8 or 16",
   )
   scales: Scales = field(
     "lsq",
-    "how the grid of a quantized input gets its end: learned as in LSQ, with"
-    " the paper's gradient factor, or as in PACT; fixed as calibrated; or"
-    " dynamic, the largest value of each image",
+    "of quantized inputs: learned as LSQ's, with the paper's gradient factor,"
+    " or as PACT's; fixed as calibrated; or dynamic, each image's largest",
   )
   w_scales: WeightScales = field(
     "least_error",
-    "how the grid of a kernel gets its end: where the squared error of each"
-    " channel is smallest, or learned, one end a layer or a channel, for 2 to 7"
-    " bits",
+    "where a kernel's grid ends: where the squared error of each channel is"
+    " least, or learned, one end a layer or a channel of 2 to 7 bits",
   )
   two_bits: TwoBits = field(
     "ternary",
-    "the levels of 2-bit weights: -1, 0, 1; or -3, -1, 1, 3, which cannot be"
+    "of a weight: -1, 0, 1; or four levels, -3, -1, 1, 3, which cannot be"
     " pruned",
   )
 
@@ -188,13 +176,10 @@ class Calibrate(Section):
 
   method: Calibration = field(
     "mse",
-    "where the grids of quantized inputs end at first: at the smallest squared"
-    " error, the 99.9th percentile, the largest value, or LSQ's 2 mean|x|"
-    " sqrt(n)",
+    "what the largest values of quantized inputs begin with: least squared"
+    " error, the 99.9th percentile, the largest, or LSQ's 2 mean|x| sqrt(n)",
   )
-  images: int = field(
-    512, "training images to calibrate on, without labels", 1, 50_000
-  )
+  images: int = field(512, "training images, without labels", 1, 50_000)
 
 
 class Prune(Section):
@@ -202,56 +187,51 @@ class Prune(Section):
 
   density: float = field(
     1.0,
-    "share of weights, or of channels, that is kept at the end; 1 prunes"
-    " nothing",
+    "share of weights, or of channels, kept at the end; 1 prunes nothing",
     1e-6,
     1,
   )
-  structured: bool = field(
-    False, "prune whole channels, in groups that go together"
-  )
+  structured: bool = field(False, "whole channels, in coupled groups")
   criterion: Annotated[Literal[WeightCriterion, ChannelCriterion], OR_OWN] = (
     field(
       "magnitude_l1",
-      "how importance is measured; whole channels have their own criteria, and"
-      " for single weights 'module:function' of your own serves too",
+      "what matters; whole channels have their own, and of single weights"
+      " 'module:function' of your own serves too",
     )
   )
   distribution: Literal[WeightDistribution, ChannelDistribution] = field(
     "global",
-    "how the density is spread over layers or channel groups; for channels,"
-    " global divides scores by their group's mean, and global_raw does not",
+    "over layers or channel groups; global_raw is of channels, and global then"
+    " of scores over their group's mean",
   )
   rules: DensityRules = field(
     (),
-    "rules (regex on layer paths, density) of the distribution explicit; the"
-    " first match decides, other layers stay",
+    "(regex on layer paths, density) of explicit, first match wins, others"
+    " stay",
   )
   pattern: Text = field(
-    "", "N:M along input channels, such as 2:4, in place of density"
+    "", "N:M along input channels in place of density, such as 2:4"
   )
-  layers: Regex = field(".*", "regex on paths of the layers that are pruned")
+  layers: Regex = field(".*", "regex on paths of the layers whose weights go")
   floor: float = field(
     0.01,
-    "smallest share that each layer or group keeps, if the density allows it",
+    "share that each layer or group keeps at least, if the density allows",
     0,
     1,
   )
-  multiple: int = field(
-    1, "the number of channels that a group keeps is a multiple", 1, 1024
-  )
+  multiple: int = field(1, "of the channels that a group keeps", 1, 1024)
   schedule: Literal["one_shot", "linear", "cubic", "iterative"] = field(
     "one_shot",
-    "how the density falls; iterative keeps the same share at each update",
+    "of the density; iterative keeps the same share at each update",
   )
-  begin: float = field(0.0, "first update, as a share of the phase", 0, 1)
-  end: float = field(0.5, "last update, as a share of the phase", 0, 1)
+  begin: float = field(0.0, "of updates, as a share of the phase", 0, 1)
+  end: float = field(0.5, "of updates, as a share of the phase", 0, 1)
   every: int = field(100, "steps between two updates", 1, 1_000_000)
   regrow: Literal["none", "rigl", "set"] = field(
-    "none", "drop and grow weights at each update, by gradient or at random"
+    "none", "moves weights at each update, by gradient or at random"
   )
   drop: float = field(
-    0.3, "share of the kept weights that the first update drops", 0, 1
+    0.3, "share of kept weights that the first move takes", 0, 1
   )
   images: int = field(512, "training images that criteria look at", 1, 50_000)
 
@@ -268,19 +248,15 @@ class Bounds(Section):
   learning_rate: float = field(
     1.0, "factor of the learning rate for the learned ends of grids", 0, 1000
   )
-  weight_decay: float = field(
-    0.0, "weight decay of the learned ends of grids", 0, 10
-  )
+  weight_decay: float = field(0.0, "of the learned ends of grids", 0, 10)
 
 
 class Augment(Section):
   """How training images are changed at random."""
 
-  pad: int = field(
-    4, "pixels that images are padded by before a random crop", 0, 16
-  )
+  pad: int = field(4, "random crops of images padded by so many pixels", 0, 16)
   flip: Literal["none", "random", "alternating"] = field(
-    "random", "mirror images; alternating does so in every second epoch"
+    "random", "mirroring; alternating is every second epoch"
   )
   cutout: int = field(
     0, "side of a blanked square in pixels; 0 is off", 0, IMAGE_SIZE
@@ -310,15 +286,15 @@ class Population(Section):
 
   size: int = field(
     1,
-    "networks that are trained side by side, of seeds seed, seed + 1, ...",
+    "networks trained side by side, of the seeds seed, seed + 1, ...",
     1,
     64,
   )
   learning_rates: Some[Annotated[float, between(1e-6, 1e6)]] = field(
-    (1.0,), "factor of learning_rate for each member; one entry is for all"
+    (1.0,), "factors of learning_rate by member; one is for all"
   )
   temperatures: Some[Annotated[float, between(1e-3, 1e3)]] = field(
-    (1.0,), "factor of temperature for each member; one entry is for all"
+    (1.0,), "factors of temperature by member; one is for all"
   )
 
 
@@ -327,8 +303,8 @@ class Ensemble(Section):
 
   members: Text = field(
     "",
-    "comma-separated phases or workdirs that vote; the phase then trains no"
-    " network",
+    "comma-separated phases or workdirs that vote; the phase then trains"
+    " nothing",
   )
   vote: Literal["select", "probability", "logit", "majority", "weighted"] = (
     field("select", "select takes the best on validation images")
@@ -344,19 +320,19 @@ class Start(Section):
     " several, comma-separated, from the mean of their weights",
   )
   rewind: Text = field(
-    "", "take the weights of this one, under the masks of init"
+    "", "then take the numbers of this one, under init's masks"
   )
   shrink: bool = field(
     False,
-    "remove the masked channels of init; of the section `network`, only the"
-    " bits are then used",
+    "the network is init's without the channels that it has masked; of"
+    " `network`, bits alone hold",
   )
   drop_blocks: Regex = field(
     "",
-    "with shrink: regex on names such as 'stage3_block2' of blocks to remove",
+    "with shrink: blocks that go, a regex on names such as 'stage3_block2'",
   )
   recalibrate: int = field(
-    0, "batches to estimate batch norm's statistics on first", 0, 10_000
+    0, "batches that renew batch norm's statistics first", 0, 10_000
   )
 
 
@@ -370,32 +346,34 @@ class Teacher(Section):
     " mse",
   )
   self_teach: bool = field(
-    False, "the student's own average is the teacher; needs ema_decay"
+    False, "the student's own average teaches; needs ema_decay"
   )
   cache: Literal["none", "lazy", "full"] = field(
     "none",
-    "keep the teacher's logits of each view in the workdir, computed when they"
-    " are needed or all at once",
+    "keeps the teacher's logits of each view in the workdir, filled as they"
+    " are needed or at once",
   )
   loss: Literal["kd", "mse", "dkd", "dkd_mixed"] = field(
     "kd",
-    "kd is Hinton's soft loss; mse is half the squared difference of logits in"
-    " its place; dkd adds the decoupled loss to cross entropy, both with weight"
-    " 1, as its authors do; dkd_mixed is the decoupled loss in place of kd",
+    "kd is Hinton's soft loss; mse half the squared difference of logits, in"
+    " its place; dkd the decoupled one beside cross entropy, each of weight 1,"
+    " as its authors have it; dkd_mixed the decoupled one in the place of kd",
   )
   weight: float = field(
     0.9,
-    "weight of the soft loss where there is a teacher; cross entropy has 1 -"
-    " weight; 1 is the soft loss alone; dkd does not use it",
+    "weight of the soft loss, and 1 - it of cross entropy, if there is a"
+    " teacher; 1 is the soft loss alone; not of dkd",
     0,
     1,
   )
   temperature: float = field(
-    4.0, "temperature of both softmaxes in the soft loss", 0.01, 100
+    4.0, "of both softmaxes in the soft loss", 0.01, 100
   )
-  dkd_beta: float = field(8.0, "weight of the wrong classes in dkd", 0, 1000)
+  dkd_beta: float = field(
+    8.0, "weight of dkd's classes that are not the right one", 0, 1000
+  )
   dkd_warmup: float = field(
-    20.0, "epochs over which dkd grows to its full weight", 0, 100_000
+    20.0, "epochs in which dkd grows to its whole size", 0, 100_000
   )
   features: Literal["none", "fitnets", "attention"] = field(
     "none", "loss on stage outputs, with one teacher"
@@ -412,12 +390,12 @@ class Loss(Section):
     0.0, "weight of the group lasso on batch norm's scales", 0, 10
   )
   label_smoothing: float = field(
-    0.0, "share of the label that is spread over all classes", 0, 0.99
+    0.0, "mass moved to all classes evenly", 0, 0.99
   )
   dampening: float = field(
     0.0,
-    "weight of the squared distance of weights to their grid, against weights"
-    " that oscillate; it grows along a cosine; 0 is off",
+    "weight of the squared distance of weights to their grid, which grows to"
+    " it along a cosine: against weights that oscillate; 0 is off",
     0,
     1e6,
   )
@@ -429,8 +407,8 @@ class Loss(Section):
   diversity: float = field(0.0, "weight of the likeness to the others", 0, 1e3)
   likeness: Literal["cosine", "log_det"] = field(
     "cosine",
-    "how the likeness of the wrong classes' probabilities is measured: by the"
-    " cosine to the others' mean, or by Pang's log-determinant of all members'"
+    "how the likeness is measured, of the wrong classes' probabilities: the"
+    " cosine to the others' mean, or Pang's log-determinant of all members'"
     " cosines",
   )
   extra: Terms = field(
@@ -441,17 +419,11 @@ class Loss(Section):
 class Optimizer(Section):
   """How weights are updated."""
 
-  name: Literal["sgd", "adamw"] = field(
-    "sgd", "the optimizer; sgd has Nesterov momentum"
-  )
-  learning_rate: float = field(
-    0.1, "learning rate at the end of the warm-up", 1e-9, 100
-  )
-  warmup_epochs: float = field(
-    2.0, "epochs of a linear warm-up, before a cosine to zero", 0, 100_000
-  )
-  momentum: float = field(0.9, "momentum of sgd", 0, 0.9999)
-  weight_decay: float = field(5e-4, "weight decay, on kernels only", 0, 10)
+  name: Literal["sgd", "adamw"] = field("sgd", "sgd has Nesterov momentum")
+  learning_rate: float = field(0.1, "at the end of the warm-up", 1e-9, 100)
+  warmup_epochs: float = field(2.0, "linear; then a cosine to zero", 0, 100_000)
+  momentum: float = field(0.9, "of sgd", 0, 0.9999)
+  weight_decay: float = field(5e-4, "on kernels only", 0, 10)
   clip_norm: float = field(
     0.0, "largest norm of the whole gradient; 0 is off", 0, 1e6
   )
@@ -462,21 +434,22 @@ class Average(Section):
 
   ema_decay: float = field(
     0.0,
-    "decay of averaged weights, which are then evaluated; 0 is off",
+    "of averaged weights, which are then what is evaluated; 0 is off",
     0,
     0.99999,
   )
   swa_from: float = field(
     1.0,
-    "share of the phase after which the average is the plain mean of the"
-    " weights at each epoch's end; 1 is off",
+    "share of the phase from which the averaged weights are the plain mean of"
+    " each epoch's last; 1 is off",
     0,
     1,
   )
   swa_rate: float = field(
     0.5,
-    "factor of learning_rate at which the rate stays after swa_from; 0 lets it"
-    " fall to zero and averages the weights of every step, which is not SWA",
+    "from swa_from on the rate stays at this factor of learning_rate; 0 lets"
+    " it fall to zero, and the mean is of every step's weights, which is not"
+    " SWA",
     0,
     1,
   )
@@ -492,8 +465,9 @@ class Average(Section):
   )
   estimate: int = field(
     50,
-    "batches to estimate batch norm's statistics on at each epoch's end, where"
-    " weights are averaged or values quantized; 0 keeps the running ones",
+    "batches that batch norm's statistics are estimated from at each epoch's"
+    " end, where weights are averaged or values quantized; 0 keeps the running"
+    " ones",
     0,
     10_000,
   )
@@ -507,16 +481,13 @@ class PhaseOptions(Section):
   teacher: Teacher = section(Teacher)
   loss: Loss = section(Loss)
   epochs: int = field(
-    30,
-    "passes over the training images; 0 changes the network without training",
-    0,
-    100_000,
+    30, "passes over the training images; 0 only transforms", 0, 100_000
   )
   batch_size: int = field(128, "images a step, over all devices", 1, 50_000)
   dtype: Literal["float32", "bfloat16"] = field(
     "float32",
-    "type of convolutions and activations in training; weights, statistics and"
-    " sums are float32",
+    "of convolutions and activations in training; weights, statistics and sums"
+    " are float32",
   )
   optimizer: Optimizer = section(Optimizer)
   bounds: Bounds = section(Bounds)

@@ -88,13 +88,13 @@ def per_layer_score(phase: Phase) -> float:
   Raises:
     ValueError: its score is not known before.
   """
-  outlooks = phase.outlooks
-  if not outlooks or outlooks[0].unknown:
+  found = phase.outlooks
+  if not found or found[0].unknown:
     name = f"config.{phase.name}.start.init"
     raise ValueError(f"{name} hides what its masks leave")
-  total = per_layer_of(outlooks[0])
+  total = per_layer_of(found[0])
   if total is None:
-    raise ValueError(f"config.{phase.name} hides its score: {outlooks[0].why}")
+    raise ValueError(f"config.{phase.name} hides its score: {found[0].why}")
   return total
 
 
@@ -132,13 +132,13 @@ def check(
     if value != off:
       findings.add(f"{phase.name}.{field}", "has no place in a search",
                    f"write {off!r}")  # fmt: skip
-  faults = (
+  found = (
     *_rungs_fit(search, c),
     *_choices_fit(search),
     *_stages_fit(search, len(c.network.strides)),
     *_pruning_fits(search, c, phase.name),
   )
-  for field, must, mend in faults:
+  for field, must, mend in found:
     findings.add(field, must, mend)
   if not findings.faults:
     _check_candidates(findings, search, place, parse)

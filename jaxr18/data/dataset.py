@@ -6,7 +6,6 @@ a resumed run sees the same pixels as one that was never interrupted.
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import pathlib
@@ -20,7 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxr18.data import cifar10, digits
 from jaxr18.data.cifar10 import DataError
-from jaxr18.host import cache, own
+from jaxr18.host import cache
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import check_file
@@ -95,7 +94,7 @@ def load(
   """Loads a dataset; CIFAR-10 is downloaded and prepared where it is missing.
 
   Args:
-    name: one of `NAMES`, or 'module:function', as `own_arrays` takes it.
+    name: one of `NAMES`.
     data_dir: TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default.
     validation: how many training images to hold out, stratified over the
       classes: 0 for none, less than the training set.
@@ -121,9 +120,6 @@ def load(
     mean, std = CIFAR10_MEAN, CIFAR10_STD
   elif name == "digits":
     arrays, fingerprint = _digits_arrays(), "scikit-learn digits"
-    mean, std = _statistics(arrays["train_images"])
-  elif own.is_own(name):
-    arrays, fingerprint = by_content(own_arrays(name))
     mean, std = _statistics(arrays["train_images"])
   else:
     raise ValueError(f"name (={name!r}) must be one of {NAMES}.")
@@ -255,43 +251,6 @@ def _digits_arrays() -> dict[str, np.ndarray]:
     "test_images": images[test],
     "test_labels": labels[test],
   }
-
-
-@functools.cache
-def own_arrays(name: str) -> dict[str, np.ndarray]:
-  """Calls a function of the user's own for a data set.
-
-  Args:
-    name: 'module:function'. The function takes nothing and returns
-      `{train,test}_images`, uint8 [n, 32, 32, 3], and `{train,test}_labels`,
-      ints [n] from 0 to 9.
-
-  Raises:
-    OwnError: it cannot be imported, or returns something else.
-  """
-  function = own.load(name)
-  try:
-    arrays = {k: np.asarray(v) for k, v in function().items()}
-  except Exception as e:  # whatever it raises
-    raise own.OwnError(
-      f"{name} gives no arrays ({type(e).__name__}: {e}); it must return"
-      " {train,test}_{images,labels}"
-    ) from e
-  for split in ("train", "test"):
-    images = arrays.get(f"{split}_images", np.zeros(0))
-    labels = arrays.get(f"{split}_labels", np.zeros(0))
-    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-      raise own.OwnError(
-        f"{name} returns {split}_images of {images.dtype}{list(images.shape)},"
-        " expected uint8[n, 32, 32, 3]; convert and resize them there"
-      )
-    whole = labels.dtype.kind in "iu" and labels.shape == images.shape[:1]
-    if not whole or not np.isin(labels, np.arange(10)).all():
-      raise own.OwnError(
-        f"{name} returns {split}_labels of {labels.dtype}{list(labels.shape)},"
-        f" expected {len(images)} ints from 0 to 9, one an image"
-      )
-  return arrays
 
 
 def _statistics(images: np.ndarray) -> Any:

@@ -34,7 +34,7 @@ _FIGURE = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
   from jaxr18.report import runs
 
-  shown, remarks = runs.find(argv[1:])
+  found, remarks = runs.find(argv[1:])
   from jaxr18.config import schema as config
   from jaxr18.host.errors import writing
   from jaxr18.host.files import try_writing, write_atomically
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   for name in ("index.html", "report.md"):  # before the work
     try_writing(out / name, "--out")
   entries = []
-  for group in points.group(shown, config.FREE):
+  for group in points.group(found, config.FREE):
     evidence, why = None, "the command was given --quick."
     if not _QUICK.value:
       print(group.name, flush=True)
@@ -100,10 +100,10 @@ def evidence_of(run):
   test, result, remarks = dataset.test, run.result, []
   size, mesh, was = opened.eval_batch_size, make_mesh(), result.test
   if result.votes:
-    vote = result.vote
-    weights = result.weights if vote == "weighted" else None
+    how = result.vote
+    weights = result.weights if how == "weighted" else None
     logits = members.predict_members(nets, test, dataset, size, mesh)
-    logits = np.log(ensemble.vote(logits, vote, weights) + 1e-30)
+    logits = np.log(ensemble.vote(logits, how, weights) + 1e-30)
     remarks.append("The answers are the vote's; masks are the first member's.")
   elif result.is_population:
     logits = members.predict_members(nets[:1], test, dataset, size, mesh)[0]

@@ -162,13 +162,13 @@ def member_texts(result: Result) -> tuple[list[str], list[list[str]]]:
   for i, m in enumerate(result.members):
     name = str(i) if m.seed is None else f"{i}, seed {m.seed}"
     scores = [f"{m.score[f]:.4f}" for f in SHOWN]
-    accuracies = m.test.accuracy, m.validation_accuracy
-    rows.append([name, *map(percent, accuracies), *scores])
-  for vote, v in result.votes.items():
-    chosen = " (the vote)" if vote == result.vote else ""
+    found = m.test.accuracy, m.validation_accuracy
+    rows.append([name, *map(percent, found), *scores])
+  for how, v in result.votes.items():
+    chosen = " (the vote)" if how == result.vote else ""
     scores = [f"{getattr(result.score, f).total:.4f}" for f in SHOWN]
-    accuracies = v.accuracy, v.validation_accuracy
-    rows.append([vote + chosen, *map(percent, accuracies), *scores])
+    found = v.accuracy, v.validation_accuracy
+    rows.append([how + chosen, *map(percent, found), *scores])
   return head, rows
 
 

@@ -105,8 +105,8 @@ def mask_maps(masks: Any, paths: Sequence[str]) -> dict[str, np.ndarray]:
     [inputs, outputs] by layer path, means over a kernel's taps; of depthwise
     kernels, which have one input, [taps, outputs].
   """
-  maps = dict(_maps(masks, ()))
-  return {path: maps[path] for path in paths if path in maps}
+  found = dict(_maps(masks, ()))
+  return {path: found[path] for path in paths if path in found}
 
 
 def _maps(tree, path):

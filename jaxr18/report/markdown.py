@@ -95,29 +95,29 @@ def _run(e: Entry, drawn: Drawn) -> dict[str, Any]:
     "pictures": own,
     "evidence": None,
   }  # fmt: skip
-  if shown := e.evidence:
+  if found := e.evidence:
     out["evidence"] = {
-      "classes": shown.classes,
-      "remark": shown.remark,
-      "masks": shown.masks,
+      "classes": found.classes,
+      "remark": found.remark,
+      "masks": found.masks,
       "masks_cells": [
         [image(f"mask {path}", f"mask of {path}"), path,
          f"{100 * kept.mean():.1f}%"]
-        for path, kept in shown.masks.items()
+        for path, kept in found.masks.items()
       ],
       "confusion_cells": [
         [label, *map(str, counts)]
-        for label, counts in zip(shown.classes, shown.confusion, strict=True)
+        for label, counts in zip(found.classes, found.confusion, strict=True)
       ],
       "wrong_cells": [
         [
           image(f"wrong {w.index}", f"test image {w.index}"),
           f"#{w.index}",
-          shown.classes[w.label],
-          shown.classes[w.answer],
+          found.classes[w.label],
+          found.classes[w.answer],
           f"{100 * w.p_answer:.2f}%",
         ]
-        for w in shown.wrong
+        for w in found.wrong
       ],
     }  # fmt: skip
   return out

@@ -156,7 +156,7 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
   Args:
     free: fields, or sections, of a config that change no number.
   """
-  groups: dict[str, dict[int, Run]] = {}
+  found: dict[str, dict[int, Run]] = {}
   for run in runs:
     rest = {
       k: v
@@ -164,9 +164,9 @@ def group(runs: Sequence[Run], free: Collection[str] = ()) -> list[Group]:
       if k != "seed" and not faults.within(k, free)
     }
     key = json.dumps([rest, task_of(run.result)], sort_keys=True)
-    groups.setdefault(key, {}).setdefault(run.result.seed, run)
+    found.setdefault(key, {}).setdefault(run.result.seed, run)
   out: list[Group] = []
-  for by_seed in groups.values():
+  for by_seed in found.values():
     together = tuple(by_seed[seed] for seed in sorted(by_seed))
     names = _name([run.name for run in together]), together[0].name
     name = _first_new(names, {g.name for g in out} | _published())
@@ -212,38 +212,38 @@ def _name(names: list[str]) -> str:
   return name if re.search("[a-zA-Z]", name) else names[0]
 
 
-def of_group(group: Group, figure: str) -> Point:
+def of_group(one: Group, figure: str) -> Point:
   """A group as a point, by one of the score's figures."""
   return Point(
-    group.name,
-    group.accuracy,
-    group.scores[figure],
-    group.error,
+    one.name,
+    one.accuracy,
+    one.scores[figure],
+    one.error,
     "runs",
-    detail(group),
-    f"#{anchor(group)}",
+    detail(one),
+    f"#{anchor(one)}",
   )
 
 
-def anchor(group: Group) -> str:
+def anchor(one: Group) -> str:
   """The id of the group's part of the page."""
-  return f"run-{group.slug}"
+  return f"run-{one.slug}"
 
 
-def detail(group: Group) -> str:
+def detail(one: Group) -> str:
   """Its numbers, in at most four lines."""
-  result = group.runs[0].result
-  n = len(group.accuracies)
+  result = one.runs[0].result
+  n = len(one.accuracies)
   if n > 1:
-    seeds = f"{n} seeds, standard deviation {100 * group.error:.2f} points"
+    seeds = f"{n} seeds, standard deviation {100 * one.error:.2f} points"
   else:
-    p, count = group.accuracy, result.test.count
+    p, count = one.accuracy, result.test.count
     error = 100 * math.sqrt(p * (1 - p) / count)
     seeds = (
       f"one seed; {error:.2f} points is the standard error of {count:,} images"
     )
   scores = ", ".join(
-    f"{k.replace('_', ' ')} {group.scores[k]:.4f}" for k in FIGURES
+    f"{k.replace('_', ' ')} {one.scores[k]:.4f}" for k in FIGURES
   )
   w_bits = sorted({row.w_bits for row in result.score.rows})
   a_bits = sorted({row.a_bits for row in result.score.rows})

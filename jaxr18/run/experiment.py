@@ -512,8 +512,8 @@ def estimator(
       yield normalize(shard(images, mesh, part.ndim - 1))
 
   # A sum over images that are split may come out on a part of the devices.
-  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  everywhere = jax.jit(lambda net: net, out_shardings=replicated)
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  everywhere = jax.jit(lambda net: net, out_shardings=whole)
   return lambda net: everywhere(network.recalibrate(net, batches()))
 
 

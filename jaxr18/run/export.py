@@ -83,16 +83,16 @@ def export_run(
   making = _c if name == "c" else _one_file
   made = making(name, net, dataset, _provenance(result), path)
   logits = in_batches(made.run, images, size)
-  comparison = compare(logits, reference, labels)
+  found = compare(logits, reference, labels)
   made.check(logits, reference)
   export = Export(
     path.name,
     sum(map(len, made.files.values())),
-    comparison["correct"],
-    comparison["count"],
-    comparison["same_answers"],
-    comparison["largest_difference"],
-    comparison["images_beyond_1e-4"],
+    found["correct"],
+    found["count"],
+    found["same_answers"],
+    found["largest_difference"],
+    found["images_beyond_1e-4"],
     **made.about,
   )
   for file, data in made.files.items():
@@ -237,10 +237,8 @@ def by_integers(net: Network, dataset, batch_size: int) -> dict[str, Any]:
   images, size = dataset.test.images, min(batch_size, len(dataset.test))
   reference = predict(net, images, dataset, size, make_mesh())
   run, arithmetic = integer_logits(net, dataset, images[:size])
-  comparison = compare(
-    in_batches(run, images, size), reference, dataset.test.labels
-  )
-  return {"arithmetic": arithmetic, **comparison}
+  found = compare(in_batches(run, images, size), reference, dataset.test.labels)
+  return {"arithmetic": arithmetic, **found}
 
 
 def _provenance(result: Result) -> dict[str, Any]:
@@ -255,12 +253,12 @@ def _provenance(result: Result) -> dict[str, Any]:
 
 def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
   """The file's content, and what else is worth knowing of it."""
-  normalization = dict(mean=dataset.mean, std=dataset.std)
+  how = dict(mean=dataset.mean, std=dataset.std)
   size = dataset.test.images.shape[1]
   if name == "packed":
     test = dataset.test
     tested_on = packed.identity(dataset.name, test.images, test.labels)
-    data = pack(net, **normalization, provenance=provenance, data=tested_on)
+    data = pack(net, **how, provenance=provenance, data=tested_on)
     bits = sum(r.stored_bits for r in score(net.spec, masks=net.masks).rows)
     about = {
       "bytes_of_weights": bytes_of_data(data),
@@ -270,7 +268,7 @@ def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
   if name == "onnx":
     from jaxr18.deploy.to_onnx import to_onnx
 
-    return to_onnx(net, **normalization, size=size, provenance=provenance), {}
+    return to_onnx(net, **how, size=size, provenance=provenance), {}
   from jaxr18.deploy.to_stablehlo import to_stablehlo
 
-  return to_stablehlo(net, **normalization, size=size), {}
+  return to_stablehlo(net, **how, size=size), {}

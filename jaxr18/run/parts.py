@@ -149,10 +149,10 @@ class Made:
 
 
 def filled(at: Checked, key: str) -> list[Any]:
-  entries = at.at(key).kind(list)
-  if not entries:
+  found = at.at(key).kind(list)
+  if not found:
     raise OddValueError(f"{key} is empty")
-  return entries
+  return found
 
 
 def share(at: Checked) -> float:
@@ -164,31 +164,31 @@ def numbers(at: Checked) -> tuple[float, ...]:
 
 
 def answers_of(at: Checked, count: int) -> Answers:
-  answers = Answers(
+  found = Answers(
     at.at("test_correct").whole(0, count), count, at.at("test_loss").number()
   )
   accuracy = share(said := at.at("test_accuracy"))
-  if abs(accuracy - answers.accuracy) > 1e-9:
+  if abs(accuracy - found.accuracy) > 1e-9:
     raise OddValueError(
-      f"{said.name} is {accuracy}, and not {answers.correct} of {answers.count}"
+      f"{said.name} is {accuracy}, and not {found.correct} of {found.count}"
     )
-  return answers
+  return found
 
 
 def score_of(at: Checked) -> Score:
-  network = at.at("per_network")
+  whole = at.at("per_network")
   rows = at.at("rows").each(_row)
   if not rows:
     raise OddValueError(f"{at.name}.rows is empty")
-  score = Score(
+  found = Score(
     PerNetwork(
-      *_terms(network),
-      p_s=share(network.at("p_s")),
-      p_u=share(network.at("p_u")),
-      q_w=network.at("q_w").whole(1, 64),
-      q_a=network.at("q_a").whole(1, 64),
-      w=network.at("w").whole(),
-      f=network.at("f").whole(),
+      *_terms(whole),
+      p_s=share(whole.at("p_s")),
+      p_u=share(whole.at("p_u")),
+      q_w=whole.at("q_w").whole(1, 64),
+      q_a=whole.at("q_a").whole(1, 64),
+      w=whole.at("w").whole(),
+      f=whole.at("f").whole(),
     ),
     Figure(*_terms(at.at("per_layer"))),
     Figure(*_terms(at.at("on_disk"))),
@@ -197,11 +197,11 @@ def score_of(at: Checked) -> Score:
     at.at("views").whole(1),
   )
   for name in FIGURES:
-    if (total := getattr(score, name).total) < _LEAST_SCORE:
+    if (total := getattr(found, name).total) < _LEAST_SCORE:
       raise OddValueError(
         f"{at.name}.{name}.total is {total:g}, and not above 0"
       )
-  return score
+  return found
 
 
 def _terms(at: Checked) -> tuple[float, float]:
@@ -339,8 +339,8 @@ def made_of(at: Checked) -> Made:
 def plain(value: Any) -> dict[str, Any]:
   """The fields of a dataclass; one that is None and may be left out is."""
   return {
-    f.name: entry
+    f.name: found
     for f in dataclasses.fields(value)
-    if (entry := getattr(value, f.name)) is not None
+    if (found := getattr(value, f.name)) is not None
     or f.default is dataclasses.MISSING
   }

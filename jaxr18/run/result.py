@@ -116,12 +116,12 @@ class Result:
     if self.votes:
       out |= {"vote": self.vote, "weights": self.weights}
       out["votes"] = {
-        name: {
+        how: {
           "test_accuracy": v.accuracy,
           "test_loss": v.loss,
           "validation_accuracy": v.validation_accuracy,
         }
-        for name, v in self.votes.items()
+        for how, v in self.votes.items()
       }
       out["specs"] = [json.loads(spec.to_json()) for spec in self.specs]
     if self.exports:
@@ -210,7 +210,5 @@ def _renamed(holder: Any) -> Any:
 
 def accuracy_of(members: Sequence[Member]) -> tuple[float, float]:
   """Returns mean and standard deviation (n - 1) of members' test accuracies."""
-  accuracies = [m.test.accuracy for m in members]
-  return statistics.mean(accuracies), statistics.stdev(
-    accuracies
-  ) if accuracies[1:] else 0.0
+  found = [m.test.accuracy for m in members]
+  return statistics.mean(found), statistics.stdev(found) if found[1:] else 0.0

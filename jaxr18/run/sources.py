@@ -92,8 +92,8 @@ def _load(workdir: pathlib.Path, source: str) -> list[Network]:
   arrays, meta = checkpoint.read(_checkpoint_of(workdir, source))
   return [
     net
-    for member in checkpoint.networks_from(arrays, meta)
-    for net in ensemble.unstack(member)
+    for one in checkpoint.networks_from(arrays, meta)
+    for net in ensemble.unstack(one)
   ]
 
 

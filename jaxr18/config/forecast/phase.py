@@ -48,15 +48,15 @@ def foresee(
 
   out, plan = [], build.plan(c.prune, steps)
   for member in range(c.population.size):
-    outlook = start_of(c, sources, member, tell)
-    if outlook is not None and not told and plan is not None:
-      origin = (*outlook.masks, (name, member))
-      outlook = pruned(outlook, plan, steps, origin, tell)
-    if outlook is not None and not told:
-      _check_four_levels(outlook, tell)
-    if outlook is None or told:
+    one = start_of(c, sources, member, tell)
+    if one is not None and not told and plan is not None:
+      origin = (*one.masks, (name, member))
+      one = pruned(one, plan, steps, origin, tell)
+    if one is not None and not told:
+      _check_four_levels(one, tell)
+    if one is None or told:
       return None
-    out.append(outlook)
+    out.append(one)
   return out
 
 
@@ -78,7 +78,7 @@ def _check_four_levels(o: Outlook, tell: Tell) -> None:
 
 def check_features(
   c: PhaseOptions,
-  students: Sequence[Outlook],
+  found: Sequence[Outlook],
   teachers: Sequence[Outlook] | None,
   fault: Tell,
 ) -> None:
@@ -86,7 +86,7 @@ def check_features(
 
   Args:
     c: of the phase.
-    students: what is known of the students.
+    found: what is known of the students.
     teachers: what is known of the teachers; None where they cannot be read.
     fault: is told each field, what it must be and the mend.
   """
@@ -98,6 +98,6 @@ def check_features(
           "name one")  # fmt: skip
   for teacher in teachers[:1]:
     try:
-      check_stages(stage_sides(students[0].spec), stage_sides(teacher.spec))
+      check_stages(stage_sides(found[0].spec), stage_sides(teacher.spec))
     except ValueError as e:
       fault("teacher.features", f"cannot be compared: {e}", "or write 'none'")

@@ -27,16 +27,16 @@ def score_of(
   if not ensemble:
     return _score(outlooks[0], views)
   each = [_score(o, views) for o in outlooks]
-  known = [score for score in each if isinstance(score, Score)]
+  known = [one for one in each if isinstance(one, Score)]
   return add_scores(known) if len(known) == len(each) else add_bounds(each)
 
 
 def per_layer_of(o: Outlook) -> float | None:
   """The per-layer figure that a network will have; None where it is unknown."""
-  result = _score(o, 1)
-  if isinstance(result, Score):
-    return result.per_layer.total
-  return per_layer_figure(result.rows).total if result.rows else None
+  found = _score(o, 1)
+  if isinstance(found, Score):
+    return found.per_layer.total
+  return per_layer_figure(found.rows).total if found.rows else None
 
 
 def _score(o: Outlook, views: int) -> Score | Bounds:
@@ -61,7 +61,7 @@ def _counts(o: Outlook, layer: Layer) -> LayerWeights | None:
 
   Of those in wholly masked channels it has the fewest that may be.
   """
-  size, kept, structured = o.size(layer), o.kept(layer), int(o.whole(layer)[0])
+  size, kept, whole = o.size(layer), o.kept(layer), int(o.whole(layer)[0])
   outputs = ends(o.spec)[layer.path][1]
   alive = o.alive[outputs] if outputs else (layer.features, layer.features)
   if any(low != high for low, high in (size, kept, alive)):
@@ -70,10 +70,10 @@ def _counts(o: Outlook, layer: Layer) -> LayerWeights | None:
   return LayerWeights(
     size=int(size[0]),
     kept=int(kept[0]),
-    structured=structured,
+    structured=whole,
     biases=layer.features if vectors else 0,
     biases_kept=int(alive[0]) if vectors else 0,
     params=int(size[0]) + layer.features * vectors,
     params_kept=int(kept[0] + alive[0] * vectors),
-    params_structured=int(structured + (layer.features - alive[0]) * vectors),
+    params_structured=int(whole + (layer.features - alive[0]) * vectors),
   )

@@ -76,30 +76,30 @@ def start_of(
   return _in_form(spec, base, tell)
 
 
-def _taken(c, field, outlooks, member: int, tell: Tell) -> Outlook | None:
+def _taken(c, field, found, member: int, tell: Tell) -> Outlook | None:
   """What a member takes of all that a field names; None if it cannot."""
-  if outlooks is None:
+  if found is None:
     return None
-  own = of_member(outlooks, c.population.size, member)
+  own = of_member(found, c.population.size, member)
   if own is not None:
     return own
-  if any(o.unknown for o in outlooks):
-    return outlooks[0]
-  for other in outlooks[1:]:
-    if other.spec != outlooks[0].spec or other.widths != outlooks[0].widths:
-      what = _difference(outlooks[0].spec, other.spec) or "their widths differ"
-    elif other.masks != outlooks[0].masks:
+  if any(o.unknown for o in found):
+    return found[0]
+  for other in found[1:]:
+    if other.spec != found[0].spec or other.widths != found[0].widths:
+      what = _difference(found[0].spec, other.spec) or "their widths differ"
+    elif other.masks != found[0].masks:
       what = "each has masks of its own"
     else:
       continue
     tell(
       field,
-      f"names {len(outlooks)} networks, of whose weights the mean is taken, and"
+      f"names {len(found)} networks, of whose weights the mean is taken, and"
       f" they differ: {what}",
       "name one, or as many as population.members",
     )
     return None
-  return outlooks[0]
+  return found[0]
 
 
 def _difference(a: NetSpec, b: NetSpec) -> str:
@@ -109,9 +109,9 @@ def _difference(a: NetSpec, b: NetSpec) -> str:
     if path not in there:
       return f"{path} is missing in the other"
     for f in dataclasses.fields(unit):
-      mine, theirs = getattr(unit, f.name), getattr(there[path], f.name, None)
-      if mine != theirs:
-        return f"{path} has {f.name}={mine!r} and {f.name}={theirs!r}"
+      one, two = getattr(unit, f.name), getattr(there[path], f.name, None)
+      if one != two:
+        return f"{path} has {f.name}={one!r} and {f.name}={two!r}"
   for f in ("resolution", "channels", "stages"):
     if getattr(a, f) != getattr(b, f):
       return f"{f} differs"
