@@ -189,7 +189,7 @@ def normalize(images, network):
   """uint8 images -> float32 of mean 0 and deviation 1 at the resolution."""
   mean, std = np.float32(network["mean"]), np.float32(network["std"])
   x = images.astype(np.float64) * np.float32(1 / 255) - mean  # fused, as below
-  x = np.float32(x) * (np.float32(1) / std)
+  x = x.astype(np.float32) * (np.float32(1) / std)
   if images.shape[1] == network["resolution"]:
     return x
   weights = resizing(images.shape[1], network["resolution"])

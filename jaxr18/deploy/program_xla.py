@@ -23,7 +23,7 @@ def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
   def logits(images: np.ndarray) -> np.ndarray:
     with jax.enable_x64(True):
       found = compiled(jnp.asarray(images))
-    return np.float32(np.asarray(found) / 2.0**program.logit_bits)
+    return (np.asarray(found) / 2.0**program.logit_bits).astype(np.float32)
 
   return logits
 

@@ -86,21 +86,6 @@ def data_block(value: Any) -> Markup:
   return Markup(text.replace("<", "\\u003c"))
 
 
-def table_of(
-  head: Sequence[str],
-  rows: Sequence[Sequence[str]],
-  links: Mapping[str, str] | None = None,
-) -> Markup:
-  """Returns a table of plain texts whose first column names the row.
-
-  Args:
-    head: the columns' names.
-    rows: as many texts each.
-    links: by what the first column says, where it leads.
-  """
-  return _macros().table(head, rows, links or {})
-
-
 def _macros() -> Any:
   return environment().get_template("macros.html").module
 
