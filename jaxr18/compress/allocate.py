@@ -58,7 +58,7 @@ def bit_losses(
   batches: Iterable[jax.Array],
   two_bits: str = TWO_BITS[0],
 ) -> Losses:
-  """What each layer's bits lose, all other layers being in 8.
+  """Measures what each layer's bits lose while all others have 8.
 
   Bits are traced numbers, as the levels of inputs and as kernels that were
   quantized before: one compiled evaluation serves all of them.
@@ -132,7 +132,7 @@ def bit_losses(
 def allocate(
   spec: NetSpec, losses: Losses, target: float, masks=None
 ) -> NetSpec:
-  """The bits of the least sum of losses whose score is at most `target`.
+  """Chooses the bits of the smallest total loss at a score within `target`.
 
   Args:
     spec: the network; its own bits do not matter.

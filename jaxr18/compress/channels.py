@@ -49,7 +49,7 @@ class Group:
 
 
 def channel_groups(spec: NetSpec) -> tuple[Group, ...]:
-  """The coupled sets of a network, 12 in ResNet-18.
+  """Lists the groups of coupled channels of a network, 12 in ResNet-18.
 
   The channels between the layers of one low-rank convolution are not among
   them: they are its ranks.
@@ -112,7 +112,7 @@ def importance(
   key: Any = None,
   grads: Any = None,
 ) -> dict[str, np.ndarray]:
-  """How much each channel matters, [size] by group name.
+  """Scores each channel's importance, [size] by group name.
 
   A channel's filter is what all writers of its group compute it with.
 
@@ -183,7 +183,7 @@ def kept_channels(
   floor: float = 0.0,
   multiple: int = 1,
 ) -> dict[str, np.ndarray]:
-  """Which channels stay, bool [size] by group name.
+  """Chooses the channels that stay, bool [size] by group name.
 
   Equally many stay in each of a group's `blocks`, the best of each.
 
@@ -231,7 +231,7 @@ def kept_channels(
 
 
 def steps_of(groups: Sequence[Group], multiple: int) -> dict[str, int]:
-  """Channels by which each group can shrink, by its name."""
+  """Returns the number of channels by which each group can shrink."""
   steps = {}
   for g in groups:
     step = math.lcm(g.blocks, multiple)
@@ -344,7 +344,7 @@ def mask_channels(net: Network, keep: dict[str, np.ndarray]) -> Network:
 
 
 def blocks_of(layer: Layer, shape: Sequence[int]):
-  """(output slice, input slice) of each block of a kernel."""
+  """Lists the (output slice, input slice) of each block of a kernel."""
   groups = layer.groups
   inputs, outputs = layer.in_features // groups, shape[-1] // groups
   for g in range(groups):
@@ -355,7 +355,7 @@ def blocks_of(layer: Layer, shape: Sequence[int]):
 
 
 def group_lasso(params, spec: NetSpec) -> jax.Array:
-  """Sum over channels of sqrt(n) times the norm of the channel's n scales.
+  """Sums sqrt(n) times the norm of a channel's n scales over all channels.
 
   Coupled batch norms go to zero together (Yuan and Lin, 2006, equation 2.1, on
   the scales of Liu et al., 2017); the square root of the group's size makes a

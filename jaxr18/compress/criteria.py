@@ -207,13 +207,13 @@ def check_finite(scores: Mapping[str, np.ndarray]) -> None:
 
 @jax.jit
 def masked(net: Network) -> Network:
-  """The network whose masked weights are 0 in `params` itself."""
+  """Sets the masked weights to 0 in `params` itself."""
   return net.replace(params=apply_masks(net.params, net.masks))
 
 
 @jax.jit
 def gradients(net: Network, images: jax.Array, labels: jax.Array):
-  """The cross entropy's gradient, a tree like `params`.
+  """Computes the cross entropy's gradient, a tree like `params`.
 
   Batch norm uses the batch's statistics; masks apply, so what they remove has
   a gradient of 0.

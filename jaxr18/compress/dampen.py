@@ -42,7 +42,7 @@ def dampening_loss(params, spec: NetSpec) -> jax.Array:
 
 
 def dampening_share(epoch: jax.Array, epochs: int) -> jax.Array:
-  """The share of the weight in an epoch: half a cosine, up to 1 in the last.
+  """Returns the share of the weight in an epoch: half a cosine, up to 1.
 
   Weights move freely at first and settle at the end.
 

@@ -23,7 +23,7 @@ def counts(
   floor: float = 0.0,
   rules: Sequence[tuple[str, float]] = (),
 ) -> dict[str, int]:
-  """Weights to keep by layer path.
+  """Counts the weights to keep, by layer path.
 
   - uniform: round(size * density) in each layer.
   - per_output: of each output's n weights all but floor(n (1 - density)), in
@@ -86,7 +86,7 @@ def counts(
 def at_least(
   sizes: Mapping[str, int], floor: float, steps: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-  """How many steps each keeps at least: its share rounded up, at least one.
+  """Counts the steps that each keeps at least: its share, rounded up.
 
   Args:
     sizes: by name.
@@ -106,7 +106,7 @@ def budget(
   floor: float,
   steps: Mapping[str, int] | None = None,
 ) -> tuple[int, dict[str, int]]:
-  """How much all together keep, and how many steps each keeps of it at least.
+  """Returns how much all keep together, and the least steps of each.
 
   Args:
     sizes, steps: as of `at_least`.
@@ -163,7 +163,7 @@ def feasible(
 
 
 def of_output(size: int, density: float) -> int:
-  """How many of an output's weights per_output keeps, at least 1."""
+  """Counts the weights of an output that per_output keeps, at least 1."""
   return size - math.floor(size * (1 - density) + 1e-9)
 
 
@@ -185,7 +185,7 @@ def erk(
 
 
 def lamp(scores: np.ndarray) -> np.ndarray:
-  """Each score over the sum of itself and all that are higher.
+  """Divides each score by the sum of itself and all that are higher.
 
   Of equal ones the later is taken as the lower. What is not above 0, as all
   that is masked already, stays as it is, and so lower than the others.
@@ -200,7 +200,7 @@ def lamp(scores: np.ndarray) -> np.ndarray:
 
 
 def kth_highest(flat: np.ndarray, k: int) -> np.ndarray:
-  """The k-th highest number, as np.partition finds it, and 4 times as fast.
+  """Returns the k-th highest number, 4 times as fast as np.partition.
 
   Bounds around it are guessed from a sample, then few numbers lie between.
 

@@ -13,7 +13,7 @@ LOSSES = ("kd", "mse", "dkd", "dkd_mixed")
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
-  """Mean cross entropy in nats.
+  """Computes the mean cross entropy in nats.
 
   Args:
     logits: [batch, classes].
@@ -30,7 +30,7 @@ def cross_entropy(
 def soft_loss(
   logits: jax.Array, teacher_logits: jax.Array, temperature: float
 ) -> jax.Array:
-  """T^2 * KL(softmax(teacher / T) || softmax(student / T)), the batch's mean.
+  """Computes the mean T^2 KL(softmax(teacher / T) || softmax(student / T)).
 
   T^2 keeps its gradient's size whatever the temperature (Hinton et al., 2015,
   section 2). No gradient flows into the teacher.
@@ -50,7 +50,7 @@ def soft_loss(
 
 
 def logit_loss(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-  """Half the squared difference of logits, the mean over batch and classes.
+  """Computes half the mean squared difference of logits.
 
   `soft_loss` becomes this as the temperature grows, but for what is common to
   an image's logits, which a softmax does not see (Hinton et al., 2015, section
@@ -71,7 +71,7 @@ def decoupled_loss(
   temperature: float,
   beta: float,
 ) -> jax.Array:
-  """DKD: T^2 (TCKD + beta * NCKD), the batch's mean (Zhao et al., 2022).
+  """Computes DKD's mean T^2 (TCKD + beta * NCKD) (Zhao et al., 2022).
 
   TCKD is the KL of (right class, all others), NCKD that of the others among
   themselves; Hinton's loss is TCKD + (1 - p) NCKD with p the teacher's
@@ -88,7 +88,7 @@ def decoupled_loss(
   right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
 
   def split(z):
-    """log (p right, p others) [batch, 2]; log p among others [batch, c]."""
+    """Returns log (p right, p others), [batch, 2], and log p among others."""
     z = z / temperature
     others = jnp.where(right, -jnp.inf, z)
     among = jax.nn.logsumexp(others, -1)
@@ -107,7 +107,7 @@ def decoupled_loss(
 def cosine_loss(
   logits: jax.Array, others_logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-  """How alike two answers are among the wrong classes, from 0 to 1.
+  """Measures how alike answers are among the wrong classes, from 0 to 1.
 
   The cosine of the two probability vectors without the right class, the
   batch's mean: members that err alike do not correct each other. It is this
@@ -158,7 +158,7 @@ DIVERSITIES = {"cosine": cosine_loss, "log_det": log_det_loss}
 
 
 def mean_probability(logits: jax.Array) -> jax.Array:
-  """Logits of several networks' mean probability at temperature 1.
+  """Returns the logits of several networks' mean probability.
 
   Args:
     logits: [members, batch, classes].
@@ -173,7 +173,7 @@ def mean_probability(logits: jax.Array) -> jax.Array:
 
 
 def mean_teacher(logits: jax.Array, loss: str) -> jax.Array:
-  """What several teachers say together, for one of LOSSES.
+  """Returns the joint logits of several teachers, for one of LOSSES.
 
   Args:
     logits: [teachers, batch, classes].
@@ -189,7 +189,7 @@ def mean_teacher(logits: jax.Array, loss: str) -> jax.Array:
 def init_projections(
   key: jax.Array, features: tuple[int, ...], teacher_features: tuple[int, ...]
 ) -> dict[str, dict[str, jax.Array]]:
-  """FitNets' regressors: a 1x1 convolution from each stage to the teacher's.
+  """Makes FitNets' regressors: 1x1 convolutions to the teacher's stages.
 
   Args:
     features, teacher_features: channels of each stage's output.
@@ -207,7 +207,7 @@ def fitnets_loss(
   teacher_stages: tuple[jax.Array, ...],
   projections: dict[str, dict[str, jax.Array]],
 ) -> jax.Array:
-  """FitNets' hint loss on each stage's output (Romero et al., 2015, eq. 3).
+  """Computes FitNets' loss on stage outputs (Romero et al., 2015, eq. 3).
 
   Half the squared difference of the teacher's output and the student's
   projected one; the mean over the batch, pixels, channels and stages, so that
@@ -230,7 +230,7 @@ def fitnets_loss(
 def attention_loss(
   stages: tuple[jax.Array, ...], teacher_stages: tuple[jax.Array, ...]
 ) -> jax.Array:
-  """Attention transfer (Zagoruyko and Komodakis, 2017, eq. 2, p = 2).
+  """Computes attention transfer (Zagoruyko, Komodakis, 2017, eq. 2, p = 2).
 
   Half the sum over stages of || Q / |Q| - Q_teacher / |Q_teacher| ||, with Q
   the sum over channels of the squared output; the batch's mean.
@@ -270,7 +270,7 @@ def check_stages(sides: tuple[int, ...], teacher_sides: tuple[int, ...]):
 
 
 def same_size(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Both at the smaller one's height and width, by averages of square patches.
+  """Averages the larger of two pictures down to the size of the smaller.
 
   Raises:
     ValueError: the larger side is no multiple of the smaller.

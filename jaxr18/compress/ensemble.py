@@ -47,7 +47,7 @@ def stack(nets: Sequence[Network]) -> Network:
 
 
 def unstack(net: Network) -> list[Network]:
-  """The inverse of `stack`; of a single network, itself alone."""
+  """Inverts `stack`; a single network gives itself alone."""
   if (count := members(net)) is None:
     return [net]
   return [jax.tree.map(lambda x, i=i: x[i], net) for i in range(count)]
@@ -56,7 +56,7 @@ def unstack(net: Network) -> list[Network]:
 def forward_members(
   net: Network, images: jax.Array, dtype=jnp.float32
 ) -> jax.Array:
-  """Every member's logits on the same images, in one vmapped program.
+  """Computes every member's logits on the same images, in one program.
 
   Args:
     net: of `stack`.
@@ -79,7 +79,7 @@ def groups(nets: Sequence[Network]) -> list[tuple[tuple[int, ...], Network]]:
 def vote(
   logits: np.ndarray, method: str = "probability", weights=None
 ) -> np.ndarray:
-  """What an ensemble answers.
+  """Computes an ensemble's answer.
 
   Args:
     logits: [members, n, classes].
@@ -121,7 +121,7 @@ def vote(
 def fit_weights(
   logits: np.ndarray, labels: np.ndarray, steps: int = 200
 ) -> np.ndarray:
-  """Weights of the mean probability that fit the labels best.
+  """Fits weights of the mean probability to the labels.
 
   Expectation maximization of the mixture's likelihood, which is concave in
   the weights and never falls from one step to the next.
@@ -144,7 +144,7 @@ def fit_weights(
 
 
 def disagreement(logits: np.ndarray) -> np.ndarray:
-  """Share of images on which two members answer differently.
+  """Computes the share of images on which two members answer differently.
 
   Args:
     logits: [members, n, classes].
@@ -157,14 +157,14 @@ def disagreement(logits: np.ndarray) -> np.ndarray:
 
 
 def of_member(nets: Sequence[T], members: int, member: int) -> T | None:
-  """Which of several sources a member takes; None for the soup of them all."""
+  """Returns the source that a member takes; None for the soup of all."""
   if len(nets) == 1:
     return nets[0]
   return nets[member] if len(nets) == members else None
 
 
 def soup(nets: Sequence[Network], weights=None) -> Network:
-  """One network with the mean of the others' weights (Wortsman et al., 2022).
+  """Averages the weights of several networks (Wortsman et al., 2022).
 
   Of networks along one run of a constant rate it is SWA (Izmailov et al.,
   2018). Batch norm's running statistics are averaged too, which is not what

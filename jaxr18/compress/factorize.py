@@ -32,7 +32,7 @@ from jaxr18.nn.spec import ConvSpec, NetSpec, has_bound, has_kernel_bound
 def to_grouped(
   net: Network, groups: int, pattern: str = BLOCK_CONVS
 ) -> Network:
-  """The convolutions whose path matches, grouped.
+  """Converts the convolutions whose path matches to grouped ones.
 
   Args:
     net: in any form; unpruned where it changes.
@@ -46,7 +46,7 @@ def to_grouped(
 
 
 def to_depthwise_separable(net: Network, pattern: str = BLOCK_CONVS) -> Network:
-  """The convolutions whose path matches, depthwise and then pointwise.
+  """Converts the convolutions whose path matches to depthwise-separable ones.
 
   Raises:
     ValueError: as `convert` and `forms.with_forms`.
@@ -57,7 +57,7 @@ def to_depthwise_separable(net: Network, pattern: str = BLOCK_CONVS) -> Network:
 def to_low_rank(
   net: Network, r_in: int | str, r_out: int | str, pattern: str = BLOCK_CONVS
 ) -> Network:
-  """The convolutions whose path matches, of low rank.
+  """Converts the convolutions whose path matches to low rank.
 
   Args:
     net: in any form; unpruned where it changes.
@@ -73,7 +73,7 @@ def to_low_rank(
 
 
 def convert(net: Network, rules: Rules | NetSpec) -> Network:
-  """The network with convolutions in new forms, nearest in their kernels.
+  """Converts convolutions to new forms, with the nearest kernels.
 
   Bits stay. The bound of a quantized input stays with the first layer of a
   factorization; bounds between its layers start at 1, and
@@ -132,7 +132,7 @@ def convert(net: Network, rules: Rules | NetSpec) -> Network:
 
 
 def new_layers(before: NetSpec, after: NetSpec) -> set[str]:
-  """Paths of layers whose input a conversion between the two makes anew."""
+  """Lists the layers whose input a conversion between two specs makes anew."""
   old = dict(convolutions(before))
   inputs = in_features(after)
   return {
@@ -144,7 +144,7 @@ def new_layers(before: NetSpec, after: NetSpec) -> set[str]:
 
 
 def errors(before: Network, after: Network) -> dict[str, float]:
-  """|K - K'| / |K| of the dense kernels, by convolution that changed.
+  """Computes |K - K'| / |K| of each dense kernel that changed, by path.
 
   K is the kernel before, K' that after; Frobenius norm.
   """
@@ -164,7 +164,7 @@ def errors(before: Network, after: Network) -> dict[str, float]:
 
 
 def report(before: Network, after: Network) -> str:
-  """A line for each convolution that changed: forms, weights, MACs, error.
+  """Lists the changed convolutions: forms, weights, MACs, error.
 
   '' where none has.
   """

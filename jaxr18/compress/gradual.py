@@ -20,7 +20,7 @@ REGROW = ("none", "rigl", "set")
 
 
 def moves(schedule: str, regrow: str) -> bool:
-  """Whether masks change more than once."""
+  """Returns whether masks change more than once."""
   return schedule != "one_shot" or regrow != "none"
 
 
@@ -66,7 +66,7 @@ class Plan:
 
   @property
   def moves(self) -> bool:
-    """Whether masks change more than once."""
+    """Returns whether masks change more than once."""
     return moves(self.schedule, self.regrow)
 
   @property
@@ -75,7 +75,7 @@ class Plan:
     return max(self.begin, self.end) if self.moves else self.begin
 
   def due(self, step: int) -> bool:
-    """Whether masks change before this step."""
+    """Returns whether masks change before this step."""
     if step == self.last:
       return True
     return (
@@ -83,13 +83,13 @@ class Plan:
     )
 
   def progress(self, step: int) -> float:
-    """From 0 at the first update to 1 at the last."""
+    """Returns the progress from 0 at the first update to 1 at the last."""
     span = self.last - self.begin
     return (step - self.begin) / span if span else 1.0
 
 
 def prepare(net: Network, plan: Plan) -> Network:
-  """Masks that will change as full arrays: a step is compiled for shapes."""
+  """Makes masks that will change full arrays: a step has fixed shapes."""
   if not plan.structured:
     return prune.full_masks(net, plan.layers)
   masks = jax.tree.map(
@@ -99,7 +99,7 @@ def prepare(net: Network, plan: Plan) -> Network:
 
 
 def start_density(net: Network, plan: Plan) -> float:
-  """The share of channels or weights kept so far."""
+  """Returns the share of channels or weights kept so far."""
   if not plan.structured:
     return prune.total_density(net, plan.layers)
   dead = np.concatenate(list(dead_channels(net).values()))
@@ -117,7 +117,7 @@ def update(
   gradients: Callable[[], Any] | None = None,
   movement: Any = None,
 ) -> Network:
-  """The network with the masks that the plan has from this step on.
+  """Updates the masks as the plan has them from this step on.
 
   Args:
     net: prepared.

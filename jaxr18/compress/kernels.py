@@ -28,7 +28,7 @@ _SWEEPS = 2
 def dense_kernel(
   node: dict[str, Any], conv: ConvSpec, in_features: int
 ) -> np.ndarray:
-  """The equivalent dense kernel, HWIO, of a convolution's parameters."""
+  """Returns the dense kernel, HWIO, that equals a convolution's parameters."""
   features, kernels = in_features, []
   for name, part in conv.parts(in_features):
     kernel = np.asarray((node[name] if name else node)["kernel"])
@@ -45,7 +45,7 @@ def _one_after_the_other(first: np.ndarray, then: np.ndarray) -> np.ndarray:
 
 
 def project(kernel: np.ndarray, conv: ConvSpec) -> dict[str, np.ndarray]:
-  """Kernels by name of part, '' for the only one, nearest to a dense HWIO one.
+  """Finds the kernels of a form, by part, nearest to a dense HWIO one.
 
   The numbers of `conv` besides its form are not looked at.
   """

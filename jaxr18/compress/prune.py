@@ -29,7 +29,7 @@ SCHEDULES = ("one_shot", "linear", "cubic", "iterative")
 
 
 def top_k(scores: np.ndarray, count: int) -> np.ndarray:
-  """Bool, True for the `count` highest; of equal ones the first, row-major.
+  """Marks the `count` highest by True; of equal ones the first, row-major.
 
   Raises:
     ValueError: a score is not finite.
@@ -76,7 +76,7 @@ def n_of_m(scores: np.ndarray, n: int, m: int, path: str = "") -> np.ndarray:
 def density_at(
   schedule: str, start: float, final: float, progress: float
 ) -> float:
-  """The density at a point of the schedule.
+  """Returns the density at a point of the schedule.
 
   With t the progress: one_shot is `final` at once; linear goes evenly; cubic
   is final + (start - final) (1 - t)^3 (Zhu and Gupta, 2017, arXiv:1710.01878,
@@ -101,12 +101,12 @@ def density_at(
 
 
 def drop_share(first: float, progress: float) -> float:
-  """The share that RigL moves, a cosine from `first` to 0 (equation 1)."""
+  """Returns the share that RigL moves, a cosine from `first` to 0 (eq. 1)."""
   return first / 2 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def scored(net: Network, scores: Scores, layers: str = ".*") -> Scores:
-  """The scores of the layers whose path matches; what is masked is lowest.
+  """Selects the scores of the layers that match; masked ones are lowest.
 
   Raises:
     ValueError: the regex matches no layer, or a score is not finite.
@@ -270,7 +270,7 @@ def _in_live_channels(net: Network) -> dict[str, np.ndarray]:
 
 
 def with_masks(net: Network, masks: dict[str, np.ndarray]) -> Network:
-  """The network with masks of kernels beside its own, and 0 where one is False.
+  """Adds masks of kernels to a network's own, and sets masked weights to 0.
 
   What is masked stays masked, whatever the new masks say: only `regrow` brings
   a weight back.
@@ -287,7 +287,7 @@ def _replaced(net: Network, masks: dict[str, np.ndarray]) -> Network:
 
 
 def full_masks(net: Network, layers: str = ".*") -> Network:
-  """Scalar masks as arrays, in layers that match, so that shapes never change.
+  """Makes scalar masks arrays in layers that match, so shapes never change.
 
   A step is compiled for the shapes of its masks.
   """
@@ -300,7 +300,7 @@ def full_masks(net: Network, layers: str = ".*") -> Network:
 
 
 def rewind(net: Network, to: Network) -> Network:
-  """The numbers of an earlier network under this one's masks.
+  """Puts the weights of an earlier network under this one's masks.
 
   Lottery tickets (Frankle and Carbin, 2019): train, prune, rewind, train again.
 
@@ -315,7 +315,7 @@ def rewind(net: Network, to: Network) -> Network:
 
 
 def densities(net: Network) -> dict[str, float]:
-  """The share of weights kept, by layer path."""
+  """Returns the share of weights kept, by layer path."""
   params = kernels(net.params)
   return {
     p: float(np.mean(np.broadcast_to(np.asarray(m), params[p].shape)))
@@ -324,7 +324,7 @@ def densities(net: Network) -> dict[str, float]:
 
 
 def total_density(net: Network, layers: str = ".*") -> float:
-  """The share of all weights kept in layers that match."""
+  """Returns the share of all weights kept in layers that match."""
   sizes = {p: k.size for p, k in kernels(net.params).items()}
   found = {p: d for p, d in densities(net).items() if re.fullmatch(layers, p)}
   total = sum(sizes[p] for p in found)

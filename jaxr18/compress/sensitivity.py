@@ -50,7 +50,7 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def correct_with_weights(net: Network, ranks, counts, images, labels):
-  """Correct answers when each layer keeps its best `counts` weights.
+  """Counts right answers when each layer keeps its best `counts` weights.
 
   Args:
     net: in evaluation; what its masks remove stays removed.
@@ -103,7 +103,7 @@ def sensitivity(
   *,
   structured: bool,
 ) -> dict[str, list[float]]:
-  """Accuracy by layer or group, one for each density; all others stay whole.
+  """Measures accuracy with one layer or group pruned to each density.
 
   Where a logit is not finite the accuracy is NaN.
 

@@ -25,7 +25,7 @@ from jaxr18.nn.spec import ConvSpec, NetSpec, check
 
 
 def dead_channels(net: Network) -> dict[str, np.ndarray]:
-  """Channels that nothing can bring to life, bool [size] by group name.
+  """Finds channels that are always 0, bool [size] by group name.
 
   Such a channel has all its writers' weights and all its batch norms' scales
   and biases masked: a bias alone would leak.
@@ -47,7 +47,7 @@ def dead_channels(net: Network) -> dict[str, np.ndarray]:
 
 
 def shrink(net: Network) -> Network:
-  """The network without its dead channels.
+  """Removes the dead channels of a network.
 
   Args:
     net: one network. Masks of single weights stay, on what is left.
@@ -99,7 +99,7 @@ def shrink(net: Network) -> Network:
 
 
 def drop_blocks(net: Network, names: Sequence[str]) -> Network:
-  """The network without whole residual blocks; the rest of a stage moves up.
+  """Removes whole residual blocks; the rest of a stage moves up.
 
   Args:
     net: one network.
@@ -117,7 +117,7 @@ def drop_blocks(net: Network, names: Sequence[str]) -> Network:
 def moved(
   table: Mapping[str, Any], spec: NetSpec, moves: Mapping[str, str]
 ) -> dict[str, Any]:
-  """What is by path in a network, under the new names of the blocks that stay.
+  """Renames what is by path in a network to the new names of its blocks.
 
   Args:
     table: by a block's name or a path in one, and by others, which stay.
@@ -134,7 +134,7 @@ def moved(
 
 
 def matching_blocks(spec: NetSpec, pattern: str) -> list[str]:
-  """Names of the blocks that a regex matches; none for an empty one.
+  """Lists the blocks that a regex matches; an empty regex matches none.
 
   Raises:
     ValueError: it is not empty and matches none.
@@ -149,7 +149,7 @@ def matching_blocks(spec: NetSpec, pattern: str) -> list[str]:
 def without_blocks(
   spec: NetSpec, names: Sequence[str]
 ) -> tuple[NetSpec, dict[str, str]]:
-  """The spec without whole blocks, and the new names of those that stay.
+  """Removes blocks from a spec; returns the new names of the others, too.
 
   Raises:
     ValueError: as `drop_blocks`.
@@ -203,7 +203,7 @@ def _cut(kernel, layer, kept_in, kept_out):
 
 
 def narrower(spec: NetSpec, sizes: dict[str, int]) -> NetSpec:
-  """The spec with other widths, by group name."""
+  """Changes the widths of a spec, by group name."""
 
   def width(conv: ConvSpec, size: int) -> ConvSpec:
     return dataclasses.replace(conv, features=size)

@@ -40,7 +40,7 @@ class Bounds:
   rows: tuple[LayerScore, ...] = ()
 
   def as_dict(self) -> dict[str, Any]:
-    """Plain numbers, strings, lists and dicts."""
+    """Returns plain numbers, strings, lists and dicts."""
     out: dict[str, Any] = {"bounds": True, "why": list(self.why)}
     for name in FIGURES:
       out[name] = {
@@ -62,7 +62,7 @@ class Bounds:
     return "\n".join(("These are bounds, not the score:", *self.why, ""))
 
   def summary(self) -> Table:
-    """A rich table of the figures' bounds."""
+    """Makes a rich table of the figures' bounds."""
     table = plain_table("Score, lower is better, between")
     table.add_column("figure")
     for name in ("the lowest", "the highest"):
@@ -82,7 +82,7 @@ class Bounds:
 
 
 def add_bounds(members: Sequence[Score | Bounds]) -> Bounds:
-  """An ensemble's: each term is the sum of the members'."""
+  """Adds the bounds of an ensemble's members."""
   members = [_as_bounds(m) if isinstance(m, Score) else m for m in members]
 
   def added(figures):

@@ -78,7 +78,7 @@ class MacReport:
     return dict(out)
 
   def table(self) -> Table:
-    """A rich table, equal rows taken together."""
+    """Makes a rich table, with equal rows taken together."""
     table = plain_table("Multiply-accumulates")
     table.add_column("path", overflow="fold")
     table.add_column("primitive", overflow="fold")
@@ -103,7 +103,7 @@ class MacReport:
     return table
 
   def to_json(self) -> str:
-    """A JSON object with total, per_device, rows and other."""
+    """Writes a JSON object with total, per_device, rows and other."""
     return json.dumps(
       {
         "total": self.total,

@@ -79,7 +79,7 @@ class LayerScore:
 
 
 def plain_table(title: str) -> Table:
-  """An empty rich table with a title and a line under its head."""
+  """Makes an empty rich table with a title and a line under its head."""
   from rich import box  # late: --help prints no table
   from rich.table import Table
 
@@ -106,7 +106,7 @@ class Score:
     return sum(row.macs for row in self.rows)
 
   def as_dict(self) -> dict[str, Any]:
-    """Plain numbers, strings, lists and dicts."""
+    """Returns plain numbers, strings, lists and dicts."""
     out = {
       name: {**dataclasses.asdict(figure), "total": figure.total}
       for name, figure in self._figures()
@@ -121,7 +121,7 @@ class Score:
     return tuple((name, getattr(self, name)) for name in FIGURES)
 
   def table(self) -> Table:
-    """A rich table: a line a layer with its shares of the per-layer figure."""
+    """Makes a rich table of the layers' shares of the per-layer figure."""
     title = "Score by layer"
     if self.members * self.views > 1:
       title += f", {self.members} members x {self.views} views"
@@ -155,7 +155,7 @@ class Score:
     return table
 
   def summary(self) -> Table:
-    """A rich table of the three figures and their terms."""
+    """Makes a rich table of the three figures and their terms."""
     table = plain_table("Score, lower is better")
     table.add_column("figure")
     for name in ("params", "ops", "score"):

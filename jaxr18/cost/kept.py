@@ -103,7 +103,7 @@ def layer_weights(
 def encodings(
   kernel_shape: Sequence[int], kept: float, w_bits: int, members: int = 1
 ) -> dict[str, Any]:
-  """Bits of a file's forms of one layer's kernel, by name; see score.py.
+  """Counts the bits of a kernel in each form of a file, by name.
 
   'dense' is all weights, 'bitmask' one bit a weight and the kept weights,
   'indices' the kept weights with an index each.
@@ -127,7 +127,7 @@ def encodings(
 
 
 def stored_scales(layer: Layer) -> int:
-  """The 32-bit numbers beside one member's weights and biases.
+  """Counts the 32-bit numbers beside one member's weights and biases.
 
   One for each output channel of integers, and one for an input with a learned
   bound. A kernel in float16 cannot take batch norm's scale, which is stored
@@ -139,7 +139,7 @@ def stored_scales(layer: Layer) -> int:
 
 
 def vector_paths(layer: Layer) -> tuple[str, ...]:
-  """The [features] parameters that belong to a layer: bias, or batch norm."""
+  """Lists the [features] parameters of a layer: its bias, or batch norm's."""
   if layer.kind == "dense":
     return (f"{layer.path}/bias",)
   norm = batch_norm_of(layer)

@@ -84,7 +84,7 @@ def per_network_score(
   q_a: int = FLOAT_BITS,
   shrunk: bool = False,
 ) -> PerNetwork:
-  """The reference formula on given numbers.
+  """Computes the reference formula on given numbers.
 
   Args:
     w: parameters.
@@ -140,7 +140,7 @@ def score(
   views: int = 1,
   counted: MacReport | None = None,
 ) -> Score:
-  """The three figures of a network; no weight is initialized or looked at.
+  """Scores a network by its spec; no weight is initialized or looked at.
 
   Args:
     spec: the network as it stands, after any shrinking.
@@ -218,7 +218,7 @@ def score_counts(
 
 
 def per_layer_figure(rows: Sequence[LayerScore]) -> Figure:
-  """The sum over layers, each by its own bits."""
+  """Sums over layers, each by its own bits."""
   return Figure(
     sum(row.per_layer.params_term for row in rows),
     sum(row.per_layer.ops_term for row in rows),

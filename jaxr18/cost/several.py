@@ -12,7 +12,7 @@ from jaxr18.nn.spec import NetSpec
 
 
 def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:
-  """Every member charged in full: each term is the sum of theirs.
+  """Scores an ensemble: each term is the sum of the members'.
 
   Args:
     members: spec and masks of each; masks as `score` takes them, or None.
@@ -32,7 +32,7 @@ def ensemble_score(members: Sequence[tuple[NetSpec, Any]]) -> Score:
 
 
 def add_scores(scores: Sequence[Score]) -> Score:
-  """The score of an ensemble of such members."""
+  """Adds the scores of an ensemble's members."""
   whole = [s.per_network for s in scores]
   w = sum(c.w for c in whole)
   rows = tuple(

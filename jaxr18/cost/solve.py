@@ -38,7 +38,7 @@ def solve(
   figure: str = "per_layer",
   multiple: int = 1,
 ) -> Solution:
-  """The least change of one knob that brings a score to a target or below.
+  """Finds the least change of one knob that brings a score to a target.
 
   Args:
     spec: where to start.
@@ -95,7 +95,7 @@ def solve(
 
 
 def scale_widths(spec: NetSpec, factor: float, multiple: int = 1) -> NetSpec:
-  """Every width times a factor, to the nearest multiple, at least one.
+  """Scales every width to the nearest multiple, at least one.
 
   The multiple is also one of all groups in the spec, so every candidate is a
   network; ranks scale too, to the nearest integer; depths, strides, groups and

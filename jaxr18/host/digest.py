@@ -6,7 +6,7 @@ import numpy as np
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-  """SHA-256 over names, types, shapes and bytes, sorted by name."""
+  """Hashes arrays by SHA-256: names, types, shapes and bytes, by name."""
   h = hashlib.sha256()
   for name in sorted(arrays):
     a = arrays[name]

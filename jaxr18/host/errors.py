@@ -38,7 +38,7 @@ def writing(path: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-  """As `writing`, of a file that the run has written before."""
+  """Turns a failed read of a run's own file into a FileError."""
   try:
     yield
   except OSError as e:

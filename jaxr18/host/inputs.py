@@ -25,13 +25,13 @@ def check_file(path: str | os.PathLike) -> None:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  """What a file holds; raises OSError as `check_file` and reading do."""
+  """Reads a file; raises OSError as `check_file` and reading do."""
   check_file(path)
   return pathlib.Path(path).read_bytes()
 
 
 def is_plain(status: os.stat_result) -> bool:
-  """Whether it is a file, by one name alone."""
+  """Returns whether a status is that of a file with one name only."""
   return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 

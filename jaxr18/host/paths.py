@@ -21,19 +21,19 @@ _TOKEN = re.compile(r"\\?.", re.DOTALL)
 
 
 def folder(name: str) -> pathlib.Path:
-  """A folder or file by its name; a ~ of nobody's is a part of the name."""
+  """Returns a path by its name; a ~ that is no user's is part of the name."""
   path = pathlib.Path(os.path.expanduser(name))
   # pathlib drops a ./ before it, and who expands it again would be wrong.
   return path.absolute() if str(path).startswith("~") else path
 
 
 def remote(name: str | os.PathLike) -> bool:
-  """Whether a name is the address of a store that no file system shows."""
+  """Returns whether a name is an address of a store, such as gs://bucket."""
   return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(name)) is not None
 
 
 def names(text: str) -> tuple[str, ...]:
-  """The names in a list such as 'runs/a, runs/b'; none in ''.
+  """Splits a list such as 'runs/a, runs/b' into names; '' has none.
 
   Spaces around a name are left out, but for those behind a backslash.
   """
@@ -47,20 +47,20 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def file_and_argument(text: str) -> tuple[str, str]:
-  """The name in FILE or FILE:ARGUMENT, and the argument as it stands there."""
+  """Splits FILE:ARGUMENT into the file's name and the argument as it stands."""
   tokens = _TOKEN.findall(text)
   end = tokens.index(":") if ":" in tokens else len(tokens)
   return _plain(tokens[:end]), "".join(tokens[end + 1 :])
 
 
 def escaped(name: str) -> str:
-  """What a name is in a list and before a colon."""
+  """Writes a name as it must stand in a list or before a colon."""
   text = re.sub(r"([\\,:])", r"\\\1", name)
   return re.sub(r"^\s|\s\Z", r"\\\g<0>", text)
 
 
 def misread(text: str, known: tuple[str, ...] = ()) -> str:
-  """What to write where a text means one name and is read as others.
+  """Says what to write where a text means one name and is read as others.
 
   Args:
     text: a list of names.

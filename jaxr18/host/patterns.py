@@ -12,7 +12,7 @@ _REPEATS = (kinds.MAX_REPEAT, kinds.MIN_REPEAT, kinds.POSSESSIVE_REPEAT)
 
 
 def fault(pattern: str) -> str:
-  """What is wrong with a pattern for layer paths; '' where nothing is.
+  """Finds the fault of a pattern for layer paths; '' where there is none.
 
   Python's matcher tries one way after another to match a text, and `(a+)+b`
   has twice as many with each character. Patterns of more ways than can be

@@ -23,7 +23,7 @@ class SealError(ValueError):
 
 
 def parse(text: str | bytes) -> Any:
-  """What JSON holds, from a file that may be damaged.
+  """Parses the JSON of a file that may be damaged.
 
   Raises:
     ValueError: it is no JSON.
@@ -49,13 +49,13 @@ class Lines(NamedTuple):
 
 
 def seal(value: dict[str, Any], digits: int = FILE) -> dict[str, Any]:
-  """The value as JSON gives it back, with its hash."""
+  """Returns a value as JSON gives it back, with its hash."""
   rest = json.loads(json.dumps({k: v for k, v in value.items() if k != KEY}))
   return rest | {KEY: _digest(rest, digits)}
 
 
 def unseal(value: Any, digits: int, demanded: bool) -> dict[str, Any]:
-  """The value without its hash.
+  """Checks a value by its hash, and returns it without.
 
   Args:
     value: of JSON.
@@ -78,7 +78,7 @@ def unseal(value: Any, digits: int, demanded: bool) -> dict[str, Any]:
 
 
 def demanded(workdir: pathlib.Path) -> bool:
-  """Whether all small files of a workdir must have a hash."""
+  """Returns whether all small files of a workdir must have a hash."""
   try:
     return "version" in parse(read_bytes(workdir / "config.json"))
   except (OSError, ValueError, TypeError):
@@ -86,7 +86,7 @@ def demanded(workdir: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, demanded: bool) -> dict[str, Any]:
-  """What a sealed file holds; of an older one the same without a hash.
+  """Reads a sealed file, or an older one that has no hash.
 
   Raises:
     OSError: it cannot be read.
@@ -101,7 +101,7 @@ def write(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
-  """The rows of a file of sealed lines, such as metrics.jsonl.
+  """Reads the rows of a file of sealed lines, such as metrics.jsonl.
 
   A last line that a kill has cut off is left out without a word: whoever made
   it makes it again. Where one line has a hash all must.
@@ -125,7 +125,7 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
 
 
 def without(path: pathlib.Path, damaged: dict[int, str]) -> str:
-  """The shell's command that removes lines from a file."""
+  """Writes the shell's command that removes lines from a file."""
   script = ";".join(f"{i}d" for i in sorted(damaged))
   return shlex.join(["sed", "-i", script, str(path)])
 

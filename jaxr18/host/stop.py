@@ -41,7 +41,7 @@ class StopSignal:
   def may_leave(
     self, where: str, cleanup: Callable[[], None] = lambda: None
   ) -> Iterator[None]:
-    """A signal ends the process at once while the block runs.
+    """Lets a signal end the process at once while the block runs.
 
     Args:
       where: what is stopped, for people.
@@ -87,7 +87,7 @@ def exit_status() -> int:
 
 
 def on_stop_signals() -> StopSignal:
-  """From now on SIGTERM and SIGINT ask the run to stop; a second one kills it.
+  """Lets SIGTERM and SIGINT ask the run to stop; a second one kills it.
 
   A thread waits for them: the main one may be in XLA's compiler for a minute,
   where no handler written in Python runs.

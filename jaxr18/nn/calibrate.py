@@ -19,7 +19,7 @@ def lsq(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
 
 
 def absmax(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
-  """The largest |x|."""
+  """Returns the largest |x|."""
   del n, signed
   return jnp.max(jnp.abs(x))
 
@@ -49,7 +49,7 @@ def percentile(
 
 
 def mse(x: jax.Array, n: jax.Array, signed: bool) -> jax.Array:
-  """The bound of the least squared error of 64, evenly up to max|x|."""
+  """Returns the best of 64 bounds up to max|x|, by squared error."""
   x = x.astype(jnp.float32)
   bounds = jnp.max(jnp.abs(x)) * jnp.arange(1, _CANDIDATES + 1) / _CANDIDATES
 
@@ -70,7 +70,7 @@ METHODS = {
 def initial_bound(
   x: jax.Array, n: int | jax.Array, signed: bool, method: str
 ) -> jax.Array:
-  """A bound for an input, float32 and above 0, by one of METHODS.
+  """Returns a bound for an input by one of METHODS, float32, above 0.
 
   Args:
     x: what goes into the layer, of all images that are looked at.

@@ -193,7 +193,7 @@ def _why_not_onednn(dtype) -> str | None:
 
 
 def training_type(dtype, devices: int) -> tuple[jnp.dtype, str | None]:
-  """The type in which training computes where `dtype` was asked for.
+  """Returns the type in which training computes where `dtype` is wanted.
 
   XLA widens bfloat16 on a CPU, which takes several times as long as float32. So
   bfloat16 is computed as float32 on a CPU where oneDNN does not serve for it.
@@ -214,7 +214,7 @@ def training_type(dtype, devices: int) -> tuple[jnp.dtype, str | None]:
 
 
 def partitions(context) -> int:
-  """Over how many devices XLA partitions what is being lowered."""
+  """Counts the devices over which XLA partitions what is being lowered."""
   manual = getattr(context, "manual_axes", None)
   if manual is not None:  # inside shard_map each device computes its own
     return 1 if set(manual) == set(context.mesh.axis_names) else 2

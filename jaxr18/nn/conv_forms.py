@@ -49,7 +49,7 @@ def xla(x, kernel, *, stride, padding, groups):
 
 
 def merge(kernel, groups, by):
-  """The kernel with `by` groups in one, zero between what was two groups."""
+  """Merges each `by` groups of a kernel into one, with zeros between them."""
   height, width, inputs, features = kernel.shape
   split = (height, width, 1, inputs, groups // by, by, features // groups)
   eye = jnp.eye(by, dtype=kernel.dtype)[:, None, None, :, None]
@@ -57,7 +57,7 @@ def merge(kernel, groups, by):
 
 
 def unmerge(kernel, groups, by):
-  """The transpose of `merge`, by which its blocks come out again.
+  """Takes the blocks of a merged kernel out again: the transpose of `merge`.
 
   As JAX derives it, a product and a sum over 7 axes, jaxlib 0.10.2 dies of it
   on a CPU with AVX2: 3x3, 32 to 32 channels in 8 groups, 4 in one.

@@ -33,7 +33,7 @@ _FORMS = "'dense', 'groups=8', 'depthwise' or 'ranks=1/4,1/4'"
 
 
 def form_of(conv: ConvSpec) -> str:
-  """The form of a convolution, ranks in channels."""
+  """Returns the form of a convolution, with ranks in channels."""
   if conv.depthwise:
     return "depthwise"
   if any(conv.ranks):
@@ -72,7 +72,7 @@ def with_forms(spec: NetSpec, rules: Rules) -> NetSpec:
 
 
 def with_forms_of(spec: NetSpec, like: NetSpec) -> NetSpec:
-  """`spec` with every convolution in the form that it has in `like`.
+  """Gives every convolution of `spec` the form that it has in `like`.
 
   Raises:
     ValueError: a convolution that only one of them has, or with other
@@ -94,19 +94,19 @@ def with_forms_of(spec: NetSpec, like: NetSpec) -> NetSpec:
 
 
 def dense(spec: NetSpec) -> NetSpec:
-  """`spec` with every convolution dense."""
+  """Returns `spec` with every convolution dense."""
   return with_forms(spec, ((".*", "dense"),))
 
 
 def convolutions(spec: NetSpec) -> Iterator[tuple[str, ConvSpec]]:
-  """The convolutions with their paths, a factorized one as one."""
+  """Lists the convolutions with their paths, a factorized one as one."""
   for path, unit in spec.units():
     if isinstance(unit, ConvSpec):
       yield path, unit
 
 
 def in_features(spec: NetSpec) -> dict[str, int]:
-  """Input channels by path of a convolution, a factorized one as one."""
+  """Returns the input channels of each convolution, by its path."""
   out: dict[str, int] = {}
   for layer in spec.layers():
     out.setdefault(layer.unit, layer.in_features)
@@ -114,7 +114,7 @@ def in_features(spec: NetSpec) -> dict[str, int]:
 
 
 def rule_faults(rules: Any) -> Iterator[tuple[str, str]]:
-  """What is wrong with rules by themselves: (what they must be, the mend)."""
+  """Yields the faults of rules: what they must be, and how to mend them."""
   must = "must be a tuple of rules (regex, form)"
   hint = f"such as (({BLOCK_CONVS!r}, 'groups=8'),), or () for none"
   if not isinstance(rules, tuple):

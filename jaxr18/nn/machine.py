@@ -15,7 +15,7 @@ _PACKAGES = ("jax", "jaxlib", onednn.LIBRARY)
 
 
 def arithmetic() -> dict[str, Any]:
-  """How numbers are computed here: two runs that differ in it may differ.
+  """Describes how numbers are computed here, on which results may depend.
 
   Returns:
     JSON: the devices; `convolutions`, their path; `instructions`, the widest
@@ -46,7 +46,7 @@ def arithmetic() -> dict[str, Any]:
 
 
 def threads() -> int:
-  """The cores that this process may run on."""
+  """Counts the cores that this process may run on."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

@@ -64,7 +64,7 @@ Transform = Callable[[Network], Network]
 
 
 def chain(*transforms: Transform) -> Transform:
-  """The transforms one after the other, the first first."""
+  """Composes transforms; the first one is applied first."""
 
   def chained(net: Network) -> Network:
     return functools.reduce(lambda n, t: t(n), transforms, net)
@@ -73,7 +73,7 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def init(key: jax.Array, spec: NetSpec) -> Network:
-  """A network with He-normal kernels, nothing pruned, bounds of 1.
+  """Makes a network with He-normal kernels, nothing pruned, bounds of 1.
 
   Raises:
     ValueError: the spec is not a network (`spec.check`).
@@ -107,7 +107,7 @@ _compiled_init = jax.jit(
 
 
 def kernels(tree: Any) -> dict[str, Any]:
-  """The kernels of a tree like `params`, by layer path, sorted."""
+  """Returns the kernels of a tree like `params`, by layer path, sorted."""
   out: dict[str, Any] = {}
   for name, node in sorted(tree.items()):
     if isinstance(node, dict):
@@ -121,7 +121,7 @@ def kernels(tree: Any) -> dict[str, Any]:
 
 
 def with_kernels(tree: Any, new: dict[str, Any]) -> Any:
-  """The tree with other kernels; layers that `new` lacks keep theirs."""
+  """Puts other kernels into a tree; layers that `new` lacks keep theirs."""
 
   def put(node, path):
     return {
@@ -137,7 +137,7 @@ def with_kernels(tree: Any, new: dict[str, Any]) -> Any:
 
 
 def at(tree, path: str):
-  """The node of a tree at a layer's path."""
+  """Returns the node of a tree at a layer's path."""
   for name in path.split("/"):
     tree = tree[name]
   return tree
@@ -160,18 +160,18 @@ def check_four_levels(net: Network) -> None:
 
 
 def members(net: Network) -> int | None:
-  """How many networks are stacked; None for a single one."""
+  """Counts the networks that are stacked; None for a single one."""
   bias = net.params["head"]["bias"]
   return bias.shape[0] if bias.ndim == 2 else None
 
 
 def apply_masks(params: Any, masks: Any) -> Any:
-  """Zero where a mask is False (`where`, since nan * 0 is nan)."""
+  """Sets to 0 what a mask removes (by `where`, since nan * 0 is nan)."""
   return jax.tree.map(lambda p, m: jnp.where(over(m, p), p, 0), params, masks)
 
 
 def over(mask: jax.Array, param: jax.Array) -> jax.Array:
-  """The mask in a shape that broadcasts over its parameter.
+  """Reshapes a mask so that it broadcasts over its parameter.
 
   A scalar mask of stacked networks is one bool a member, [members].
   """
@@ -181,7 +181,7 @@ def over(mask: jax.Array, param: jax.Array) -> jax.Array:
 
 
 def forward(net: Network, images: jax.Array, dtype=jnp.float32) -> jax.Array:
-  """Logits in evaluation.
+  """Computes logits in evaluation.
 
   Args:
     net: the network; its masks are applied.
@@ -197,7 +197,7 @@ def forward(net: Network, images: jax.Array, dtype=jnp.float32) -> jax.Array:
 def forward_train(
   net: Network, images: jax.Array, dtype=jnp.float32
 ) -> tuple[jax.Array, Any]:
-  """Logits in training, and the batch statistics moved by this batch."""
+  """Computes logits in training, and moves the batch statistics."""
   logits, updated = _run(
     net, images.astype(dtype), train=True, mutable=["batch_stats"]
   )
@@ -207,7 +207,7 @@ def forward_train(
 def forward_stages(
   net: Network, images: jax.Array, dtype=jnp.float32, train: bool = False
 ) -> tuple[jax.Array, tuple[jax.Array, ...], Any]:
-  """Logits and the output of each stage, for losses on features.
+  """Computes logits and the output of each stage, for losses on features.
 
   Args:
     net, images, dtype: as in `forward`.
@@ -233,7 +233,7 @@ def forward_stages(
 
 
 def stage_features(spec: NetSpec) -> tuple[int, ...]:
-  """Channels of each stage's output."""
+  """Returns the channels of each stage's output."""
   found = {}
   for name, block in spec.blocks():
     found[name.partition("_")[0]] = block.conv2.features
@@ -241,7 +241,7 @@ def stage_features(spec: NetSpec) -> tuple[int, ...]:
 
 
 def stage_sides(spec: NetSpec) -> tuple[int, ...]:
-  """Pixels a side of each stage's output."""
+  """Returns the side of each stage's output, in pixels."""
   found = {}
   for layer in spec.layers():
     if layer.path.startswith("stage"):
@@ -279,7 +279,7 @@ def calibrate(net: Network, images: jax.Array, method: str = "mse") -> Network:
 
 @jax.jit
 def input_norms(net: Network, images: jax.Array) -> dict[str, jax.Array]:
-  """L2 norms of every layer's input, by layer path, [in_features] each.
+  """Computes the L2 norms of each layer's input channels, by layer path.
 
   Args:
     net: in evaluation.

@@ -211,29 +211,29 @@ _ISA = {
 
 
 def isa() -> str:
-  """The instruction set that oneDNN uses here; call it where `ready()`."""
+  """Names the instruction set that oneDNN uses here, where `ready()`."""
   isa = _library().dnnl_get_effective_cpu_isa()
   return _ISA.get(isa, hex(isa))
 
 
 def threads() -> int:
-  """How many threads oneDNN uses here; call it where `ready()`."""
+  """Counts the threads that oneDNN uses here, where `ready()`."""
   return _library().omp_get_max_threads()
 
 
 def ready() -> bool:
-  """Whether oneDNN serves here; builds, loads and checks it the first time."""
+  """Returns whether oneDNN serves here; the first call builds and checks it."""
   return reason() is None
 
 
 def reason() -> str | None:
-  """Why oneDNN does not serve here, or None where it does."""
+  """Says why oneDNN does not serve here; None where it does."""
   with _LOCK:
     return _reasons()[0]
 
 
 def bfloat16_reason() -> str | None:
-  """Why oneDNN does not serve for bfloat16 here, or None where it does."""
+  """Says why oneDNN does not serve for bfloat16 here; None where it does."""
   with _LOCK:
     return _reasons()[1]
 
@@ -313,7 +313,7 @@ def _build() -> pathlib.Path:
 
 
 def instructions() -> str:
-  """The processor's, of which -march=native makes use."""
+  """Lists the processor's instruction sets, which -march=native uses."""
   try:
     with open("/proc/cpuinfo") as f:
       return next((line for line in f if line.startswith("flags")), "")

@@ -107,7 +107,7 @@ def _batch(primitive, args, axes, **params):
 
 @jax.custom_vjp
 def fork(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """x for two uses of it, whose gradients are added in one pass."""
+  """Copies x for two uses, whose gradients are added in one pass."""
   return x, x
 
 

@@ -33,7 +33,7 @@ _THRESHOLDS = tuple(round(0.6 + 0.1 * i, 1) for i in range(9))  # up to 1.4
 
 @jax.custom_jvp
 def straight_through(x, q):
-  """q forward, the identity in x backward (Bengio et al., 2013)."""
+  """Returns q; its gradient is the identity in x (Bengio et al., 2013)."""
   del x
   return q
 
@@ -72,7 +72,7 @@ def quantize_kernel(
   bound: jax.Array | None = None,
   two_bits: str = TWO_BITS[0],
 ) -> jax.Array:
-  """Symmetric quantization by output channel.
+  """Quantizes a kernel symmetrically, by output channel.
 
   The gradient in the kernel is the identity. That in the bound is LSQ's (Esser
   et al., 2020), of a bound that is measured in each channel's root mean square:
@@ -142,7 +142,7 @@ _learned.defvjp(_learned_forward, _learned_backward)
 
 
 def root_mean_square(kernel: jax.Array) -> jax.Array:
-  """Of each output channel's weights that are not 0, so masks do not move it.
+  """Returns the root mean square of each output channel's nonzero weights.
 
   Returns [out], float32; 0 for a channel of zeros.
   """
@@ -157,7 +157,7 @@ def least_error_bound(
   by_channel: bool,
   two_bits: str = TWO_BITS[0],
 ) -> jax.Array:
-  """The bound of the least squared error, where learning begins.
+  """Returns the bound of the smallest squared error, where learning begins.
 
   Of 64, evenly up to 4 root mean squares.
 
@@ -186,7 +186,7 @@ def kernel_codes(
   bound: jax.Array | None = None,
   two_bits: str = TWO_BITS[0],
 ) -> tuple[jax.Array, jax.Array]:
-  """A kernel's integers and scales; codes * scale is `quantize_kernel`.
+  """Returns a kernel's integers and scales; their product is what runs.
 
   | bits   | codes                                | scale                     |
   | ------ | ------------------------------------ | ------------------------- |
@@ -346,12 +346,12 @@ def _half(x):
 
 
 def input_levels(bits: int, signed: bool) -> int:
-  """The largest integer of a quantized input; the smallest is -it or 0."""
+  """Returns the largest integer of a quantized input."""
   return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
 def input_step(bound: jax.Array, bits: int, signed: bool) -> jax.Array:
-  """What one of the integers is worth: bound / levels, float32.
+  """Returns the step of a quantized input's grid: bound / levels, float32.
 
   Written as the product that XLA makes of it, so that others can round alike.
   """
@@ -386,7 +386,7 @@ def _in_steps(x, step):
 
 
 def dynamic_bound(x: jax.Array) -> jax.Array:
-  """The largest abs(x) of each image, float32 [batch, 1, ...].
+  """Returns the largest abs(x) of each image, float32 [batch, 1, ...].
 
   Of each by itself, so that its logits do not depend on what else is in the
   batch, be it other images, the filling of a last batch or none.
@@ -416,7 +416,7 @@ def quantize_input(
   signed: bool,
   scales: str = "lsq",
 ) -> jax.Array:
-  """Quantization to a grid from 0 or -bound to a bound, one for all of x.
+  """Quantizes x to one grid, from 0 or -bound to the bound.
 
   The gradient in x is the identity inside the bound and zero outside. That in
   the bound B, with n levels, step s = B / n and y what is returned, is one of

@@ -26,7 +26,7 @@ class _Quantized(nn.Module):
   """A layer whose kernel and input are quantized before they meet."""
 
   def quantized(self, x, kernel, spec, signed):
-    """x and kernel on the grids of the spec's bits.
+    """Quantizes x and the kernel to the bits of the spec.
 
     When the collection 'squares' is mutable, the sum of x squared by channel
     goes there. When one that is named after a method of calibration is, the
@@ -57,7 +57,7 @@ class _Quantized(nn.Module):
     return x, kernel
 
   def kernel_bound(self, kernel, spec):
-    """Where the kernel's grid ends, of those that are learned, or None."""
+    """Returns the learned end of the kernel's grid; None where it has none."""
     if not has_kernel_bound(spec):
       return None
     by_channel = spec.w_scales == "learned_channel"

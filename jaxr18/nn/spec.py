@@ -71,7 +71,7 @@ class ConvSpec:
   two_bits: str = TWO_BITS[0]
 
   def parts(self, in_features: int) -> tuple[tuple[str, ConvSpec], ...]:
-    """The primitive convolutions in order, each with its name in the tree.
+    """Lists the primitive convolutions in order, with their names in the tree.
 
     A convolution that is not factorized is its own only part, named ''.
     """
@@ -123,17 +123,17 @@ class HeadSpec:
 
 
 def has_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
-  """Whether a bound of its quantized input is among the parameters."""
+  """Returns whether a layer has a parameter for the bound of its input."""
   return layer.a_bits < HALF_BITS and layer.scales != "dynamic"
 
 
 def has_kernel_bound(layer: ConvSpec | HeadSpec | Layer) -> bool:
-  """Whether a bound of its quantized kernel is among the parameters."""
+  """Returns whether a layer has a parameter for the bound of its kernel."""
   return layer.w_bits in LEARNED_BITS and layer.w_scales != W_SCALES[0]
 
 
 def has_four_levels(layer: ConvSpec | HeadSpec | Layer) -> bool:
-  """Whether the weights are -3, -1, 1 or 3 times a scale, and so never 0."""
+  """Returns whether the weights are -3, -1, 1 or 3 times a scale, never 0."""
   return layer.w_bits == 2 and layer.two_bits == "four_levels"
 
 
@@ -199,13 +199,13 @@ class NetSpec:
   channels: int = 3
 
   def blocks(self) -> Iterator[tuple[str, BlockSpec]]:
-    """The blocks in order, each with its name, such as 'stage1_block2'."""
+    """Lists the blocks in order, with names such as 'stage1_block2'."""
     for i, stage in enumerate(self.stages, 1):
       for j, block in enumerate(stage, 1):
         yield f"stage{i}_block{j}", block
 
   def units(self) -> Iterator[tuple[str, ConvSpec | HeadSpec]]:
-    """What carries bits, in forward order, each with its path."""
+    """Lists what has bits of its own, in forward order, with its path."""
     yield "stem", self.stem
     for name, block in self.blocks():
       yield f"{name}/conv1", block.conv1
@@ -215,7 +215,7 @@ class NetSpec:
     yield "head", self.head
 
   def layers(self) -> tuple[Layer, ...]:
-    """Every convolution and dense layer, in forward order."""
+    """Lists every convolution and dense layer, in forward order."""
     out: list[Layer] = []
     size = self.resolution
     features = self.channels
@@ -278,7 +278,7 @@ class NetSpec:
 
   @staticmethod
   def from_json(text: str) -> NetSpec:
-    """The inverse of `to_json`; raises ValueError on anything else."""
+    """Reads what `to_json` wrote; raises ValueError on anything else."""
     try:
       spec = _net_from_dict(json.loads(text))
       check(spec)
@@ -317,7 +317,7 @@ def resnet(
   classes: int = 10,
   resolution: int = 32,
 ) -> NetSpec:
-  """A ResNet of basic blocks for small images (He et al., 2015).
+  """Describes a ResNet of basic blocks for small images (He et al., 2015).
 
   The five sequences are by stage and equally long.
 
@@ -373,7 +373,7 @@ def resnet(
 
 
 def resnet18() -> NetSpec:
-  """The ResNet-18 for CIFAR: 11,173,962 parameters, 555,422,720 MACs."""
+  """Describes ResNet-18 for CIFAR: 11,173,962 parameters, 555,422,720 MACs."""
   return resnet()
 
 
@@ -480,7 +480,7 @@ def decide(
   what: str = "rule",
   end: tuple | None = None,
 ) -> dict[str, Any]:
-  """The first rule whose regex, its first entry, matches a whole path.
+  """Finds the first rule whose regex, its first entry, matches a whole path.
 
   Args:
     rules: in their order.
@@ -613,7 +613,7 @@ def compound_scale(
 
 
 def batch_norm_of(layer: Layer) -> str | None:
-  """The path of the batch norm that follows a layer, or None."""
+  """Returns the path of the batch norm that follows a layer, or None."""
   if layer.kind == "dense" or not layer.ends_unit:
     return None  # it comes after the last convolution of a factorization
   block, _, name = layer.unit.rpartition("/")

@@ -55,7 +55,7 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 def best_step(steps: Iterable[int], validation: Mapping[int, float]) -> int:
-  """The step of the highest validation accuracy, of equal ones the last.
+  """Returns the step of the best validation accuracy; in a tie the last one.
 
   Where none was validated, the last of all.
   """
@@ -66,7 +66,7 @@ def best_step(steps: Iterable[int], validation: Mapping[int, float]) -> int:
 def open_manager(
   directory: str | os.PathLike, validation: Mapping[int, float]
 ) -> ocp.CheckpointManager:
-  """The checkpoints of one phase; what a kill left half written is removed.
+  """Opens the checkpoints of a phase, and removes half-written ones.
 
   Args:
     directory: made if it is missing.
@@ -165,7 +165,7 @@ def _surfacing(directory) -> Iterator[None]:
 def read(
   path: str | os.PathLike,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The arrays by path and the description of one checkpoint.
+  """Reads the arrays, by path, and the description of one checkpoint.
 
   Args:
     path: its folder, .../PHASE/checkpoints/STEP.
@@ -196,7 +196,7 @@ def read(
 
 
 def read_meta(path: str | os.PathLike) -> dict[str, Any]:
-  """The description of a checkpoint alone, as `read`."""
+  """Reads the description of a checkpoint alone, as `read` does."""
   _say_errors_once()
   path = pathlib.Path(path).absolute()
   mend = mend_checkpoint(path)
@@ -224,7 +224,7 @@ def read_meta(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-  """Host arrays by path, such as 'net.params.stem.kernel'."""
+  """Returns host arrays by path, such as 'net.params.stem.kernel'."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
   # A copy: a view of a donated buffer would change under the writer.
   return {_name(path): np.array(leaf) for path, leaf in leaves}
@@ -233,7 +233,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 def unflatten(
   arrays: dict[str, np.ndarray], like: Any, where: str | os.PathLike
 ) -> Any:
-  """The inverse of `flatten`, checked against the shapes of `like`.
+  """Inverts `flatten`, and checks the arrays against the shapes of `like`.
 
   Raises:
     CheckpointError: of another form; the first differences are named, and
@@ -261,14 +261,14 @@ def unflatten(
 
 
 def network_from(arrays: dict[str, np.ndarray], meta: dict) -> Network:
-  """The network that a training checkpoint would evaluate."""
+  """Makes the network that is evaluated of a training checkpoint."""
   net = _network(arrays, meta["network"], meta["spec"])
   estimated = _tree(arrays, "statistics")
   return net.replace(batch_stats=estimated) if estimated else net
 
 
 def networks_from(arrays: dict[str, np.ndarray], meta: dict) -> list[Network]:
-  """As `network_from`; of an ensemble's checkpoint all members."""
+  """Makes the networks of a checkpoint: one, or all members of an ensemble."""
   if "members" not in meta:
     return [network_from(arrays, meta)]
   return [

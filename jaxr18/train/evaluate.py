@@ -53,14 +53,14 @@ def _predict_folded(folded, images, spec, mean, std, mesh):
 
 
 def has_integers(spec: NetSpec) -> bool:
-  """Whether a layer multiplies integers by integers."""
+  """Returns whether a layer multiplies integers by integers."""
   return any(max(x.w_bits, x.a_bits) < HALF_BITS for x in spec.layers())
 
 
 def predict(
   net: Network, images: np.ndarray, dataset, batch_size: int, mesh: Mesh
 ) -> np.ndarray:
-  """Logits [n, classes] of uint8 images [n, h, w, c], in float32.
+  """Computes logits [n, classes], float32, of uint8 images [n, h, w, c].
 
   A network of integers is evaluated as it is stored, batch norm folded and
   sums of codes scaled once: the simulation that trains it rounds otherwise, and
@@ -89,7 +89,7 @@ def predict(
 def in_batches(
   run: Callable, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
-  """run(images [batch_size, ...]) of all images, [n, ...].
+  """Applies run(images [batch_size, ...]) to all images; returns [n, ...].
 
   The last batch is filled up with zeros, so one program serves all; the
   filling is cut off again.
@@ -106,7 +106,7 @@ def in_batches(
 def compare(
   logits: np.ndarray, reference: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-  """What [n, classes] of one way to compute a network are beside another's.
+  """Compares the logits [n, classes] of two implementations of a network.
 
   Returns:
     correct of count answers and the accuracy; how many answers are the same
@@ -178,7 +178,7 @@ class Validation:
 
 
 def count(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
-  """What logits [n, classes] answer, held against labels [n].
+  """Counts the right answers of logits [n, classes], by labels [n].
 
   Raises:
     NotFiniteError: a logit is NaN or infinite: the largest one would be the

@@ -14,7 +14,7 @@ class CheckpointError(FileError):
 
 
 def read_phase(directory: pathlib.Path) -> dict[str, Any]:
-  """What the phase.json of a finished phase holds.
+  """Reads the phase.json of a finished phase.
 
   Args:
     directory: of the phase.
@@ -42,7 +42,7 @@ def read_phase(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def latest_step(directory: pathlib.Path) -> int | None:
-  """The step that a phase would go on from; None if it has not begun."""
+  """Returns the step that a phase goes on from; None if it has not begun."""
   names = [p.name for p in (directory / "checkpoints").glob("*")]
   steps = [int(name) for name in names if name.isdecimal()]
   if not steps and (directory / "phase.json").exists():
@@ -96,7 +96,7 @@ class MetricsFile:
     return list(self._rows)
 
   def row(self, step: int) -> dict[str, Any]:
-    """The line of a step; empty where there is none."""
+    """Returns the line of a step; empty where there is none."""
     return next((row for row in self._rows if row["step"] == step), {})
 
   def go_on_from(self, step: int) -> None:

@@ -7,14 +7,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh() -> Mesh:
-  """All devices of all processes on one axis, 'data'."""
+  """Makes a mesh of all devices of all processes on one axis, 'data'."""
   return jax.make_mesh(
     (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
   )
 
 
 def replicate(tree, mesh: Mesh):
-  """A copy of the tree on every device of the mesh.
+  """Copies a tree to every device of the mesh.
 
   The leaves are the same in every process, or there on all devices already.
   """
@@ -36,7 +36,7 @@ def replicate(tree, mesh: Mesh):
 
 
 def shard(tree, mesh: Mesh, axis: int = 0):
-  """Host arrays [batch, ...], the same in every process, split over 'data'.
+  """Splits host arrays [batch, ...], the same in every process, over 'data'.
 
   Args:
     axis: of the batch; 1 where members come first.

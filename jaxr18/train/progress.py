@@ -14,7 +14,7 @@ from jaxr18.train.hooks import Hook
 
 
 def duration(seconds: float) -> str:
-  """Such as '1:02:03' or '4:05'."""
+  """Writes seconds as '1:02:03' or '4:05'."""
   minutes, seconds = divmod(max(0, round(seconds)), 60)
   hours, minutes = divmod(minutes, 60)
   tail = f"{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -83,7 +83,7 @@ class Reporter:
       self._line(f"{self._phase}: goes on at step {step} of {self._total}")
 
   def step(self, step: int, loss: np.ndarray) -> None:
-    """After each step, with its loss, or each member's."""
+    """Shows a step with its loss, or each member's."""
     self._clock.add(self._batch_size * loss.size)
     now = time.monotonic()
     if self._bar and now - self._shown > 0.2:
@@ -102,7 +102,7 @@ class Reporter:
     self._show(step, "validating")
 
   def epoch(self, row: dict[str, Any]) -> None:
-    """After each epoch, with its line of metrics.jsonl."""
+    """Shows an epoch with its line of metrics.jsonl."""
     self._clock.go_on()
     accuracy, step = row["validation_accuracy"], row["step"]
     if step <= self._told:  # by an earlier process

@@ -21,7 +21,7 @@ def path_of(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The starts so far; none where they were made before they were kept.
+  """Reads the starts so far; none where a run is older than this file.
 
   Raises:
     CheckpointError: a line is damaged.

@@ -66,7 +66,7 @@ def create(
   estimated: bool = False,
   terms: Sequence[str] = (),
 ) -> TrainState:
-  """The state before the first step; what `net` masks is 0 in it.
+  """Makes the state before the first step; what `net` masks is 0 in it.
 
   Args:
     net: of a population, stacked.
@@ -97,14 +97,14 @@ def create(
 
 
 def kernels(params: Any) -> Any:
-  """True for kernels: what weight decay applies to."""
+  """Marks the kernels, to which weight decay applies, by True."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == "kernel", params
   )
 
 
 def bounds(params: Any) -> Any:
-  """True for the learned ends of grids."""
+  """Marks the learned ends of grids by True."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key in BOUNDS, params
   )
@@ -233,13 +233,13 @@ def sum_movement(rate: optax.Schedule) -> optax.GradientTransformation:
 
 
 def movement_of(opt_state: Any) -> Any:
-  """What `sum_movement` summed so far, a tree like `params`; None without."""
+  """Returns the sums of `sum_movement`, a tree like `params`; None without."""
   return optax.tree_utils.tree_get(opt_state, "movement")
 
 
 @jax.jit
 def forget(opt_state: Any, grown: Any) -> Any:
-  """The optimizer's state with 0 for weights that grew, such as momentum.
+  """Sets the optimizer's state, such as momentum, to 0 for new weights.
 
   Args:
     opt_state: of any optimizer; its trees like `params` are changed.

@@ -140,7 +140,7 @@ class Table:
         )
 
   def filled(self, image, view) -> np.ndarray:
-    """Whether rows are there, bool of the shape of `image` and `view`."""
+    """Returns which rows are there, bool of the shape of `image` and `view`."""
     return self._checks[image, view] != 0
 
   def put(self, image: np.ndarray, view: np.ndarray, logits) -> None:
@@ -157,11 +157,11 @@ class Table:
     self._checks[image, view] = _check(self._logits[image, view], image, view)
 
   def get(self, image, view) -> np.ndarray:
-    """Rows [..., classes] of filled places."""
+    """Returns the rows [..., classes] of filled places."""
     return np.asarray(self._logits[image, view])
 
   def flush(self) -> None:
-    """What was put is on disk when this returns."""
+    """Writes what was put to the disk, and waits for it."""
     self._logits.flush()
     self._checks.flush()
 

@@ -53,11 +53,11 @@ class Writer:
         self._sinks[name] = opens[name](workdir, config)
 
   def begin(self, phase: str, rows: Sequence[Row]) -> None:
-    """A phase starts or goes on, with these lines so far."""
+    """Begins a phase, or goes on with it, with these lines so far."""
     self._each(lambda sink: sink.begin(phase, rows))
 
   def row(self, phase: str, row: Row) -> None:
-    """A line is added."""
+    """Adds a line."""
     self._each(lambda sink: sink.row(phase, row))
 
   def hook(self, phase: str) -> Hook:
@@ -77,7 +77,7 @@ class Writer:
     return Hook(begin=begin, after_epoch=after_epoch)
 
   def result(self, numbers: dict[str, float]) -> None:
-    """The run is finished, with these numbers by name."""
+    """Writes the numbers of a finished run, by name."""
     self._each(lambda sink: sink.result(numbers))
 
   def close(self) -> None:
@@ -102,7 +102,7 @@ class Writer:
 
 
 def scalars(row: Row) -> dict[str, float]:
-  """The numbers of a line; of several by name and member, or term."""
+  """Lists the numbers of a line; of several by name and member, or term."""
   out = {}
   for k, v in row.items():
     if isinstance(v, dict):
