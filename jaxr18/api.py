@@ -227,7 +227,7 @@ def distill(
   temperature: float = 4.0,
   weight: float = 0.9,
 ) -> jax.Array:
-  """The loss of a student that a teacher teaches (Hinton et al., 2015).
+  """Computes the loss of a student with a teacher (Hinton et al., 2015).
 
   Args:
     logits: [batch, classes], the student's.
@@ -250,7 +250,7 @@ def distill(
 def vote(
   nets: Sequence[Network], images: np.ndarray, data: Dataset, how="probability"
 ) -> np.ndarray:
-  """The joint answer of several networks.
+  """Computes the joint answer of several networks.
 
   Args:
     nets: of any specs.
@@ -266,7 +266,7 @@ def vote(
 
 
 def score(net: Network | NetSpec) -> Score:
-  """What a network costs: three figures and a row for each layer.
+  """Scores a network: three figures and a row for each layer.
 
   Args:
     net: a network, masks included, or a spec.

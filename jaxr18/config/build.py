@@ -19,7 +19,7 @@ from jaxr18.train.terms import Term
 
 
 def plan(p: Prune, steps: int) -> Plan | None:
-  """What a phase of so many steps does to its masks; None for nothing."""
+  """Plans what a phase of so many steps does to its masks; None for nothing."""
   if not p.prunes:
     return None
   kept = PATTERN.fullmatch(p.pattern)
@@ -43,14 +43,14 @@ def plan(p: Prune, steps: int) -> Plan | None:
 
 
 def member_seeds(c: PhaseOptions, seed: int) -> tuple[int, ...]:
-  """A population's seeds: a member is what a run alone with its seed is."""
+  """Lists a population's seeds: a member equals a run alone with its seed."""
   return tuple(range(seed, seed + c.population.size))
 
 
 def factors(
   c: PhaseOptions, field: Literal["learning_rates", "temperatures"]
 ) -> tuple[float, ...]:
-  """A population's factors by member, of one for all or one for each."""
+  """Returns a population's factors by member, of one or of one for each."""
   values = tuple(map(float, getattr(c.population, field)))
   return values * c.population.size if len(values) == 1 else values
 

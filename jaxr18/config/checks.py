@@ -46,7 +46,7 @@ class Draft(NamedTuple):
 
 
 def training_fits(d: Draft) -> Found:
-  """A warm-up that ends within the phase."""
+  """Checks that the warm-up ends within the phase."""
   c = d.options
   if c.epochs and c.optimizer.warmup_epochs > c.epochs:
     yield (
@@ -87,7 +87,7 @@ def cycles_fit(d: Draft) -> Found:
 
 
 def start_fits(d: Draft) -> Found:
-  """What is done to a source needs one."""
+  """Checks that there is a source where something is done to it."""
   c = d.options
   if (c.start.shrink or c.start.rewind) and not c.start.init:
     yield (
@@ -105,7 +105,7 @@ def start_fits(d: Draft) -> Found:
 
 
 def bits_fit(d: Draft) -> Found:
-  """Bits that are given once."""
+  """Checks that bits are given once."""
   network = d.options.network
   if network.inner_bits and network.bits != _default(Network, "bits"):
     yield (
@@ -117,7 +117,7 @@ def bits_fit(d: Draft) -> Found:
 
 
 def prune_fits(d: Draft) -> Found:
-  """A plan of pruning that can be followed."""
+  """Checks that the plan of pruning can be followed."""
   p = d.options.prune
   if not p.prunes:
     return
@@ -212,7 +212,7 @@ def _updates_fit(p, epochs: int) -> Found:
 
 
 def teaching_fits(d: Draft) -> Found:
-  """A teacher that each loss, and each way to be taught, needs."""
+  """Checks that there is a teacher where a field needs one."""
   t, section = d.options.teacher, f"config.{d.name}.teacher"
   teachers = names(t.source)
   has_teacher = bool(teachers) or t.self_teach
@@ -244,7 +244,7 @@ def teaching_fits(d: Draft) -> Found:
 
 
 def augment_fits(d: Draft) -> Found:
-  """One way to mix images."""
+  """Checks that images are mixed in one way only."""
   a = d.options.augment
   if a.mixup and a.cutmix:
     yield ("augment.cutmix", f"must be 0 beside config.{d.name}.augment.mixup"
@@ -252,7 +252,7 @@ def augment_fits(d: Draft) -> Found:
 
 
 def cache_fits(d: Draft) -> Found:
-  """A teacher whose logits can be kept."""
+  """Checks that the teacher's logits can be kept."""
   t, augment = d.options.teacher, d.options.augment
   if t.cache == "none":
     return
@@ -277,7 +277,7 @@ def cache_fits(d: Draft) -> Found:
 
 
 def others_fit(d: Draft) -> Found:
-  """A likeness to others that has a weight, and one right class."""
+  """Checks that a likeness to others has a weight and one right class."""
   c = d.options
   if bool(names(c.loss.others)) != bool(c.loss.diversity):
     yield (
@@ -373,7 +373,7 @@ PHASE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Draft], Found]], ...] = (
 
 
 def calibration_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
-  """Something to calibrate where it is said how; `layers` in their bits."""
+  """Checks that a layer has a bound where calibration is configured."""
   if not any(x.a_bits < HALF_BITS for x in layers):
     asked = [("network.scales", c.network.scales, _default(Network, "scales"))]
     asked += [
@@ -397,7 +397,7 @@ def calibration_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
 
 
 def two_bits_fit(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
-  """A kernel of 2 bits where it is said which levels they have."""
+  """Checks that a kernel has 2 bits where their levels are chosen."""
   asked = c.network.two_bits != _default(Network, "two_bits")
   if asked and not any(x.w_bits == 2 for x in layers):
     yield (
@@ -409,7 +409,7 @@ def two_bits_fit(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
 
 
 def dampening_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
-  """A kernel that has a grid where weights are drawn to it."""
+  """Checks that a kernel has a grid where weights are drawn to it."""
   if c.loss.dampening and not any(x.w_bits < HALF_BITS for x in layers):
     yield (
       "loss.dampening",
@@ -419,7 +419,7 @@ def dampening_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
 
 
 def bounds_fit(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
-  """Learned ends of grids where it is said how they are trained."""
+  """Checks that an end is learned where its training is configured."""
   kernels = any(map(has_kernel_bound, layers))
   if c.network.w_scales != _default(Network, "w_scales") and not kernels:
     yield (

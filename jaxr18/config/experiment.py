@@ -49,7 +49,7 @@ ANYWHERE = Place()
 
 
 def is_installed(package: str) -> bool:
-  """Whether a package can be imported."""
+  """Returns whether a package can be imported."""
   return importlib.util.find_spec(package) is not None
 
 
@@ -108,5 +108,5 @@ class Experiment:
     return self.search
 
   def saved(self) -> dict[str, Any]:
-    """All fields as JSON gives them back, which config.json holds."""
+    """Returns all fields as JSON gives them back, for config.json."""
     return as_json(self.values)

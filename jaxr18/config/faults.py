@@ -78,7 +78,7 @@ class Findings:
     self.faults.append(Fault(name, at(self.values, name), must, mend))
 
   def good(self, *names: str) -> bool:
-    """Whether nothing is wrong so far with fields, or sections, of a config."""
+    """Returns whether fields or sections have no fault so far."""
     return not any(
       within(fault.field, (name,)) or within(name, (fault.field,))
       for fault in self.faults
@@ -92,7 +92,7 @@ class Findings:
     prefix: str,
     known: Sequence[str],
   ) -> S:
-    """A section from plain values; a field that is wrong has its default.
+    """Reads a section from plain values; a wrong field gets its default.
 
     Args:
       model: of the section.
@@ -141,7 +141,7 @@ def _within(section: str) -> str:
 
 
 def within(name: str, sections: Iterable[str]) -> bool:
-  """Whether a dotted name is one of these fields, or in one of the sections."""
+  """Returns whether a dotted name is one of these fields or in a section."""
   return any(name == s or name.startswith(f"{s}.") for s in sections)
 
 
@@ -199,7 +199,7 @@ def _entry(
 
 
 def at(values: Any, name: str) -> Any:
-  """A nested value by its dotted name, or `MISSING`; '' is all."""
+  """Returns a nested value by its dotted name, or `MISSING`; '' is all."""
   for part in name.split(".") if name else ():
     if not isinstance(values, Mapping) or part not in values:
       return MISSING

@@ -75,7 +75,7 @@ class Field(NamedTuple):
   choices: tuple[str, ...] = ()
 
   def allowed(self) -> str:
-    """What a value, or each entry of a tuple, must be, in a few words."""
+    """Says what a value, or each entry of a tuple, must be."""
     if self.choices:
       return f"one of {', '.join(map(repr, self.choices))}"
     if self.kind in (int, float):
@@ -98,12 +98,12 @@ def field(default: Any, doc: str, low=None, high=None) -> Any:
 
 
 def section(model: type[Section]) -> Any:
-  """A field that is a section of its own, with the defaults of a model."""
+  """Makes a field that is a section, with the defaults of a model."""
   return pydantic.Field(default_factory=model)
 
 
 def described(name: str, info: FieldInfo) -> Field:
-  """A field of a model as a `Field`, by a name that it is known by."""
+  """Describes a field of a model, by a name that it is known by."""
   kind: Any = info.annotation
   marks, many = list(info.metadata), False
   while get_origin(kind) is tuple and RULES not in info.metadata:
@@ -128,7 +128,7 @@ def described(name: str, info: FieldInfo) -> Field:
 
 
 def walk(model: type[Section], prefix: str = "") -> Iterator[Field]:
-  """Every field of a section and of those within it, by its dotted name."""
+  """Yields every field of a section and of those within it."""
   for name, info in model.model_fields.items():
     if inner := section_of(info):
       yield from walk(inner, f"{prefix}{name}.")
@@ -137,7 +137,7 @@ def walk(model: type[Section], prefix: str = "") -> Iterator[Field]:
 
 
 def section_of(info: FieldInfo) -> type[Section] | None:
-  """The model of a field that is a section of its own; None of others."""
+  """Returns the model of a field that is a section; None for others."""
   kind: Any = info.annotation
   inner = isinstance(kind, type) and issubclass(kind, Section)
   return kind if inner else None
@@ -307,12 +307,12 @@ MaybeByStage = Annotated[tuple[T, ...], BY_STAGE]
 
 
 def between(low: float, high: float) -> Any:
-  """What an entry of a tuple is marked with: its inclusive bounds."""
+  """Marks an entry of a tuple with its inclusive bounds."""
   return pydantic.Field(ge=low, le=high)
 
 
 def one_of(values: tuple[int, ...], mend: str) -> Any:
-  """What an int is marked with that is one of these; how to mend others."""
+  """Marks an int that must be one of these, and says how to mend others."""
 
   def faults(value: int) -> Faults:
     if value not in values:
@@ -322,7 +322,7 @@ def one_of(values: tuple[int, ...], mend: str) -> Any:
 
 
 def without(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-  """Nested values without the fields of these dotted names."""
+  """Removes the fields of these dotted names from nested values."""
   out = {}
   for key, value in values.items():
     if key in names:

@@ -76,7 +76,7 @@ def _check_argument(given: str, known: Sequence[str] | None) -> None:
 
 
 def sweep(name: str) -> list[dict[str, Any]]:
-  """What a file's `sweep(add)` adds: fields and their values, a run each.
+  """Lists what a file's `sweep(add)` adds: fields and values, a run each.
 
   `add` takes {"train.optimizer.learning_rate": 0.1}, or seed=1 where there is
   no dot.
@@ -164,7 +164,7 @@ def find(file: str, given: str = "") -> pathlib.Path:
 
 
 def catalog() -> str:
-  """The project's configs, a line each, with what they say of themselves."""
+  """Lists the project's configs, a line each, with their descriptions."""
   lines = []
   for path in sorted(CONFIGS.glob("*.py")):
     about = ast.get_docstring(ast.parse(path.read_text())) or ""
@@ -177,7 +177,7 @@ def catalog() -> str:
 
 
 def from_json(path: pathlib.Path) -> Values:
-  """The config that a run saved; fields it does not have are as they were.
+  """Opens the config that a run saved, with fields that it lacks as then.
 
   Raises:
     ConfigError: it cannot be read, or is no config.

@@ -51,7 +51,7 @@ RENAMED = {
 
 
 def lift(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """A saved config with today's fields, each doing what the run did.
+  """Gives a saved config today's fields, each doing what the run did.
 
   A field that did not exist yet has its default, but for four: CIFAR-10's
   images were in the folder's order, batch norm's statistics were the running
@@ -83,7 +83,7 @@ def lift(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """A saved config by today's names, and nothing that it does not have."""
+  """Gives the fields of a saved config today's names, and adds none."""
   out = {k: v for k, v in saved.items() if k != "version"}
   for name in out["phases"]:
     if isinstance(out.get(name), dict):
@@ -121,5 +121,5 @@ def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested values as JSON gives them back: with lists for tuples."""
+  """Returns nested values as JSON gives them back: with lists for tuples."""
   return json.loads(json.dumps(values))

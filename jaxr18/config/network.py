@@ -14,7 +14,7 @@ Found = Iterator[tuple[str, str, str]]
 
 
 def network_spec(network: Network, classes: int = CLASSES) -> NetSpec:
-  """The `NetSpec` that a phase's network section describes.
+  """Makes the `NetSpec` that a phase's network section describes.
 
   Raises:
     ValueError: sections that do not fit each other, rules that do not fit the
@@ -25,7 +25,7 @@ def network_spec(network: Network, classes: int = CLASSES) -> NetSpec:
 
 
 def quantized(spec: NetSpec, network: Network) -> NetSpec:
-  """The spec in the bits that a phase's network section gives.
+  """Gives a spec the bits of a phase's network section.
 
   Raises:
     ValueError: rules that do not fit the layers.
@@ -65,7 +65,7 @@ def _scaled(network) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 
 def network_faults(network: Network, with_bits: bool) -> Found:
-  """What keeps a network section from being a network.
+  """Yields the faults that keep a section from describing a network.
 
   Args:
     network: right field by field.
@@ -161,7 +161,7 @@ def _groups_fit(network: Network) -> Found:
 
 
 def misfit(spec: NetSpec, source: NetSpec) -> str:
-  """The first difference between two networks' kernels; '' for none.
+  """Finds the first difference between two networks' kernels; '' for none.
 
   Forms may differ, since one converts into the other.
   """

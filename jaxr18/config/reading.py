@@ -40,7 +40,7 @@ SOURCES = ("start.init", "teacher.source", "start.rewind", "loss.others",
 
 
 def parse(config: Any, place: Place = ANYWHERE) -> Experiment:
-  """A checked experiment from a config as `base` makes it, or from its values.
+  """Checks a config, and returns the experiment that it describes.
 
   Args:
     config: a `ConfigDict`, or nested values.
@@ -222,7 +222,7 @@ class _Reading:
       )
 
   def phase(self, index: int, name: str) -> Phase:
-    """A phase, checked by itself and with those before it."""
+    """Checks a phase by itself and with those before it."""
     findings, c = self.findings, self.options[name]
     ended = self.place.ended(name)
     draft = Draft(

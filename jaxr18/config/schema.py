@@ -539,7 +539,7 @@ FREE = ("data.dir", "data.cache_dir", "checkpoint", "progress", "writers")
 def defaults(
   phases: Sequence[str] = ("train",), search: bool = False
 ) -> dict[str, Any]:
-  """The default config of these phases as plain nested values."""
+  """Returns the default config of these phases as plain nested values."""
   values = _defaults(Options)
   if search:
     values["search"] = _defaults(Search)
@@ -555,7 +555,7 @@ def _defaults(model: type[Section]) -> dict[str, Any]:
 
 
 def fields(phases: Sequence[str], search: bool = False) -> Iterator[Field]:
-  """Every field of a config of these phases, by its dotted name."""
+  """Yields every field of a config of these phases, by its dotted name."""
   yield from walk(Options)
   if search:
     yield from walk(Search, "search.")
@@ -564,7 +564,7 @@ def fields(phases: Sequence[str], search: bool = False) -> Iterator[Field]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A saved config's fields by their dotted names."""
+  """Lists a saved config's fields by their dotted names."""
   out = {}
   for k, v in tree.items():
     if isinstance(v, dict):
@@ -575,7 +575,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def staged(network: Mapping[str, Any]) -> dict[str, Any]:
-  """A network section with an entry for each stage where one is for all.
+  """Gives a network section an entry for each stage where one is for all.
 
   Strides that are not given are 1, then 2 at each stage.
 
@@ -596,7 +596,7 @@ def staged(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(full: bool = False) -> str:
-  """The fields with defaults and meaning, for --help.
+  """Describes the fields with defaults and meaning, for --help.
 
   Args:
     full: each field in full. Otherwise a line a field, and of a phase's
@@ -628,7 +628,7 @@ def describe(full: bool = False) -> str:
 
 
 def describe_search(full: bool = False) -> str:
-  """The fields of a search, for its --help; `full` tells each whole."""
+  """Describes the fields of a search for its --help; `full` in full."""
   line = _line if full else _short_line
   lines = ["Fields of a search (--config.search.score_budget=0.01):"]
   lines += [line(f) for f in walk(Search, "search.")]

@@ -26,7 +26,7 @@ Found = Iterator[tuple[str, str, str]]
 
 
 def dimensions(search: Search) -> dict[str, tuple]:
-  """The choices by name, in the order in which they are made."""
+  """Lists the choices by name, in the order in which they are made."""
   out: dict[str, tuple] = {}
   for name in STAGED:
     for i, choices in enumerate(getattr(search, name)):
@@ -36,7 +36,7 @@ def dimensions(search: Search) -> dict[str, tuple]:
 
 
 def candidate_values(values: Values, params: Params) -> dict[str, Any]:
-  """The config of one candidate, which `jaxr18.main` runs as any other.
+  """Makes the config of a candidate, which `jaxr18.main` runs as any other.
 
   Args:
     values: of the search's config.
@@ -59,14 +59,14 @@ def candidate_values(values: Values, params: Params) -> dict[str, Any]:
 
 
 def chosen_fields(phase: str) -> tuple[str, ...]:
-  """What each candidate has its own of, whatever the config says."""
+  """Names the fields that each candidate has its own values of."""
   fields = ("widths", "blocks", "groups", "bits", "resolution")
   names = (*(f"network.{field}" for field in fields), "prune.density")
   return tuple(f"{phase}.{name}" for name in names)
 
 
 def describe_candidate(params: Params) -> str:
-  """Such as 'widths 16-32 blocks 1-1 groups 1-4 bits 8/4 density 0.5 ...'."""
+  """Describes a candidate, such as 'widths 16-32 blocks 1-1 density 0.5'."""
   many: dict[str, list[str]] = {}
   for name, value in params.items():
     what = _field_of(name)
@@ -80,7 +80,7 @@ def _field_of(name: str) -> str:
 
 
 def per_layer_score(phase: Phase) -> float:
-  """The per-layer score that a candidate's network will have once trained.
+  """Computes the per-layer score that a candidate will have once trained.
 
   Args:
     phase: the candidate's only one.

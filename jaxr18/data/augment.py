@@ -38,7 +38,7 @@ class Augment:
 
 
 def normalize(images, mean, std, resolution: int) -> jax.Array:
-  """uint8 images -> float32 of mean 0 and deviation 1, at `resolution`.
+  """Normalizes uint8 images to mean 0, deviation 1 and a resolution.
 
   Args:
     images: uint8 [n, size, size, channels].
@@ -100,7 +100,7 @@ def sample_views(
 
 
 def alternating_flip(key, index, epoch) -> jax.Array:
-  """Which images to mirror: all of them exactly every other epoch.
+  """Chooses the images to mirror: each one exactly every other epoch.
 
   Each image starts with its own random bit, which turns every epoch (Jordan,
   "94% on CIFAR-10 in 3.29 seconds", 2024): two epochs in a row show each
@@ -207,7 +207,7 @@ def _step_keys(key, step):
 def augment(
   key, images, step, how: Augment, *, index=None, epoch=None
 ) -> jax.Array:
-  """Pad and crop, flip, cutout: a pure function of (key, step, images).
+  """Pads and crops, flips and cuts out: pure in (key, step, images).
 
   Args:
     key: of the run, the same in every step (the step is folded in here): the

@@ -29,7 +29,7 @@ Folded = dict[str, dict[str, np.ndarray]]
 
 
 def fold(net: Network) -> Folded:
-  """The numbers that evaluation needs, by layer path.
+  """Folds batch norm: returns what evaluation needs, by layer path.
 
   Computed in float64 and rounded once. Masks are applied: what they remove is
   0 in `codes` and `kernel`.
@@ -108,7 +108,7 @@ def _layer(layer: Layer, params, stats, codes) -> dict[str, np.ndarray]:
 
 
 def hwio(layer: Layer) -> tuple[int, ...]:
-  """The kernel's shape with the head as a 1x1 convolution."""
+  """Returns the kernel's shape, with the head as a 1x1 convolution."""
   shape = layer.kernel_shape
   return shape if len(shape) == 4 else (1, 1, *shape)
 

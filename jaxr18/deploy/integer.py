@@ -38,7 +38,7 @@ def forward(
   arithmetic: str = "int8",
   path: str | None = None,
 ) -> jax.Array:
-  """Logits of normalized images, [batch, classes] in float32.
+  """Computes the logits of normalized images, [batch, classes], float32.
 
   Args:
     folded: of `fold`.
@@ -55,7 +55,7 @@ def forward(
 def wrong_layers(
   folded: Folded, spec: NetSpec, images: jax.Array
 ) -> dict[str, jax.Array]:
-  """Where int8's and float32's sums differ by more than float32's rounding.
+  """Finds layers whose int8 and float32 sums differ beyond rounding.
 
   Returns:
     bool by the path of each layer of integers, on the inputs that int8 gives.
@@ -64,7 +64,7 @@ def wrong_layers(
 
 
 def choose_arithmetic(folded: Folded, spec: NetSpec, images: jax.Array) -> str:
-  """'int8' where this device's integer convolutions are right on the images.
+  """Chooses 'int8' where this device's integer convolutions are right.
 
   XLA has had int8 convolutions on GPUs that were wrong for grouped layers.
   Then a warning names the layers, and 'float32' serves.

@@ -106,7 +106,7 @@ def judge(
 
 
 def load(path: str | os.PathLike) -> onnx.ModelProto:
-  """A model with its local functions written out.
+  """Loads a model with its local functions written out.
 
   Raises:
     JudgeError: it cannot be read.
@@ -142,7 +142,7 @@ class _Graph:
     self.folds: set[str] = set()  # batch norms that follow a convolution
 
   def add_layer(self, node: onnx.NodeProto) -> None:
-    """One row of a node that multiplies."""
+    """Adds the row of a node that multiplies."""
     x, w = _operands(node)
     a, b = self.known[x], self.known[w]
     if b.value is None and a.value is not None and "Gemm" not in node.op_type:
@@ -170,7 +170,7 @@ class _Graph:
     )  # fmt: skip
 
   def add_norm(self, node: onnx.NodeProto) -> None:
-    """A batch norm that folds into no convolution has numbers of its own."""
+    """Adds the numbers of a batch norm that folds into no convolution."""
     size = self.known[node.input[1]].value
     if size is None:
       raise JudgeError(f"{named(node)} has a scale that is no constant")
@@ -357,7 +357,7 @@ def accuracy(
   std: Sequence[float],
   progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[int, int]:
-  """Right answers by ONNX Runtime, and the number of images.
+  """Counts right answers by ONNX Runtime; returns them and all images.
 
   A uint8 input gets the images as they are; a float input gets them divided by
   255 and normalized by mean and std. The layout follows from the channels.

@@ -87,7 +87,7 @@ class Fact:
 
 
 def facts(model: onnx.ModelProto) -> dict[str, Fact]:
-  """A `Fact` for every tensor of a graph, by name.
+  """Finds a `Fact` for every tensor of a graph, by name.
 
   Args:
     model: without local functions, its nodes in order.
@@ -112,7 +112,7 @@ def facts(model: onnx.ModelProto) -> dict[str, Fact]:
 
 
 def bits_of(low: int, high: int) -> int:
-  """Bits that number the integers from low to high: 4 for -7..7."""
+  """Counts the bits that number the integers from low to high: 4 for -7..7."""
   return max(1, math.ceil(math.log2(high - low + 1)))
 
 
@@ -121,7 +121,7 @@ def attributes(node: onnx.NodeProto) -> dict:
 
 
 def named(node: onnx.NodeProto) -> str:
-  """A node as a person finds it in the file."""
+  """Names a node as a person finds it in the file."""
   domain = f"{node.domain}." if node.domain else ""
   return f"{domain}{node.op_type} {node.name or node.output[0]!r}"
 

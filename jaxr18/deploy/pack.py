@@ -52,7 +52,7 @@ def pack(
   provenance: dict[str, Any],
   data: dict[str, Any] | None = None,
 ) -> bytes:
-  """The whole file.
+  """Makes the whole file.
 
   Args:
     net: not stacked; its masks decide what is stored.
@@ -103,13 +103,13 @@ def pack(
 
 
 def encoding_of(layer: Layer, kept: int) -> str:
-  """The form that takes the fewest bits."""
+  """Chooses the form that takes the fewest bits."""
   forms = encodings(layer.kernel_shape, kept, layer.w_bits)
   return min(forms, key=forms.__getitem__)
 
 
 def pack_bits(values: np.ndarray, bits: int) -> np.ndarray:
-  """Integers [n], the lowest `bits` of each -> uint8, lowest bit first."""
+  """Packs the lowest `bits` of integers [n] into uint8, lowest bit first."""
   values = np.asarray(values, np.int64).reshape(-1, 1)
   parts = np.array_split(values, max(1, len(values) // 2**16), axis=0)
   rows = [(part >> np.arange(bits) & 1).astype(np.uint8) for part in parts]
@@ -176,5 +176,5 @@ def _container(network: dict, tensors: dict[str, np.ndarray]) -> bytes:
 
 
 def bytes_of_data(data: bytes) -> int:
-  """The bytes of a packed file without its header."""
+  """Counts the bytes of a packed file without its header."""
   return len(data) - 8 - struct.unpack("<Q", data[:8])[0]

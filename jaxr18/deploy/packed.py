@@ -41,7 +41,7 @@ class ImagesError(ValueError):
 
 
 def read(path):
-  """The network's description and its tensors by name; or PackedError."""
+  """Reads the network's description and its tensors by name."""
   data = _bytes_of(path)
   try:
     head, body, tensors, meta = _parts(data)
@@ -84,13 +84,13 @@ def _parts(data):
 
 
 def unpack_bits(data, count: int, bits: int):
-  """Non-negative integers of `bits` bits each, lowest bit first: int64."""
+  """Unpacks non-negative integers of `bits` bits each, as int64."""
   flat = np.unpackbits(data, count=count * bits, bitorder="little")
   return flat.reshape(count, bits) @ (1 << np.arange(bits, dtype=np.int64))
 
 
 def kept(layer, arrays):
-  """Where a layer's stored weights stand in its flat kernel."""
+  """Returns where a layer's stored weights stand in its flat kernel."""
   path, size = layer["path"], int(np.prod(layer["kernel_shape"]))
   if layer["encoding"] == "bitmask":
     return np.flatnonzero(unpack_bits(arrays[f"{path}.mask"], size, 1))
@@ -101,7 +101,7 @@ def kept(layer, arrays):
 
 
 def kernel(layer, arrays):
-  """A layer's kernel, whole: integer codes, or float32."""
+  """Returns a layer's whole kernel: integer codes, or float32."""
   path, bits, count = layer["path"], layer["w_bits"], layer["kept"]
   size = int(np.prod(layer["kernel_shape"]))
   if bits >= HALF_BITS:
@@ -197,7 +197,7 @@ def normalize(images, network):
 
 
 def resizing(size: int, resolution: int):
-  """Weights [size, resolution] of antialiased linear interpolation."""
+  """Computes weights [size, resolution] of antialiased interpolation."""
   ratio = size / resolution
   centres = (np.arange(resolution) + 0.5) * ratio - 0.5
   far = np.abs(centres - np.arange(size)[:, None]) / max(ratio, 1)
@@ -236,7 +236,7 @@ def layer_output(layer, kernel, arrays, x):
 
 
 def load(path):
-  """A function from uint8 images to logits, and the network's description.
+  """Returns a function from uint8 images to logits, and the description.
 
   Raises PackedError; the function raises ImagesError.
   """
@@ -275,7 +275,7 @@ def classes_of(network) -> int:
 
 
 def identity(name: str, images, labels):
-  """What a file keeps of the images that its network was tested on."""
+  """Describes the images that a network was tested on, for its file."""
   return {
     "name": name,
     "count": len(images),
@@ -285,7 +285,7 @@ def identity(name: str, images, labels):
 
 
 def fingerprint(images, labels) -> str:
-  """A digest of labelled images that does not depend on their order."""
+  """Hashes labelled images, whatever their order."""
   rows = [
     hashlib.sha256(image.tobytes() + int(label).to_bytes(8, "little")).digest()
     for image, label in zip(images, labels, strict=True)
@@ -337,7 +337,7 @@ def check_labels(labels, count: int, network) -> None:
 
 
 def read_test(path, network):
-  """The test images and labels of an .npz, checked."""
+  """Reads and checks the test images and labels of an .npz."""
   if os.path.exists(path) and not os.path.isfile(path):
     raise ImagesError(f"{path} is no regular file, expected an .npz")
   try:
@@ -360,7 +360,7 @@ def read_test(path, network):
 
 
 def other_images(network, images, labels) -> str:
-  """A warning where the network was tested on other images; or ''."""
+  """Warns where the network was tested on other images; '' otherwise."""
   promised = network.get("data")
   if promised is None:
     return (
@@ -378,7 +378,7 @@ def other_images(network, images, labels) -> str:
 
 
 def right_answers(run, images, labels) -> int:
-  """How many of the images a function of `load` answers as labels [n] do."""
+  """Counts the images that a function of `load` answers as labels [n] do."""
   parts = np.array_split(images, -(-len(images) // 200))
   answers = np.concatenate([run(part).argmax(-1) for part in parts])
   return int(np.sum(answers == labels))

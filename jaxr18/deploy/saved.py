@@ -45,7 +45,7 @@ class SavedError(ToldError, ValueError):
 
 
 def to_bytes(net: Network) -> bytes:
-  """A network's numbers, masks and spec as an .npz file; see `from_bytes`."""
+  """Writes a network's numbers, masks and spec as an .npz file."""
   arrays: dict[str, Any] = {
     f"{tree}/{path}": np.asarray(leaf)
     for tree in _TREES
@@ -58,7 +58,7 @@ def to_bytes(net: Network) -> bytes:
 
 
 def load(path: str | os.PathLike) -> Network:
-  """The network that `to_bytes` wrote to a file.
+  """Loads the network that `to_bytes` wrote to a file.
 
   Raises:
     SavedError: it cannot be read, is damaged, or is no such file.
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike) -> Network:
 
 
 def unpack(path: str | os.PathLike) -> Network:
-  """A packed file's network, which trains on.
+  """Makes a network that trains on from a packed file.
 
   Kernels of 2 to 7 bits get a learned bound for each output channel
   (`w_scales="learned_channel"`), since it alone says where their grid ended.

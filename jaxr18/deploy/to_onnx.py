@@ -66,7 +66,7 @@ def to_onnx(
   size: int,
   provenance: dict[str, Any],
 ) -> bytes:
-  """The serialized model.
+  """Makes the serialized model.
 
   Args:
     net: not stacked.
@@ -119,7 +119,7 @@ def to_onnx(
 def load_onnx(
   path: str | os.PathLike, threads: int = 0
 ) -> Callable[[np.ndarray], np.ndarray]:
-  """Images -> logits by ONNX Runtime on the CPU; 0 threads is its own choice.
+  """Returns a function from images to logits by ONNX Runtime on the CPU.
 
   Its threads sleep when they wait: others on the machine are measured too.
   """

@@ -81,7 +81,7 @@ _SAFETENSORS = {
 
 
 def is_name(source: str | os.PathLike) -> bool:
-  """Whether a source names a file of one network, and no phase or workdir."""
+  """Returns whether a source names a file of one network."""
   source = os.path.expanduser(source)
   return source.endswith(SUFFIXES) and not os.path.isdir(source)
 
@@ -242,7 +242,7 @@ def _numpy_globals() -> list[tuple[Any, str]]:
 
 
 def from_state_dict(state_dict: Mapping[str, Any], spec: NetSpec) -> Network:
-  """A network with the weights of a PyTorch one.
+  """Makes a network with the weights of a PyTorch one.
 
   Args:
     state_dict: names to arrays (NumPy's, or anything that it can read, such
@@ -310,7 +310,7 @@ def from_state_dict(state_dict: Mapping[str, Any], spec: NetSpec) -> Network:
 
 
 def derive_spec(state_dict: Mapping[str, Any], resolution: int = 32) -> NetSpec:
-  """The network that a state_dict's names and shapes describe, unquantized.
+  """Derives the network that a state_dict's names and shapes describe.
 
   Shapes tell everything but the strides, which are the usual ones: 2 in the
   first block of every stage but the first.

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 
 def look_at(run):
-  """(what the run's network shows, ''), or (None, why that is not known)."""
+  """Returns (what the run's network shows, ''), or (None, why not)."""
   name = run.result.config["phases"][-1]
   if not (run.folder / name / "checkpoints").is_dir():
     return None, "the run's checkpoints are not beside its result.json."

@@ -29,7 +29,7 @@ def starts(metrics: Metrics) -> dict[str, int]:
 
 
 def curves(metrics: Metrics, fields: Mapping[str, str]) -> list[Curve]:
-  """A line for each phase and field; of a population faint ones of members."""
+  """Lists a line for each phase and field, with faint ones of members."""
   out = []
   for phase, start in starts(metrics).items():
     rows = metrics[phase]
@@ -49,7 +49,7 @@ def _points(rows, start: int, value: Callable):
 
 
 def summary(metrics: Metrics) -> str:
-  """The curves in words."""
+  """Describes the curves in words."""
   lines = []
   for phase, rows in metrics.items():
     known = [r for r in rows if r.get("validation_accuracy") is not None]
@@ -73,7 +73,7 @@ HEAD = ("epoch", "phase", "loss", "training, %", "validation, %")
 
 
 def texts(metrics: Metrics) -> list[list[str]]:
-  """A row of texts for each of the metrics' rows, as `HEAD` names them."""
+  """Writes a row of texts for each row of the metrics, as `HEAD` names them."""
   show = lambda v, s: "" if v is None else f"{s * v:.{4 if s == 1 else 2}f}"
   return [
     [

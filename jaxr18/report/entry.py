@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 def by_task(entries: Sequence[Entry]) -> dict[Task, list[Entry]]:
-  """What can be compared, in the order of the first of each."""
+  """Groups entries that can be compared, in the order of the first of each."""
   out: dict[Task, list[Entry]] = {}
   for e in entries:
     out.setdefault(e.group.task, []).append(e)
@@ -57,13 +57,13 @@ def by_task(entries: Sequence[Entry]) -> dict[Task, list[Entry]]:
 
 
 def all_points(entries: Sequence[Entry], figure: str) -> list[Point]:
-  """The entries of one task, and the reference points if it is theirs."""
+  """Lists the points of a task, with the reference points if it is theirs."""
   own = [points.of_group(e.group, figure) for e in entries]
   return own + (points.reference_points() if is_published(entries) else [])
 
 
 def is_published(entries: Sequence[Entry]) -> bool:
-  """Whether their task is the published points', whose goal is 90%."""
+  """Returns whether their task is the published points', with a goal of 90%."""
   return all(e.group.task == points.published_task() for e in entries)
 
 
@@ -72,7 +72,7 @@ OVERVIEW = ("run", "accuracy, %", "score: per layer", "per network", "on disk",
 
 
 def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
-  """The names and a row of texts for each entry of one task."""
+  """Writes the head and a row of texts for each entry of one task."""
   goal = is_published(entries)
   rows = [[*OVERVIEW, *(["90%"] if goal else [])]]
   for e in entries:
@@ -94,7 +94,7 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
 
 
 def sentence(e: Entry) -> str:
-  """What was trained, in a line."""
+  """Says in a line what was trained."""
   r, g = e.result, e.group
   phases = " → ".join(r.config["phases"])
   if r.is_population:
@@ -111,7 +111,7 @@ def sentence(e: Entry) -> str:
 
 
 def numbers(e: Entry) -> list[tuple[str, str, str]]:
-  """(name, number, more of it) for what matters most."""
+  """Lists (name, number, more of it) for what matters most."""
   r, g = e.result, e.group
   if len(g.accuracies) > 1:
     more = f"± {100 * g.error:.2f} over {len(g.accuracies)} seeds"
@@ -152,7 +152,7 @@ def _time(seconds: float) -> str:
 
 
 def member_texts(result: Result) -> tuple[list[str], list[list[str]]]:
-  """Head and rows of texts: members of a population or ensemble, its votes."""
+  """Writes head and rows of texts: members, and votes of an ensemble."""
   if not result.members:
     return [], []
   head = ["member", "test accuracy, %", "validation, %",
@@ -173,7 +173,7 @@ def member_texts(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def disagreement(result: Result) -> str:
-  """In words, '' where there are not several members."""
+  """Says how often members disagree; '' where there are not several."""
   pairs = [x for i, row in enumerate(result.disagreement) for x in row[i + 1 :]]
   if not pairs:
     return ""
@@ -184,7 +184,7 @@ def disagreement(result: Result) -> str:
 
 
 def versions(result: Result) -> str:
-  """What made it, in a line."""
+  """Says in a line what made it."""
   made = result.made
   packages = ", ".join(f"{k} {v}" for k, v in made.versions.items())
   code = f"jaxr18 {made.jaxr18}, " if made.jaxr18 else ""

@@ -54,7 +54,7 @@ def class_names(data_name: str, classes: int) -> tuple[str, ...]:
 
 
 def confusion(answers: np.ndarray, labels: np.ndarray, classes: int):
-  """How often each label [n] got each answer [n]: int [classes, classes]."""
+  """Counts how often each label [n] got each answer [n]."""
   pairs = labels.astype(np.int64) * classes + answers
   counts = np.bincount(pairs, minlength=classes * classes)
   return counts.reshape(classes, classes)
@@ -67,7 +67,7 @@ def most_wrong(
   index: np.ndarray,
   count: int = 16,
 ) -> list[Wrong]:
-  """The wrong answers with the least probability of the right class.
+  """Finds the wrong answers with the least probability of the right class.
 
   Args:
     logits: [n, classes].
@@ -94,7 +94,7 @@ def most_wrong(
 
 
 def mask_maps(masks: Any, paths: Sequence[str]) -> dict[str, np.ndarray]:
-  """Of each kernel's mask the share that is kept, where that is not all.
+  """Maps the share of each kernel that its mask keeps, where that is not all.
 
   Args:
     masks: nested dicts of bool; a kernel's is [..., inputs, outputs], or a
@@ -125,7 +125,7 @@ def _maps(tree, path):
 
 
 def mask_png(kept: np.ndarray) -> bytes:
-  """A small PNG: ink where weights are kept, transparent where they are not."""
+  """Draws a small PNG with ink where weights are kept."""
   rows, columns = kept.shape
   size = min(columns, THUMBNAIL), min(rows, THUMBNAIL)
   image = Image.fromarray(kept.astype(np.float32)).resize(
@@ -141,7 +141,7 @@ def mask_png(kept: np.ndarray) -> bytes:
 
 
 def image_png(image: np.ndarray) -> bytes:
-  """uint8 [h, w, 3] as a PNG."""
+  """Writes uint8 [h, w, 3] as a PNG."""
   out = io.BytesIO()
   Image.fromarray(image).save(out, "PNG", optimize=True)
   return out.getvalue()

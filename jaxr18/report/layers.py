@@ -40,7 +40,7 @@ class LayerBar(NamedTuple):
 
 
 def bars(result: Result) -> list[LayerBar]:
-  """The layers from the input to the head."""
+  """Lists the layers from the input to the head."""
   by_layer: dict[str, list[LayerScore]] = {}
   for row in result.score.rows:
     path = re.sub(r"^member\d+/", "", row.path)
@@ -70,7 +70,7 @@ HEAD = ("layer", "kernel", "weights kept", "density", "MACs",
 
 
 def texts(layers: Sequence[LayerBar]) -> list[list[str]]:
-  """A row of texts for each layer, as `HEAD` names them, and the sum."""
+  """Writes a row of texts for each layer, as `HEAD` names them, and the sum."""
   rows = [
     [
       x.path,

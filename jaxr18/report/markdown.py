@@ -128,7 +128,7 @@ def _cell(value: Any) -> Markup:
 
 
 def escape(text: str) -> str:
-  """A text that Markdown shows as it is, in one line.
+  """Escapes a text so that Markdown shows it as it is, in one line.
 
   A backslash goes before whatever could be markup. Underscores between letters
   are none, and stay readable.
@@ -138,12 +138,12 @@ def escape(text: str) -> str:
 
 
 def line_of(text: str) -> str:
-  """As `escape`, where the text begins a line and could begin a list."""
+  """Escapes a text that begins a line, where it could begin a list."""
   return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escape(text))
 
 
 def fenced(kind: str, text: str) -> list[str]:
-  """A block of code whose fence is longer than any that is in it."""
+  """Fences a block of code by more backticks than any fence in it has."""
   longest = max(map(len, re.findall("`+", text)), default=0)
   fence = "`" * max(3, longest + 1)
   return [f"{fence}{kind}", text, fence]

@@ -129,7 +129,7 @@ def _at_least_three(choices, place, apart: float, first) -> list[float]:
 
 
 def label_order(points: Sequence[Point]) -> list[int]:
-  """Which points get their labels first: the front, runs, and then others."""
+  """Orders points by whose label comes first: the front, runs, others."""
   best = set(front(points))
   return sorted(
     range(len(points)),
@@ -153,18 +153,18 @@ def steps(points: Sequence[Point], f: Frame) -> list[tuple[float, float]]:
 
 
 def series_of(points: Sequence[Point]) -> list[str]:
-  """In the order of their first points."""
+  """Lists the series in the order of their first points."""
   return list(dict.fromkeys(p.series for p in points))
 
 
 def shorten(label: str, most: int) -> str:
-  """At most so many letters; of a repository its owner alone."""
+  """Shortens a name to so many letters; of a repository to its owner."""
   label = re.sub(r"^([\w-]+)/[\w.-]+", r"\1", label)
   return label if len(label) <= most else label[: most - 1].rstrip() + "…"
 
 
 def said(p: Point) -> str:
-  """A point in a few words."""
+  """Describes a point in a few words."""
   bar = f" ± {100 * p.error:.2f}" if p.error else ""
   return f"{100 * p.accuracy:.2f}%{bar} at a score of {p.score:.4g}"
 
@@ -222,7 +222,7 @@ def _boxes(line):
 
 
 def log_ticks(low: float, high: float) -> Iterator[float]:
-  """1, 2, 5 times powers of ten within [low, high], both above 0.
+  """Lists 1, 2, 5 times powers of ten within [low, high], both above 0.
 
   Every digit, and 1.5, where it is less than a decade.
   """
@@ -237,7 +237,7 @@ def log_ticks(low: float, high: float) -> Iterator[float]:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-  """Round numbers within [low, high], `about` as many."""
+  """Lists round numbers within [low, high], `about` as many."""
   if high <= low:
     return [low]
   raw = (high - low) / about

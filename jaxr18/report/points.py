@@ -106,12 +106,12 @@ def task_of(result: Result) -> Task:
 
 
 def published_task() -> Task:
-  """What the public reference points are measured on."""
+  """Describes what the public reference points are measured on."""
   return Task(**json.loads(REFERENCES.read_text())["task"])
 
 
 def sources() -> list[dict[str, Any]]:
-  """Public reference points with where they are from, and their formula."""
+  """Lists the public reference points with their sources and formula."""
   return json.loads(REFERENCES.read_text())["groups"]
 
 
@@ -134,7 +134,7 @@ def reference_points() -> list[Point]:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-  """Those that no other beats: cheaper ones are less accurate; by score.
+  """Finds the points that no other beats, by score.
 
   What was not trained to its end beats nothing, and is not one of them.
   """
@@ -213,7 +213,7 @@ def _name(names: list[str]) -> str:
 
 
 def of_group(one: Group, figure: str) -> Point:
-  """A group as a point, by one of the score's figures."""
+  """Makes a point of a group, by one of the score's figures."""
   return Point(
     one.name,
     one.accuracy,
@@ -226,12 +226,12 @@ def of_group(one: Group, figure: str) -> Point:
 
 
 def anchor(one: Group) -> str:
-  """The id of the group's part of the page."""
+  """Returns the id of the group's part of the page."""
   return f"run-{one.slug}"
 
 
 def detail(one: Group) -> str:
-  """Its numbers, in at most four lines."""
+  """Writes a group's numbers in at most four lines."""
   result = one.runs[0].result
   n = len(one.accuracies)
   if n > 1:
@@ -259,7 +259,7 @@ def detail(one: Group) -> str:
 
 
 def changes(config: Mapping[str, Any]) -> list[str]:
-  """What a resolved config sets otherwise than the defaults: 'field=value'.
+  """Lists what a config sets otherwise than the defaults: 'field=value'.
 
   The seed is left out, for which there are the groups.
   """

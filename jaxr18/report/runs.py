@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
-  """The finished runs of workdirs, and of folders that hold workdirs.
+  """Finds the finished runs of workdirs, and of folders that hold workdirs.
 
   Returns:
     The runs in the order of the arguments, each once, and lines that name what
@@ -68,7 +68,7 @@ def find(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def shown(text: str) -> str:
-  """A text that can be printed and drawn, whatever bytes a name is made of."""
+  """Makes a text that can be printed and drawn, whatever bytes a name has."""
   text = os.fsencode(text).decode("utf-8", "replace") if text else text
   return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
@@ -116,7 +116,7 @@ def _read_all(folders, root):
 def read_metrics(
   folder: pathlib.Path, result: Result
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-  """PHASE/metrics.jsonl, or PHASE.jsonl beside result.json, by phase.
+  """Reads PHASE/metrics.jsonl, or PHASE.jsonl beside result.json, by phase.
 
   Returns:
     The rows, and a line for each file whose lines are not all rows.

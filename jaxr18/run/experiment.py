@@ -141,7 +141,7 @@ def run(
 
 
 def place_of(workdir: pathlib.Path, finished: bool = False) -> Place:
-  """What an experiment has to fit here: devices, packages and other runs.
+  """Describes what an experiment has to fit: devices, packages, other runs.
 
   What is finished needs neither its sources nor as many devices.
 
@@ -224,7 +224,7 @@ def _keep_start(
 def check_config(
   experiment: Experiment, workdir: pathlib.Path, finished: bool = False
 ) -> list[str]:
-  """What differs from the config in the workdir, a line for each field.
+  """Lists what differs from the config in the workdir, a line for each field.
 
   Raises:
     checkpoint.CheckpointError: the run is finished, or the change touches a
@@ -300,7 +300,7 @@ def _unusable(workdir: pathlib.Path, e: Exception):
 def changes(
   before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> dict[str, str]:
-  """What differs between two configs of one run and is not FREE, by field.
+  """Lists what differs between two configs of a run and is not FREE.
 
   Both are as `as_json` gives them; `before` may have been saved when there were
   fewer fields.
@@ -317,7 +317,7 @@ def changes(
 
 
 def training_type(phase: Phase, mesh) -> jnp.dtype:
-  """The type of a phase's convolutions; says so if it is not the config's."""
+  """Returns the type of a phase's convolutions; tells if it is another."""
   given = phase.options.dtype
   dtype, why = conv.training_type(given, mesh.devices.size)
   if why and jax.process_index() == 0:
@@ -331,7 +331,7 @@ def training_type(phase: Phase, mesh) -> jnp.dtype:
 
 
 def load_data(d: Data) -> data.Dataset:
-  """The images that a config's section `data` names."""
+  """Loads the images that a config's section `data` names."""
   return data.load(
     d.name,
     data_dir=d.dir,
@@ -484,7 +484,7 @@ def _shifts(c: PhaseOptions, spec: NetSpec) -> bool:
 def estimator(
   c: PhaseOptions, spec: NetSpec, key: jax.Array, dataset, mesh
 ) -> Callable[[Network], Network]:
-  """A function that estimates batch norm's statistics for a network.
+  """Makes a function that estimates batch norm's statistics for a network.
 
   It looks at the same training images each time, as they are, in batches of
   the phase's size.

@@ -201,7 +201,7 @@ def _check_same(name, logits, reference) -> None:
 
 
 def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """uint8 images [n, size, size, channels] -> logits, from a file alone."""
+  """Returns a function from uint8 images to logits, from a file alone."""
   if name == "packed":
     return packed.load(path)[0]
   if name == "onnx":
@@ -214,7 +214,7 @@ def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 def integer_logits(
   net: Network, dataset, images: np.ndarray
 ) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-  """uint8 images -> logits by integers, and the arithmetic that does it.
+  """Returns a function from uint8 images to logits, and its arithmetic.
 
   Args:
     net: not stacked.
@@ -233,7 +233,7 @@ def integer_logits(
 
 
 def by_integers(net: Network, dataset, batch_size: int) -> dict[str, Any]:
-  """What `compare` says of integers on the test split, and the arithmetic."""
+  """Compares integers with the network on the test split."""
   images, size = dataset.test.images, min(batch_size, len(dataset.test))
   reference = predict(net, images, dataset, size, make_mesh())
   run, arithmetic = integer_logits(net, dataset, images[:size])

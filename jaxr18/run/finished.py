@@ -26,7 +26,7 @@ class Finished(NamedTuple):
 
 
 def settings(workdir: pathlib.Path, data_dir: str | None = None) -> Experiment:
-  """A run's experiment, from the config that it has saved.
+  """Opens a run's experiment from the config that it has saved.
 
   Args:
     workdir: of the run.

@@ -120,7 +120,7 @@ def _keep(
 def answer(
   logits: np.ndarray, labels: np.ndarray, vote: str, weights=None
 ) -> Evaluation:
-  """What a vote of logits [members, n, classes] answers, against labels.
+  """Counts the right answers of a vote of logits [members, n, classes].
 
   Args:
     weights: [members], used by the weighted vote alone.

@@ -22,7 +22,7 @@ _HELD_OUT = ("validation", "split_seed", "order")
 
 
 def source(data: Data, name: str) -> Source:
-  """The networks of a finished run's workdir, or of PyTorch's weights.
+  """Describes the networks of a finished run, or of PyTorch's weights.
 
   Args:
     data: of the run that is to take them.

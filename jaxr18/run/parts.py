@@ -234,7 +234,7 @@ def spec_of(at: Checked) -> NetSpec:
 
 
 def config_of(at: Checked) -> dict[str, Any]:
-  """The resolved config, of which the names of data and phases are used."""
+  """Reads the resolved config, of which names of data and phases are used."""
   at.at("data").at("name").text()
   phases = at.at("phases").each(lambda x: x.kind(str))
   if not phases:
@@ -337,7 +337,7 @@ def made_of(at: Checked) -> Made:
 
 
 def plain(value: Any) -> dict[str, Any]:
-  """The fields of a dataclass; one that is None and may be left out is."""
+  """Lists the fields of a dataclass, without those that are None."""
   return {
     f.name: found
     for f in dataclasses.fields(value)

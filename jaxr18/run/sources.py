@@ -22,7 +22,7 @@ from jaxr18.train.files import read_phase
 
 
 def load_network(workdir: pathlib.Path, source: str = "") -> Network:
-  """A finished network: of a phase, of another run, or PyTorch's.
+  """Loads a finished network: of a phase, of another run, or PyTorch's.
 
   Args:
     workdir: of the run.
@@ -44,7 +44,7 @@ def load_network(workdir: pathlib.Path, source: str = "") -> Network:
 
 
 def load_networks(workdir: pathlib.Path, source: str = "") -> list[Network]:
-  """As `load_network`, all that `source` names, separated by commas.
+  """Loads all networks that `source` names, separated by commas.
 
   Of a population or an ensemble, its members.
   """
@@ -54,7 +54,7 @@ def load_networks(workdir: pathlib.Path, source: str = "") -> list[Network]:
 
 
 def load_other(name: str) -> list[Network]:
-  """The networks of another run's workdir, or of a file of PyTorch's."""
+  """Loads the networks of another run's workdir, or of a file of PyTorch's."""
   path = paths.folder(name)
   return _load(path, name if torch_weights.is_name(path) else "")
 
@@ -107,7 +107,7 @@ def _checkpoint_of(workdir: pathlib.Path, source: str) -> pathlib.Path:
 
 
 def identities(workdir: pathlib.Path, source: str) -> list[str]:
-  """A hash of each network that `source` names, separated by commas."""
+  """Hashes each network that `source` names, separated by commas."""
 
   def identity(name: str) -> str:
     file = paths.folder(name)
@@ -186,7 +186,7 @@ def initial_network(
 def start_from(
   net: Network, source: Network, where: str, made: Collection[str] = ()
 ) -> Network:
-  """The source's numbers and masks in the new spec, whose bits may differ.
+  """Puts the source's numbers and masks into a spec of other bits.
 
   Args:
     net: what has the new spec.
@@ -238,7 +238,7 @@ def start_from(
 
 
 def shrunk(source: Network, drop: str, where: str) -> Network:
-  """The source without its masked channels and the blocks that `drop` names.
+  """Removes the source's masked channels, and the blocks of `drop`.
 
   Raises:
     ConfigError: what cannot be removed.

@@ -22,7 +22,7 @@ FOLDER = "teacher_logits"  # of a workdir: one table for each teacher and data
 
 
 def load_teachers(c: PhaseOptions, workdir: pathlib.Path) -> Teachers:
-  """The networks that teach a phase and those it is to differ from.
+  """Loads the networks that teach a phase and those it is to differ from.
 
   A population's or an ensemble's members count one by one.
   """
@@ -82,7 +82,7 @@ def open_cache(
   stop: StopSignal,
   dtype,
 ) -> CachedTeacher | None:
-  """The table of the teacher's logits, filled if `teacher.cache` is 'full'.
+  """Opens the table of the teacher's logits, and fills it for 'full'.
 
   Args:
     experiment: says how many images a step of filling it takes, and whether

@@ -15,7 +15,7 @@ import numpy as np
 
 
 def ranks(costs: np.ndarray) -> np.ndarray:
-  """Non-domination ranks [n] of costs [n, objectives], lower is better.
+  """Ranks costs [n, objectives] by non-domination; lower is better.
 
   0 where no other row is as low in all and lower in one; then the same without
   those of rank 0, and so on. Equal rows have equal ranks.
@@ -34,7 +34,7 @@ def ranks(costs: np.ndarray) -> np.ndarray:
 
 
 def crowding(costs: np.ndarray) -> np.ndarray:
-  """Crowding distances [n] of costs [n, objectives] of one front.
+  """Computes crowding distances [n] of costs [n, objectives] of one front.
 
   The sum over objectives of the gap between a row's two neighbours, as a share
   of the whole range; infinite at both ends.
@@ -52,7 +52,7 @@ def crowding(costs: np.ndarray) -> np.ndarray:
 
 
 def order(costs: np.ndarray) -> list[int]:
-  """Rows of costs [n, objectives], from the best to the worst.
+  """Orders rows of costs [n, objectives] from the best to the worst.
 
   By rank, then the more distant first, then the lower in the first objective,
   then the earlier.
@@ -73,7 +73,7 @@ def goes_on(
   mine: tuple[float, float],
   eta: int,
 ) -> bool:
-  """Whether a candidate that comes to a rung is trained on.
+  """Decides whether a candidate that comes to a rung is trained on.
 
   Args:
     earlier: (accuracy, score) of those that came before it, in any state.

@@ -34,23 +34,23 @@ class Study(NamedTuple):
 
 
 def lies_in(study: Study, folder: pathlib.Path) -> bool:
-  """Whether the study is a file in that folder, and is copied with it."""
+  """Returns whether the study is a file in that folder."""
   path = pathlib.Path(study.where)
   return not is_url(study.where) and path.resolve().parent == folder.resolve()
 
 
 def is_url(where: str) -> bool:
-  """Whether a --storage is a database's address and not a file."""
+  """Returns whether a --storage is a database's address and not a file."""
   return paths.remote(where)
 
 
 def hidden(where: str) -> str:
-  """A --storage to print: an address without its password."""
+  """Writes a --storage as it may be printed: without a password."""
   return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", where)
 
 
 def open_study(where: str | pathlib.Path, new: bool = True) -> Study:
-  """The study in a file or a database.
+  """Opens the study in a file or a database.
 
   Args:
     where: a journal's path; or an address that Optuna takes, such as
@@ -136,7 +136,7 @@ def _first_line(e: Exception) -> str:
 
 
 def kept_config(study: Study) -> dict[str, Any]:
-  """The config that the study was begun with; empty if it was not."""
+  """Returns the config that the study was begun with; empty without."""
   return study.optuna.user_attrs.get("config", {})
 
 
@@ -147,7 +147,7 @@ def keep_config(study: Study, config: Mapping[str, Any]) -> None:
 def ask(
   study: Study, choices: Mapping[str, tuple], seed: int, **known: Any
 ) -> tuple[int, dict[str, Any]]:
-  """A new trial's number, and its values by name.
+  """Asks for a new trial: its number, and its values by name.
 
   The randomness follows from the seed and the trial's number, so that a study
   of one worker can be repeated.
@@ -166,7 +166,7 @@ def ask(
 
 
 def suggest(study: Study, params: Mapping[str, Any]) -> None:
-  """The next trial that anyone asks for has these values."""
+  """Gives these values to the next trial that anyone asks for."""
   study.optuna.enqueue_trial(dict(params))
 
 
@@ -220,7 +220,7 @@ def finish(
 
 
 def row(study: Study, number: int) -> dict[str, Any]:
-  """One of `rows`."""
+  """Returns one of `rows`."""
   return _row(study.storage.get_trial(_id(study, number)))
 
 
@@ -232,7 +232,7 @@ def _id(study: Study, number: int) -> int:
 
 
 def rows(study: Study) -> list[dict[str, Any]]:
-  """What is known of each trial, in the order of their numbers.
+  """Lists what is known of each trial, in the order of their numbers.
 
   `accuracy` is on validation images, a complete trial's or the last rung's.
   """

@@ -18,7 +18,7 @@ Row = dict[str, Any]  # of `storage.rows`
 
 
 def front(rows: list[Row]) -> list[Row]:
-  """Complete trials that no other beats in accuracy and score, by score."""
+  """Finds complete trials that no other beats, by score."""
   rows = _with_numbers(rows, storage.COMPLETE)
   if not rows:
     return []
@@ -53,7 +53,7 @@ def write(study: Study, workdir: pathlib.Path) -> list[Row]:
 
 
 def page(rows: list[Row], data: str) -> str:
-  """The trained candidates as a page with a picture to point at.
+  """Makes a page of the trained candidates with a picture to point at.
 
   Args:
     data: the data set's name; the goal of 90% is CIFAR-10's.
@@ -107,7 +107,7 @@ def _count(rows: list[Row], state: str) -> int:
 
 
 def line(row: Row) -> str:
-  """How a trial ended, in a line."""
+  """Says in a line how a trial ended."""
   rungs = ", ".join(
     f"{rung['accuracy']:.2%} after {rung['epoch']}" for rung in row["rungs"]
   )
@@ -122,7 +122,7 @@ def line(row: Row) -> str:
 
 
 def front_text(rows: list[Row]) -> str:
-  """The front as a table, a line a trial."""
+  """Writes the front as a table, a line a trial."""
   best = front(rows)
   if not best:
     return "no candidate has been trained to its end yet"

@@ -55,7 +55,7 @@ class Work(NamedTuple):
 
 
 def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The trials that count: trained to their end, or halved."""
+  """Lists the trials that count: trained to their end, or halved."""
   ends = (storage.COMPLETE, storage.HALVED)
   return [row for row in rows if row["state"] in ends]
 
@@ -66,7 +66,7 @@ def find_work(
   workdir: pathlib.Path,
   trials: int,
 ) -> Work | None:
-  """A trial whose worker is gone, or a new one; None if none is wanted or left.
+  """Finds a trial whose worker is gone, or a new one; None if there is none.
 
   Args:
     study: of the experiment.
@@ -170,7 +170,7 @@ def _ask(
 
 
 def exhausted(rows, choices: Mapping[str, tuple]) -> bool:
-  """Whether a study has had every candidate that there is."""
+  """Returns whether a study has had every candidate that there is."""
   seen = {_key(row["params"]) for row in rows}
   return len(seen) >= math.prod(map(len, choices.values()))
 

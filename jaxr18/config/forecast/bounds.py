@@ -25,7 +25,7 @@ Weigh = Callable[[Layer], float]  # what one weight or one channel counts
 
 
 def bounds_of(o: Outlook, views: int) -> Bounds:
-  """Of one network's figures, passed so often for one image."""
+  """Bounds one network's figures, for so many views of an image."""
   layers = o.spec.layers()
   macs = _kernels(o, _side)
   charged = _kernels(o, lambda x: _side(x) * max(x.w_bits, x.a_bits))

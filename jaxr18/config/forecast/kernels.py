@@ -13,7 +13,7 @@ Ends = tuple[str, str]
 
 @functools.lru_cache(maxsize=64)
 def ends(spec: NetSpec) -> dict[str, Ends]:
-  """The groups of each layer's inputs and outputs, by path; '' for none."""
+  """Names the groups of each layer's inputs and outputs; '' for none."""
   groups = {x.path: ["", ""] for x in spec.layers()}
   for group in channel_groups(spec):
     for path in group.readers:
@@ -26,7 +26,7 @@ def ends(spec: NetSpec) -> dict[str, Ends]:
 
 
 def term(layer: Layer, ends: Ends) -> tuple[float, list[str]]:
-  """A kernel's size as a coefficient and the groups that multiply it."""
+  """Writes a kernel's size as a coefficient and the groups that multiply it."""
   inputs, outputs = ends
   size = layer.kernel**2 if layer.kind == "conv" else 1
   depthwise = not inputs and outputs and layer.groups == layer.in_features > 1
@@ -38,7 +38,7 @@ def term(layer: Layer, ends: Ends) -> tuple[float, list[str]]:
 
 
 def size(spec: NetSpec, layer: Layer, of: Mapping[str, Range]) -> Range:
-  """A kernel's weights between such channels, the least and the most.
+  """Counts a kernel's weights between such channels: the least and the most.
 
   Args:
     spec: of the layer's network.

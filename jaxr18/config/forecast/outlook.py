@@ -71,22 +71,22 @@ class Outlook:
     return all(low == high for low, high in self.widths.values())
 
   def size(self, layer: Layer) -> Range:
-    """A kernel's weights, masked or not."""
+    """Counts a kernel's weights, masked or not."""
     return kernels.size(self.spec, layer, self.widths)
 
   def in_alive(self, layer: Layer) -> Range:
-    """Those between channels that are not masked."""
+    """Counts a kernel's weights between channels that are not masked."""
     return kernels.size(self.spec, layer, self.alive)
 
   def kept(self, layer: Layer) -> Range:
-    """Those that no mask removes."""
+    """Counts a kernel's weights that no mask removes."""
     if layer.path in self.singles:
       k = self.singles[layer.path]
       return k.least, k.most
     return self.in_alive(layer)
 
   def whole(self, layer: Layer) -> Range:
-    """Those that lie in wholly masked channels."""
+    """Counts a kernel's weights in wholly masked channels."""
     size, kept = self.size(layer), self.kept(layer)
     gone = max(0, size[0] - kept[1]), max(0, size[1] - kept[0])
     if layer.path in self.singles:
@@ -96,7 +96,7 @@ class Outlook:
 
 
 def outlook_of(spec: NetSpec, unknown: str = "") -> Outlook:
-  """Of a network that nothing is masked in, or of which nobody knows."""
+  """Makes the outlook of a network without masks, or of an unknown one."""
   sizes: dict[str, Range] = {
     g.name: (g.size, g.size) for g in channel_groups(spec)
   }
@@ -112,7 +112,7 @@ def outlook_of(spec: NetSpec, unknown: str = "") -> Outlook:
 
 
 def outlooks_of_networks(nets: Sequence[Network], name: str) -> list[Outlook]:
-  """Of networks that are there, all that `name` stands for."""
+  """Makes the outlooks of all networks that a name stands for."""
   return [_outlook_of_network(net, (name, i)) for i, net in enumerate(nets)]
 
 
@@ -136,7 +136,7 @@ def _outlook_of_network(net: Network, masks: tuple[Any, ...]) -> Outlook:
 
 
 def outlooks_of_result(result: Mapping[str, Any], name: str) -> list[Outlook]:
-  """Of the networks of a finished run, from what its result.json holds.
+  """Makes the outlooks of a finished run's networks from its result.json.
 
   Raises:
     ValueError, KeyError, TypeError: it does not hold them.

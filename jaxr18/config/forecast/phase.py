@@ -24,7 +24,7 @@ def foresee(
   steps: int,
   fault: Tell,
 ) -> list[Outlook] | None:
-  """The outlooks of a phase's networks: one, or its members'.
+  """Makes the outlooks of a phase's networks: one, or its members'.
 
   Args:
     c: the phase's section, in order by itself.

@@ -27,7 +27,7 @@ Totals = tuple[tuple[tuple[str, ...], int], ...]  # as an outlook's
 def pruned(
   o: Outlook, plan: Plan, steps: int, origin: tuple, tell: Tell
 ) -> Outlook | None:
-  """The outlook after a plan; None where it cannot be met.
+  """Applies a plan to an outlook; None where it cannot be met.
 
   Args:
     o: before it.

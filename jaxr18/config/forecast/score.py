@@ -17,7 +17,7 @@ from jaxr18.nn.spec import Layer
 def score_of(
   outlooks: Sequence[Outlook], ensemble: bool, views: int = 1
 ) -> Score | Bounds:
-  """The `Score` that a phase's networks will have, or its `Bounds`.
+  """Computes the `Score` that a phase's networks will have, or `Bounds`.
 
   Args:
     outlooks: of the phase.
@@ -32,7 +32,7 @@ def score_of(
 
 
 def per_layer_of(o: Outlook) -> float | None:
-  """The per-layer figure that a network will have; None where it is unknown."""
+  """Computes the per-layer figure that a network will have, if it is known."""
   found = _score(o, 1)
   if isinstance(found, Score):
     return found.per_layer.total
