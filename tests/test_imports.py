@@ -187,7 +187,7 @@ class TestPackage:
 
   def test_one_file_knows_each_of_these(self):
     assert importers("aqt") == {"nn.quantize"}
-    assert importers("torch") == {"deploy.torch_weights"}
+    assert importers("torch") == {"deploy.state_dict"}
     assert importers("orbax") == {"train.checkpoint"}
     assert importers("onnx") == {
       "deploy.to_onnx",
@@ -198,7 +198,7 @@ class TestPackage:
     assert importers("tensorboardX") == importers("wandb") == {"train.writers"}
 
   def test_torch_is_imported_late(self):
-    tree = ast.parse(MODULES["deploy.torch_weights"])
+    tree = ast.parse(MODULES["deploy.state_dict"])
     top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
     assert len(top) > 5
     assert "torch" not in {a.name for n in top for a in n.names}

@@ -13,6 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxr18.nn.resnet import BATCH_NORM_MOMENTUM, ResNet
 from jaxr18.nn.spec import NetSpec, check, has_four_levels
@@ -108,32 +109,14 @@ _compiled_init = jax.jit(
 
 def kernels(tree: Any) -> dict[str, Any]:
   """Returns the kernels of a tree like `params`, by layer path, sorted."""
-  out: dict[str, Any] = {}
-  for name, node in sorted(tree.items()):
-    if isinstance(node, dict):
-      inner = kernels(node)
-      out |= {
-        f"{name}/{path}" if path else name: k for path, k in inner.items()
-      }
-    elif name == "kernel":
-      out[""] = node
-  return out
+  leaves = sorted(flatten_dict(tree, sep="/").items())
+  split = [(*path.rpartition("/"), leaf) for path, leaf in leaves]
+  return {path: leaf for path, _, name, leaf in split if name == "kernel"}
 
 
 def with_kernels(tree: Any, new: dict[str, Any]) -> Any:
   """Puts other kernels into a tree; layers that `new` lacks keep theirs."""
-
-  def put(node, path):
-    return {
-      k: put(v, f"{path}/{k}".lstrip("/"))
-      if isinstance(v, dict)
-      else new.get(path, v)
-      if k == "kernel"
-      else v
-      for k, v in node.items()
-    }
-
-  return put(tree, "")
+  return _merge(tree, {path: {"kernel": k} for path, k in new.items()})
 
 
 def at(tree, path: str):
@@ -344,7 +327,8 @@ def _run(
 
 
 def _merge(old: dict, new: dict) -> dict:
-  return {
-    k: _merge(v, new[k]) if isinstance(v, dict) and k in new else new.get(k, v)
-    for k, v in old.items()
-  }
+  """Replaces the leaves of a tree that another tree has too."""
+  leaves = flatten_dict(old, sep="/")
+  others = flatten_dict(new, sep="/").items()
+  merged = leaves | {path: x for path, x in others if path in leaves}
+  return unflatten_dict(merged, sep="/")
