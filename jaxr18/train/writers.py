@@ -170,7 +170,7 @@ def _tensorboard(workdir: pathlib.Path, config: dict[str, Any]) -> _Sink:
 
 def _wandb_run(workdir: pathlib.Path, config: dict[str, Any], run_id: str):
   """Begins or resumes a run; nobody may be there to answer a question."""
-  import wandb
+  import wandb  # type: ignore[reportMissingImports]
 
   # The run's own output is ours.
   quiet = wandb.Settings(
