@@ -32,11 +32,14 @@ def runs(*names: str) -> str:
         f"{s.on_disk.total:.4f}",
         f"{s.macs / 1e6:.1f} M",
         f"{s.per_network.w / 1e6:.2f} M",
+        f"{s.stored_bytes / 1000:,.0f}",
+        f"{r.activation_bytes / 1000:,.0f}",
         f"{r.seconds / 60:.0f}",
       ]
     )
   header = ["run", "test accuracy", *SCORES,
-            "MACs", "parameters", "minutes"]  # fmt: skip
+            "MACs", "parameters", "weights, kB", "activations, kB",
+            "minutes"]  # fmt: skip
   return table(header, rows)
 
 

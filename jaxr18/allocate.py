@@ -2,7 +2,8 @@
 
     python -m jaxr18.allocate --workdir=runs/NAME --target=0.01
 
-Takes a finished run in 32 bits, measures on the validation images (the training
+Takes a finished run's network in 32 bits, or where the last phase is quantized
+the one that it began with, measures on the validation images (the training
 images where there are none; no labels) what each layer loses in each number of
 bits, and prints the best rules for config.PHASE.network.bits with their
 per-layer score. Writes WORKDIR/sensitivity/bits.json.
@@ -15,9 +16,13 @@ from absl import app, flags
 
 from jaxr18 import cli
 from jaxr18.data.augment import normalize
+from jaxr18.host.doing import doing
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
+_PHASE = flags.DEFINE_string(
+  "phase", "", "Whose network; default: the last, or what it was made of."
+)
 _TARGET = flags.DEFINE_float(
   "target", None, "Exact score to stay below.", lower_bound=1e-9
 )
@@ -47,6 +52,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(
       f"--bits={','.join(_BITS.value)}: each must be an int from 2 to 8"
     )
+  doing("loading JAX and the run")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18.compress import allocate
   from jaxr18.cost.score import score
@@ -54,10 +60,13 @@ def main(argv: list[str]) -> None:
   from jaxr18.run import sources
   from jaxr18.run.finished import reopen
 
-  workdir, opened, _, dataset = reopen(_WORKDIR.value, _DATA_DIR.value)
+  workdir, opened, _, dataset, phase = reopen(
+    _WORKDIR.value, _DATA_DIR.value, _PHASE.value
+  )
   path = workdir / "sensitivity" / "bits.json"
   try_writing(path)
-  net = sources.load_network(workdir)
+  net, whose = sources.load_float(workdir, opened, phase)
+  print(f"bits for the network of {whose}", flush=True)
   split = dataset.validation if len(dataset.validation) else dataset.train
   count = min(_IMAGES.value, len(split))
   size = min(opened.eval_batch_size, count)
@@ -67,8 +76,15 @@ def main(argv: list[str]) -> None:
   )
   batches = [images[i : i + size] for i in range(0, count, size)]
   try:
-    losses = allocate.bit_losses(net, bits, batches, _TWO_BITS.value)
-    print(_table(losses, bits, count))
+    measured = allocate.bit_losses(
+      net,
+      bits,
+      batches,
+      _TWO_BITS.value,
+      lambda unit: doing(f"measured {unit}"),
+    )
+    losses = measured.losses
+    print(_table(measured, bits, count))
     free = losses
     if not _EDGES.value:
       free = {u: v for u, v in losses.items() if u not in allocate.EDGES}
@@ -76,10 +92,14 @@ def main(argv: list[str]) -> None:
   except ValueError as e:
     raise app.UsageError(str(e)) from e
   found = score(spec, masks=net.masks)
-  rules = allocate.rules_for({u: x.w_bits for u, x in spec.units()})
+  chosen = {u: x.w_bits for u, x in spec.units()}
+  rules = allocate.rules_for(chosen)
+  undecided = measured.undecided({u: chosen[u] for u in free})
   result = {
     "images": count,
     "losses": losses,
+    "standard_errors": measured.errors,
+    "undecided": undecided,
     "target": _TARGET.value,
     "bits": rules,
     "two_bits": _TWO_BITS.value,
@@ -89,14 +109,20 @@ def main(argv: list[str]) -> None:
   print(f"network.bits = {rules!r}")
   if _TWO_BITS.value != "ternary":
     print(f"network.two_bits = {_TWO_BITS.value!r}")
+  if undecided:
+    print(
+      f"within two standard errors of another choice on {count} images:"
+      f" {', '.join(undecided)}; more --images tell them apart better"
+    )
   print(f"per-layer score {found.per_layer.total:.6f}; {path}")
 
 
-def _table(losses, bits, count: int) -> str:
-  width = max(map(len, losses))
+def _table(measured, bits, count: int) -> str:
+  losses, width = measured.losses, max(map(len, measured.losses))
   lines = [
     f"KL divergence from 32 bits on {count} images, one layer in so many bits"
-    " and the others in 8:",
+    " and the others in 8 (the standard error is at most"
+    f" {max(max(row.values()) for row in measured.errors.values()):.5f}):",
     " " * width + "".join(f"{b:>10}" for b in bits),
   ]
   for unit, row in losses.items():

@@ -17,11 +17,12 @@ import numpy as np
 from jaxr18.compress import ensemble, gradual
 from jaxr18.compress import factorize as factorize_lib
 from jaxr18.compress import shrink as shrink_lib
-from jaxr18.config.schema import TRAINING_IMAGES, staged
+from jaxr18.config.schema import staged
 from jaxr18.cost import score as score_lib
 from jaxr18.cost.figures import Score
 from jaxr18.cost.macs import count_macs as count_macs
 from jaxr18.data import dataset as data_lib
+from jaxr18.data import named
 from jaxr18.data.augment import normalize
 from jaxr18.data.dataset import Dataset
 from jaxr18.deploy import packed, saved, torch_weights
@@ -94,7 +95,8 @@ def resnet(
     strides: of each stage's first block; () is 1, then 2.
     groups: of the 3x3 convolutions, as `blocks`.
     depthwise: whether they are depthwise-separable, as `blocks`.
-    **more: `stem_features`, `classes`, `resolution`, as in `nn.spec.resnet`.
+    **more: `stem_features`, `classes`, `resolution`, as in `nn.spec.resnet`;
+      `channels` of the images (3); `stem_stride` (1).
 
   Raises:
     ValueError: what is no network, with the field and the mend.
@@ -109,7 +111,9 @@ def resnet(
       "depthwise": each(depthwise),
     }
   )
-  return spec_lib.resnet(**network | more)
+  channels, stride = more.pop("channels", 3), more.pop("stem_stride", 1)
+  spec = spec_lib.resnet(**network | more)
+  return spec_lib.with_input(spec, channels, stride)
 
 
 def init(key: int | jax.Array, spec: NetSpec) -> Network:
@@ -305,12 +309,16 @@ def dataset(
   """Loads a data set.
 
   Args:
-    name: 'cifar10' or 'digits'.
+    name: 'cifar10', 'cifar100', 'svhn_cropped' or 'digits'; or, of
+      your own, an .npz, a folder of images or 'module:function' (docs/data.md).
     validation: training images to hold out; None is a tenth of them.
     **how: as `data.dataset.load` takes it.
+
+  Raises:
+    DataError: there is none, or it is not as it should be.
   """
   if validation is None:
-    validation = TRAINING_IMAGES.get(name, 0) // 10
+    validation = named.facts_of(name, how.get("data_dir", "")).train // 10
   return data_lib.load(name, validation=validation, **how)
 
 

@@ -89,6 +89,10 @@ def workdir_flag(
   return flags.DEFINE_string("workdir", None, help_text)
 
 
+def phase_flag() -> flags.FlagHolder:
+  return flags.DEFINE_string("phase", "", "Whose network; default: the last.")
+
+
 def data_dir_flag() -> flags.FlagHolder:
   return flags.DEFINE_string(
     "data_dir", None, "TFDS's folder, in place of the config's data.dir."

@@ -12,7 +12,8 @@ is jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
 (extra `onnx`); c is a folder with a program of integers alone and a test image.
 
 The file is loaded again and held against the network on the test split; what
-was found is printed and kept in WORKDIR/result.json under "export".
+was found is printed and kept in WORKDIR/result.json under "export"; of a
+--phase other than the last it is printed alone.
 
 Exit status: 0 when it is written; 1 when the run is not finished or damaged, or
 the file cannot be written; 2 when the command cannot be run.
@@ -21,18 +22,21 @@ the file cannot be written; 2 when the command cannot be run.
 from absl import app, flags
 
 from jaxr18 import cli
+from jaxr18.host.doing import doing
 
 _FORMATS = ("packed", "stablehlo", "onnx", "c")
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
+_PHASE = cli.phase_flag()
 _FORMAT = flags.DEFINE_string(
   "format", "packed", "packed, stablehlo, onnx or c."
 )
 _OUT = flags.DEFINE_string(
   "out",
   "",
-  "The file, or c's folder; default: WORKDIR/export/network.SUFFIX, or c.",
+  "The file, or c's folder; default: WORKDIR/export/[PHASE/]network.SUFFIX, or"
+  " c.",
 )
 
 
@@ -45,11 +49,16 @@ def main(argv: list[str]) -> None:
       f"--format={_FORMAT.value} must be one of {', '.join(_FORMATS)}"
     )
   _need_extra(_FORMAT.value)
+  doing(f"loading JAX and the run, to write and test {_FORMAT.value}")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18.run import export as exporting
 
   path, found = exporting.export_run(
-    _WORKDIR.value, _FORMAT.value, _OUT.value, _DATA_DIR.value
+    _WORKDIR.value,
+    _FORMAT.value,
+    _OUT.value,
+    _DATA_DIR.value,
+    _PHASE.value,
   )
   n = found.count
   print(f"{path}: {found.bytes:,} bytes")
@@ -64,6 +73,12 @@ def main(argv: list[str]) -> None:
       f" {found.bytes_charged:,} are charged by the on-disk score"
     )
   print(f"test accuracy {found.accuracy:.2%} ({found.correct} of {n})")
+  if found.milliseconds is not None:
+    print(
+      f"{found.milliseconds:.2f} ms for one image,"
+      f" {found.images_per_second:,.0f} images a second in batches, on"
+      f" {found.measured_on}"
+    )
   print(
     f"the same answer as the network in {found.same_answers} of {n} images;"
     f" logits differ by up to {found.largest_difference:.2g}, by more than"

@@ -47,9 +47,11 @@ def main(argv: list[str]) -> None:
   # before JAX has threads, the cluster is joined before it has devices, and
   # signals are taken before the seconds that the imports need.
   from jaxr18.host import memory, stop
+  from jaxr18.host.doing import doing
 
   memory.keep_freed_memory()
   signals = stop.on_stop_signals()
+  doing(f"{workdir}: loading JAX")
   with signals.may_leave(str(workdir)):
     import jax
 

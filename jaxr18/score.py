@@ -6,7 +6,9 @@ initializing anything. Where training decides what each layer keeps, it says so
 and prints the lowest and the highest that they can be. With
 --workdir=runs/NAME, and no config needed, it scores a finished run, masks
 included; of an ensemble or a population all members, as if they voted. The
-figures are defined in jaxr18/cost/score.py.
+figures are defined in jaxr18/cost/score.py, and the bytes of activations in
+jaxr18/cost/memory.py. With --latency it also times the files that export wrote
+to the run's folder, or a new network of the config as JAX runs it.
 
 python -m jaxr18.score --onnx=FILE [--data=cifar10] scores anybody's network
 from its ONNX or QONNX file, by the bits that its nodes apply, and with --data
@@ -16,6 +18,8 @@ Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 2 when the command or the config cannot be run.
 """
 
+import json
+
 from absl import app, flags, logging
 
 from jaxr18 import cli
@@ -23,7 +27,7 @@ from jaxr18.host import paths
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag("A finished run's folder: score its network.")
-_PHASE = flags.DEFINE_string("phase", "", "Whose network; default: the last.")
+_PHASE = cli.phase_flag()
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
 _MEMBERS = flags.DEFINE_integer(
   "members", 1, "Networks of an ensemble, each charged.", lower_bound=1
@@ -41,10 +45,13 @@ _SHAPE = flags.DEFINE_list(
   [],
   "Of the input of --onnx, where the file leaves it open: 1,3,32,32.",
 )
-_DATA = flags.DEFINE_enum(
-  "data", None, ["cifar10", "digits"], "Test --onnx on these test images."
+_DATA = flags.DEFINE_string(
+  "data", None, "Test --onnx on the test images of this data set or .npz."
 )
 _DATA_DIR = cli.data_dir_flag()
+_LATENCY = flags.DEFINE_bool(
+  "latency", False, "Also time the exported files of --workdir, or a network."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -57,11 +64,58 @@ def main(argv: list[str]) -> None:
       "give --config=FILE, such as configs/baseline.py, --workdir=DIR of a"
       " finished run, or --onnx=FILE"
     )
-  result = _of_run() if _WORKDIR.value else _of_config()
+  result, specs = _of_run() if _WORKDIR.value else _of_config()
+  cost = _on_a_device(result, specs)
+  if _LATENCY.value:
+    cost |= _latency(specs)
   if _JSON.value:
-    print(result.to_json())
+    print(json.dumps(result.as_dict() | {"device": cost}, allow_nan=False))
   else:
     _show(result)
+    _tell(cost)
+
+
+def _on_a_device(result, specs) -> dict:
+  """Bytes of activations, and of weights where they are known."""
+  from jaxr18.cost import memory
+
+  moment = max(map(memory.peak, specs), key=lambda m: m.bytes)
+  out = {"activation_bytes": moment.bytes, "largest_at": moment.path}
+  if hasattr(result, "stored_bytes"):
+    out["weight_bytes"] = result.stored_bytes
+  return out
+
+
+def _latency(specs) -> dict:
+  """Times of the files in --workdir, or of a new network of the config."""
+  from jaxr18.run import latency
+
+  if _WORKDIR.value:
+    workdir = paths.folder(_WORKDIR.value)
+    found = latency.of_exports(workdir, specs[0])
+    if not found:
+      raise app.UsageError(
+        f"--latency needs a file in {workdir / 'export'}:"
+        f" python -m jaxr18.export --workdir={workdir} writes one"
+      )
+  else:
+    found = latency.of_spec(specs[0])
+  return {"latency": {name: speed._asdict() for name, speed in found.items()}}
+
+
+def _tell(cost: dict) -> None:
+  print(
+    f"activations {cost['activation_bytes']:,} bytes for one image, while"
+    f" {cost['largest_at']} runs"
+  )
+  if "weight_bytes" in cost:
+    print(f"weights {cost['weight_bytes']:,} bytes on disk")
+  for name, speed in cost.get("latency", {}).items():
+    print(
+      f"{name}: {speed['milliseconds']:.2f} ms for one image,"
+      f" {speed['images_per_second']:,.0f} images a second in batches of"
+      f" {speed['batch']}"
+    )
 
 
 def _show(result) -> None:
@@ -76,8 +130,6 @@ def _show(result) -> None:
 
 def _judge(file: str) -> None:
   """Scores the network of an ONNX file, and tests it where --data is given."""
-  import json
-
   if _CONFIG.file or _WORKDIR.value:
     raise app.UsageError("give one of --config, --workdir and --onnx")
   try:
@@ -126,7 +178,7 @@ def _tested(path, data: str) -> tuple[int, int]:
 
 
 def _of_run():
-  """The score of a finished run's networks."""
+  """The score of a finished run's networks, and their specs."""
   from jaxr18.cost.score import score
   from jaxr18.cost.several import ensemble_score
 
@@ -140,22 +192,27 @@ def _of_run():
       )
   if len(networks) > 1:
     _one_network(len(networks), _WORKDIR.value)
-    return ensemble_score(networks)
+    return ensemble_score(networks), [spec for spec, _ in networks]
   ((spec, masks),) = networks
-  return score(spec, masks=masks, members=_MEMBERS.value, views=_VIEWS.value)
+  found = score(spec, masks=masks, members=_MEMBERS.value, views=_VIEWS.value)
+  return found, [spec]
 
 
 def _of_config():
-  """The score that the run will end with, or bounds where training decides."""
+  """The score that the run will end with, or bounds; and the specs.
+
+  Where training decides the widths, those are the largest.
+  """
   from jaxr18.config.forecast.score import score_of
 
   ensemble, outlooks = _configured()
-  _hold({one.spec for one in outlooks})
+  specs = [one.spec for one in outlooks]
+  _hold({*specs})
   if len(outlooks) > 1 and ensemble:
     _one_network(len(outlooks), _CONFIG.file)
   if _MEMBERS.value > 1:
-    return score_of([outlooks[0]] * _MEMBERS.value, True, _VIEWS.value)
-  return score_of(outlooks, ensemble, _VIEWS.value)
+    outlooks, ensemble = [outlooks[0]] * _MEMBERS.value, True
+  return score_of(outlooks, ensemble, _VIEWS.value), specs
 
 
 def _one_network(count: int, where: str) -> None:

@@ -6,7 +6,8 @@
 Prunes one layer at a time to each sparsity, without training, and measures
 accuracy on the validation split (on the training images where there is none;
 never on the test split). Writes WORKDIR/sensitivity/weights.json and .svg, or
-channels.json and .svg, a heat map; the picture needs the extra `report`.
+channels.json and .svg, a heat map; the picture needs the extra `report`. With
+--phase, the file's name ends in that phase's.
 
 Exit status: 0 when it is written; 1 when the run is not finished or damaged; 2
 when the command cannot be run.
@@ -20,9 +21,11 @@ from absl import app, flags
 
 from jaxr18 import cli
 from jaxr18.data.augment import normalize
+from jaxr18.host.doing import doing
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
+_PHASE = cli.phase_flag()
 _STRUCTURED = flags.DEFINE_bool(
   "structured", False, "Whole channels, by coupled group."
 )
@@ -50,6 +53,7 @@ def main(argv: list[str]) -> None:
       f"--sparsities={','.join(_SPARSITIES.value)}: each must be at least 0"
       " and below 1"
     )
+  doing("loading JAX and the run")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18.compress import channels, criteria
   from jaxr18.host.files import try_writing, write_json
@@ -61,8 +65,9 @@ def main(argv: list[str]) -> None:
   if criterion not in known or criterion == "movement":
     usable = [n for n in known if n != "movement"]
     raise app.UsageError(f"--criterion={criterion}: must be one of {usable}")
-  run = reopen(_WORKDIR.value, _DATA_DIR.value)
+  run = reopen(_WORKDIR.value, _DATA_DIR.value, _PHASE.value)
   name = "channels" if _STRUCTURED.value else "weights"
+  name += f"_{_PHASE.value}" if _PHASE.value else ""
   path = run.workdir / "sensitivity" / f"{name}.json"
   try_writing(path)
   try_writing(path.with_suffix(".svg"))
@@ -81,7 +86,7 @@ def _measured(run, criterion: str, sparsities) -> dict[str, Any]:
   from jaxr18.compress import sensitivity
   from jaxr18.run import sources
 
-  net, dataset = sources.load_network(run.workdir), run.dataset
+  net, dataset = sources.load_network(run.workdir, run.phase.name), run.dataset
   ranks = _ranks(net, criterion, run.experiment.seed, dataset)
   split = dataset.validation if len(dataset.validation) else dataset.train
   x, y = _inputs(net, dataset, split, _IMAGES.value)

@@ -110,6 +110,7 @@ def test_another_suffix(small, digits, tmp_path):
     jaxr18.export(small, tmp_path / "net.tflite", digits)
 
 
+@pytest.mark.slow
 def test_a_strangers_script(digits, tmp_path):
   """Loads a shipped network, compresses it, trains on, exports, runs it."""
   ort = pytest.importorskip("onnxruntime")

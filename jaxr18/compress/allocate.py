@@ -6,8 +6,8 @@ with one choice a layer.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,35 @@ _STEPS = 20_000  # of the target, to which costs are rounded up
 Losses = dict[str, dict[int, float]]  # by unit of the spec, by bits
 
 
+class Measured(NamedTuple):
+  """What bits lose on some images, and how well that is known.
+
+  Attributes:
+    losses: the mean KL divergence over the images.
+    errors: the standard error of each mean, as if the images were drawn anew.
+  """
+
+  losses: Losses
+  errors: Losses
+
+  def undecided(self, bits: Mapping[str, int]) -> list[str]:
+    """Units whose loss in their bits no other choice differs from by 2 errors.
+
+    Args:
+      bits: what was chosen, by unit; units that were not measured are left out.
+    """
+    return [
+      unit
+      for unit, b in bits.items()
+      if any(
+        other != b
+        and abs(loss - self.losses[unit][b])
+        < 2 * math.hypot(self.errors[unit][other], self.errors[unit][b])
+        for other, loss in self.losses.get(unit, {}).items()
+      )
+    ]
+
+
 @jax.jit
 def _calibrated(net: Network, levels, images) -> dict:
   """Each input's best bound on so many levels, in the tree of `params`."""
@@ -45,11 +74,11 @@ def _calibrated(net: Network, levels, images) -> dict:
 
 @jax.jit
 def _divergence(net: Network, levels, logits, images) -> jax.Array:
-  """Sum over images of KL(softmax(logits) || the network's)."""
+  """KL(softmax(logits) || the network's), of each image."""
   variables = {"params": net.params, "batch_stats": net.batch_stats}
   got: Any = ResNet(net.spec).apply(variables | {"levels": levels}, images)
   p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(got)
-  return jnp.sum(jnp.exp(p) * (p - q))
+  return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
 
 def bit_losses(
@@ -57,7 +86,8 @@ def bit_losses(
   bits: Sequence[int],
   batches: Iterable[jax.Array],
   two_bits: str = TWO_BITS[0],
-) -> Losses:
+  done: Callable[[str], None] = lambda unit: None,
+) -> Measured:
   """Measures what each layer's bits lose while all others have 8.
 
   Bits are traced numbers, as the levels of inputs and as kernels that were
@@ -69,9 +99,11 @@ def bit_losses(
     batches: of images, all of one shape, [n, resolution, resolution, channels],
       normalized; bounds are calibrated on the first.
     two_bits: what 2 bits of a weight are, one of `spec.TWO_BITS`.
+    done: is told each unit that is measured.
 
   Returns:
-    The mean KL divergence from the network in 32 bits to the quantized one.
+    The mean KL divergence from the network in 32 bits to the quantized one, and
+    its standard error.
 
   Raises:
     ValueError: a network that is quantized, other bits, or no batch; or one
@@ -109,9 +141,8 @@ def bit_losses(
     choices[b] = quantized, bounds, levels(b)
 
   logits = [forward(net, images) for images in batches]
-  count = sum(map(len, batches))
 
-  def loss(unit: str, b: int) -> float:
+  def of_images(unit: str, b: int) -> np.ndarray:
     own = [x.path for x in layers if x.unit == unit]
     mixed = [
       eight | {path: few[path] for path in own}
@@ -119,14 +150,22 @@ def bit_losses(
     ]
     params = _put(with_kernels(plain.params, mixed[0]), "input_bound", mixed[1])
     candidate = plain.replace(params=params), _put({}, "input", mixed[2])
-    sums = [
-      float(_divergence(*candidate, one, images))
+    found = [
+      np.asarray(_divergence(*candidate, one, images), np.float64)
       for one, images in zip(logits, batches, strict=True)
     ]
-    return sum(sums) / count
+    return np.concatenate(found)
 
-  units = [unit for unit, _ in net.spec.units()]
-  return {unit: {b: loss(unit, b) for b in bits} for unit in units}
+  losses, errors = {}, {}
+  for unit, _ in net.spec.units():
+    each = {b: of_images(unit, b) for b in bits}
+    losses[unit] = {b: float(x.mean()) for b, x in each.items()}
+    spread = {b: x.std(ddof=1) if len(x) > 1 else 0 for b, x in each.items()}
+    errors[unit] = {
+      b: float(s / math.sqrt(len(each[b]))) for b, s in spread.items()
+    }
+    done(unit)
+  return Measured(losses, errors)
 
 
 def allocate(
@@ -136,7 +175,7 @@ def allocate(
 
   Args:
     spec: the network; its own bits do not matter.
-    losses: of `bit_losses`; units that are not in it have 8 bits.
+    losses: of `bit_losses`, its means; units that are not in it have 8 bits.
     target: the per-layer figure to reach.
     masks: of the network, as `score` takes them.
 

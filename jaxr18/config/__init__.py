@@ -8,6 +8,7 @@ import importlib
 _HOMES = {
   "base": "configdict",
   "tiny": "configdict",
+  "for_images": "configdict",
   "parse": "reading",
   "ConfigError": "faults",
 }

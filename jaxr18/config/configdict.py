@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections.config_dict import RequiredValueError
 
 from jaxr18.config.schema import defaults
+from jaxr18.data.named import facts_of
 
 
 class Config(ml_collections.ConfigDict):
@@ -63,6 +64,32 @@ def tiny(config: Any, **network: Any) -> Any:
     phase.prune.every = min(phase.prune.every, 10)
     if phase.average.ema_decay:
       phase.average.ema_decay = 0.9
+  return config
+
+
+def for_images(config: Config, name: str) -> Config:
+  """The same phases on a person's own images, of any size.
+
+  A tenth of the training images selects. Images of 64 pixels or more are seen
+  by a first convolution of stride 2.
+
+  Args:
+    config: of any phases; it is changed.
+    name: of a file or a folder of images, or of a data set, as `data.name`.
+
+  Returns:
+    The config.
+
+  Raises:
+    DataError: it is no data set.
+  """
+  found = facts_of(name)
+  config.data.name, config.data.validation = name, found.train // 10
+  for phase in [config[name] for name in config.phases]:
+    phase.network.resolution = found.size
+    phase.network.stem_stride = 2 if found.size >= 64 else 1
+    phase.batch_size = max(8, min(128, found.train // 50))
+    phase.augment.pad = min(16, found.size // 8)
   return config
 
 

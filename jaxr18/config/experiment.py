@@ -8,6 +8,8 @@ from typing import Any
 from jaxr18.config.forecast.outlook import Outlook
 from jaxr18.config.lift import as_json
 from jaxr18.config.schema import Checkpoint, Data, PhaseOptions, Search
+from jaxr18.data.facts import Facts
+from jaxr18.data.named import facts_of
 from jaxr18.nn.spec import NetSpec
 
 
@@ -35,6 +37,7 @@ class Place:
     ended: whether a phase of that name is finished, and so needs neither its
       sources nor devices that fit.
     source: what a name stands for that is no phase; for these data.
+    images: what is known of the images that the section `data` names.
     installed: whether a package is there.
   """
 
@@ -43,6 +46,7 @@ class Place:
   ended: Callable[[str], bool] = lambda phase: False
   source: Callable[[Data, str], Source] = lambda data, name: Source()
   installed: Callable[[str], bool] = lambda package: True
+  images: Callable[[Data], Facts] = lambda data: facts_of(data.name, data.dir)
 
 
 ANYWHERE = Place()

@@ -7,6 +7,7 @@ command line.
 
 import ast
 import contextlib
+import difflib
 import importlib.util
 import pathlib
 import re
@@ -157,10 +158,20 @@ def find(file: str, given: str = "") -> pathlib.Path:
       f"--config={given}: a colon ends the file's name there, or a backslash"
       f" changes it; write '--config={paths.escaped(given)}'"
     )
+  near = difflib.get_close_matches(path.stem, _beside(path), 1)
+  meant = f"; did you mean {_beside(path)[near[0]]}?" if near else ""
   raise ConfigError(
-    f"--config={file}: there is no such file in {pathlib.Path.cwd()}; the"
-    f" project's own are\n{catalog()}"
+    f"--config={file}: there is no such file in {pathlib.Path.cwd()}{meant};"
+    f" the project's own are\n{catalog()}"
   )
+
+
+def _beside(path: pathlib.Path) -> dict[str, str]:
+  """The configs that may be meant, by their names' stems."""
+  out = {p.stem: f"configs/{p.name}" for p in CONFIGS.glob("*.py")}
+  if path.parent.is_dir():
+    out |= {p.stem: str(p) for p in path.parent.glob("*.py")}
+  return out
 
 
 def catalog() -> str:

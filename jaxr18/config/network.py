@@ -5,22 +5,31 @@ from collections.abc import Iterator
 
 from jaxr18.config.fields import walk
 from jaxr18.config.schema import Network
+from jaxr18.data.facts import CIFAR10, Facts
 from jaxr18.nn.forms import dense, with_forms
-from jaxr18.nn.spec import NetSpec, compound_scale, resnet, with_bits
-
-CLASSES, CHANNELS = 10, 3  # of both data sets
+from jaxr18.nn.spec import (
+  NetSpec,
+  compound_scale,
+  resnet,
+  with_bits,
+  with_input,
+)
 
 Found = Iterator[tuple[str, str, str]]
 
 
-def network_spec(network: Network, classes: int = CLASSES) -> NetSpec:
+def network_spec(network: Network, images: Facts = CIFAR10) -> NetSpec:
   """Makes the `NetSpec` that a phase's network section describes.
+
+  Args:
+    network: of a phase.
+    images: whose classes and channels it has.
 
   Raises:
     ValueError: sections that do not fit each other, rules that do not fit the
       layers.
   """
-  spec = with_forms(_by_stage(network, classes), network.factorize)
+  spec = with_forms(_by_stage(network, images), network.factorize)
   return quantized(spec, network)
 
 
@@ -38,18 +47,19 @@ def quantized(spec: NetSpec, network: Network) -> NetSpec:
   return with_bits(spec, rules, *how)
 
 
-def _by_stage(network, classes: int = CLASSES) -> NetSpec:
+def _by_stage(network, images: Facts) -> NetSpec:
   widths, blocks, resolution = _scaled(network)
-  return resnet(
+  spec = resnet(
     widths,
     blocks,
     network.strides,
     network.groups,
     network.depthwise,
     stem_features=network.stem_features or None,
-    classes=classes,
+    classes=images.classes,
     resolution=resolution,
   )
+  return with_input(spec, images.channels, network.stem_stride)
 
 
 def _scaled(network) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -64,12 +74,15 @@ def _scaled(network) -> tuple[tuple[int, ...], tuple[int, ...], int]:
   )
 
 
-def network_faults(network: Network, with_bits: bool) -> Found:
+def network_faults(
+  network: Network, with_bits: bool, images: Facts = CIFAR10
+) -> Found:
   """Yields the faults that keep a section from describing a network.
 
   Args:
     network: right field by field.
     with_bits: whether its bits are of these layers, and not of a source's.
+    images: as in `network_spec`.
 
   Yields:
     The field within the section ('' for the whole), what it must be, the mend.
@@ -84,7 +97,7 @@ def network_faults(network: Network, with_bits: bool) -> Found:
     if found:
       return
   try:
-    spec = _by_stage(network)
+    spec = _by_stage(network, images)
   except ValueError as e:
     yield "", f"must be a network: {e}", "change what it names"
     return
@@ -129,12 +142,14 @@ def _scale_fits(network: Network) -> Found:
           f"makes {name} {value!r}, of which {entry!r} must be {f.allowed()}",
           "choose a scale nearer to 0",
         )
-  least, resolution = math.prod(network.strides), scaled[2]
+  strides = network.stem_stride, *network.strides
+  least, resolution = math.prod(strides), scaled[2]
   if resolution < least:
     yield (
       "resolution",
-      f"must be at least {least}, the product of strides"
-      f" (={network.strides!r}), also after scaling (now {resolution})",
+      f"must be at least {least}, the product of stem_stride"
+      f" (={network.stem_stride}) and strides (={network.strides!r}), also"
+      f" after scaling (now {resolution})",
       "raise it or lower a stride",
     )
 

@@ -17,7 +17,6 @@ from jaxr18.config.forecast.outlook import Outlook
 from jaxr18.config.forecast.phase import check_features, foresee
 from jaxr18.config.network import network_faults, network_spec
 from jaxr18.config.schema import (
-  TRAINING_IMAGES,
   Data,
   Options,
   PhaseOptions,
@@ -25,6 +24,7 @@ from jaxr18.config.schema import (
   fields,
   staged,
 )
+from jaxr18.data.facts import CIFAR10, DataError, Facts, ImagesError
 from jaxr18.host import paths
 from jaxr18.host.paths import names
 from jaxr18.nn.spec import Layer, NetSpec
@@ -61,6 +61,7 @@ def parse(config: Any, place: Place = ANYWHERE) -> Experiment:
   if findings.faults:
     raise ConfigError(*findings.faults)
   reading = _Reading(findings, place)
+  reading.check_images()
   reading.check_batches()
   _check_writers(findings, reading.shared, place)
   phases = tuple(
@@ -156,6 +157,7 @@ class _Reading:
   Attributes:
     shared: what all phases share; a field that is wrong has its default.
     search: its section, if there is one.
+    images: what is known of those that the section `data` names.
   """
 
   def __init__(self, findings: Findings, place: Place):
@@ -179,13 +181,38 @@ class _Reading:
         Search, values["search"], "search.", self.known
       )
     self.outlooks: dict[str, Sequence[Outlook] | None] = {}
+    self.images = CIFAR10
+
+  def check_images(self) -> None:
+    """Images that are there, and large enough for what is done to them."""
+    findings = self.findings
+    if not findings.good("data.name", "data.dir"):
+      return
+    try:
+      self.images = self.place.images(self.shared.data)
+    except ImagesError as e:
+      findings.add("data.name", f"must name images: {e.fact}", e.mend)
+      return
+    except DataError as e:
+      findings.add("data.name", f"must name images: {e}", "mend that")
+      return
+    size = self.images.size
+    for name in self.names:
+      augment = self.options[name].augment
+      for field, most in (("pad", size - 1), ("cutout", size)):
+        if getattr(augment, field) > most:
+          findings.add(
+            f"{name}.augment.{field}",
+            f"must be at most {most}, of images of {size}x{size} pixels",
+            f"lower it to {most} or less",
+          )
 
   def check_batches(self) -> None:
     """Batches that the images and devices allow."""
     findings, data = self.findings, self.shared.data
     if not findings.good("data.name", "data.validation", "data.limit"):
       return
-    total = TRAINING_IMAGES[data.name]
+    total = self.images.train
     if data.validation >= total:
       findings.add(
         "data.validation",
@@ -199,7 +226,7 @@ class _Reading:
 
   def _check_batch(self, name: str) -> None:
     data, devices = self.shared.data, self.place.devices
-    c, count = self.options[name], _training_images(data)
+    c, count = self.options[name], _training_images(data, self.images)
     if c.batch_size > count:
       self.findings.add(
         f"{name}.batch_size",
@@ -244,13 +271,15 @@ class _Reading:
     section = f"{name}.network"
     if not self.findings.good(section):
       return None
-    for field, must, mend in network_faults(c.network, not c.start.shrink):
+    for field, must, mend in network_faults(
+      c.network, not c.start.shrink, self.images
+    ):
       full = f"{section}.{field}".rstrip(".")
       self.findings.add(full, must, mend)
     ensemble = bool(names(c.ensemble.members))
     if c.start.shrink or ensemble or not self.findings.good(section):
       return None
-    return network_spec(c.network)
+    return network_spec(c.network, self.images)
 
   def _sources(self, name: str, field: str) -> list[Outlook] | None:
     """The outlooks of all that a field names; None where one is not known."""
@@ -299,7 +328,7 @@ class _Reading:
       if not self.place.ended(name):
         self.findings.add(f"{name}.{field}", must, mend)
 
-    found = foresee(c, name, sources, self._steps(c), tell)
+    found = foresee(c, name, sources, self._steps(c), self.images, tell)
     if found is not None:
       check_features(c, found, sources["teacher.source"], tell)
     return found
@@ -308,14 +337,15 @@ class _Reading:
     """Of a phase's training; 0 where the data section is wrong."""
     if not self.findings.good("data"):
       return 0
-    return c.epochs * (_training_images(self.shared.data) // c.batch_size)
+    count = _training_images(self.shared.data, self.images)
+    return c.epochs * (count // c.batch_size)
 
   def _check_layers(self, name, c, spec, outlooks) -> None:
     layers: Sequence[Layer] = spec.layers() if spec else ()
     if c.start.shrink and outlooks:
       layers = outlooks[0].spec.layers()
     elif names(c.ensemble.members) and self.findings.good(f"{name}.network"):
-      layers = network_spec(c.network).layers()
+      layers = network_spec(c.network, self.images).layers()
     for reads, check in LAYER_CHECKS if layers else ():
       if self.findings.good(*(f"{name}.{field}" for field in reads)):
         for field, must, mend in check(c, layers):
@@ -328,7 +358,7 @@ def _staged(c: PhaseOptions) -> PhaseOptions:
   return c.model_copy(update={"network": network})
 
 
-def _training_images(data: Data) -> int:
+def _training_images(data: Data, images: Facts) -> int:
   """How many images of a data section are trained on."""
-  total = TRAINING_IMAGES[data.name]
+  total = images.train
   return min(data.limit or total, total - data.validation)

@@ -31,10 +31,6 @@ from jaxr18.config.fields import (
 )
 from jaxr18.nn.spec import BITS
 
-# Images of each data set's training split, validation included.
-TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
-IMAGE_SIZE = 32  # pixels a side, of both
-
 # The names that nn/ and compress/ know; tests hold them equal.
 Calibration = Literal["mse", "percentile", "absmax", "lsq"]
 Scales = Literal["lsq", "lsq_paper", "pact", "fixed", "dynamic"]
@@ -62,18 +58,26 @@ CHANNEL_DISTRIBUTIONS = get_args(ChannelDistribution)
 class Data(Section):
   """The data set, and which of its images are seen."""
 
-  name: Literal["cifar10", "digits"] = field("cifar10", "the data set")
-  dir: Text = field("", "TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default")
+  name: Text = field(
+    "cifar10",
+    "the data set: cifar10, cifar100, svhn_cropped or digits; or, of one's own,"
+    " an .npz, a folder of images or 'module:function'",
+  )
+  dir: Text = field(
+    "",
+    "TFDS's folder, '' is TFDS_DATA_DIR or TFDS's default; or where the file of"
+    " one's own lies",
+  )
   cache_dir: Text = field("", "for decoded images; '' is ~/.cache/jaxr18")
   validation: int = field(
-    5000, "training images held out to select on", 0, 49_999
+    5000, "training images held out to select on", 0, 10_000_000
   )
   split_seed: int = field(0, "of the validation split", 0, 2**31 - 1)
   order: Literal["content", "folder"] = field(
     "content",
-    "of CIFAR-10's images before they are split: by a hash of image and label,"
-    " which is the same for every copy; or by their numbers in the folder, as"
-    " in runs that are older than this field",
+    "of the images before they are split: by a hash of image and label,"
+    " which is the same for every copy; or as they are in the folder or"
+    " file, as in runs that are older than this field",
   )
   limit: int = field(
     0, "use so many images of each split; 0 is all", 0, 1_000_000
@@ -131,6 +135,9 @@ class Network(Section):
     " dense, depthwise, groups=8, ranks=1/4,1/4",
   )
   stem_features: int = field(0, "channels of the stem; 0 is widths[0]", 0, 8192)
+  stem_stride: int = field(
+    1, "of the first convolution; 2 is for images of 64 pixels or more", 1, 4
+  )
   resolution: int = field(
     32, "side of the input in pixels; images are resized", 4, 512
   )
@@ -258,9 +265,7 @@ class Augment(Section):
   flip: Literal["none", "random", "alternating"] = field(
     "random", "mirroring; alternating is every second epoch"
   )
-  cutout: int = field(
-    0, "side of a blanked square in pixels; 0 is off", 0, IMAGE_SIZE
-  )
+  cutout: int = field(0, "side of a blanked square in pixels; 0 is off", 0, 512)
   mixup: float = field(
     0.0,
     "alpha of the Beta distribution of mixed images' shares; 0 is off",
@@ -505,6 +510,16 @@ class Search(Section):
   score_budget: float = field(
     0.02, "largest per-layer score of a candidate that is trained", 1e-9, 1e6
   )
+  memory_budget: int = field(
+    0,
+    "most bytes of the activations of one image, by cost/memory.py; 0 is any",
+    0,
+    2**40,
+  )
+  bytes_budget: int = field(
+    0, "most bytes of the weights as the on-disk score has them; 0 is any",
+    0, 2**40,
+  )  # fmt: skip
   rungs: Some[Annotated[int, between(1, 100_000)]] = field(
     (2, 4), "epochs after which only the best go on"
   )

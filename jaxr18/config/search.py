@@ -12,8 +12,9 @@ from typing import Any
 from jaxr18.compress.gradual import moves
 from jaxr18.config.experiment import Experiment, Phase, Place
 from jaxr18.config.faults import Findings
-from jaxr18.config.forecast.score import per_layer_of
+from jaxr18.config.forecast.score import per_layer_of, stored_bytes_of
 from jaxr18.config.schema import Options, PhaseOptions, Search
+from jaxr18.cost import memory
 
 # What each layer keeps is then known before it is trained, and so the score.
 DISTRIBUTIONS = ("uniform", "erk")
@@ -96,6 +97,22 @@ def per_layer_score(phase: Phase) -> float:
   if total is None:
     raise ValueError(f"config.{phase.name} hides its score: {found[0].why}")
   return total
+
+
+def over_budgets(phase: Phase, search: Search) -> dict[str, float]:
+  """By how much a candidate is over each budget that there is; 0 or less fits.
+
+  Args:
+    phase: the candidate's only one, whose score is known before.
+    search: the section with the budgets.
+  """
+  (outlook,) = phase.outlooks
+  out = {"score": per_layer_score(phase) - search.score_budget}
+  if search.memory_budget:
+    out["memory"] = memory.peak(outlook.spec).bytes - search.memory_budget
+  if search.bytes_budget:
+    out["bytes"] = stored_bytes_of(outlook) - search.bytes_budget
+  return out
 
 
 def check(

@@ -105,6 +105,11 @@ class Score:
     """For one image, over all members and views."""
     return sum(row.macs for row in self.rows)
 
+  @property
+  def stored_bytes(self) -> int:
+    """What the on-disk figure charges for the weights of all members."""
+    return -(-sum(row.stored_bits for row in self.rows) // 8)
+
   def as_dict(self) -> dict[str, Any]:
     """Returns plain numbers, strings, lists and dicts."""
     out = {

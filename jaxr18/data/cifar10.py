@@ -27,8 +27,8 @@ from PIL import Image
 from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.image_classification import cifar
 
+from jaxr18.data.facts import DataError
 from jaxr18.host import locks, paths
-from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import make_way
 
 NAME = "cifar10"
@@ -54,10 +54,6 @@ ANOTHER = (
   " internet or from --archive=FILE; TFDS_DATA_DIR=NEW or --config.data.dir=NEW"
   " then names it to every command, and a run that had begun goes on."
 )
-
-
-class DataError(ToldError, RuntimeError):
-  """The data can't be had, or is not what it should be."""
 
 
 class Source(NamedTuple):
@@ -90,27 +86,26 @@ def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
   return paths.folder(path)
 
 
-def open_folder(data_dir: pathlib.Path) -> Any:
-  """TFDS's builder of the prepared CIFAR-10 under `data_dir`, or None.
+def open_folder(data_dir: pathlib.Path, name: str = NAME) -> Any:
+  """TFDS's builder of a set that is prepared under `data_dir`, or None.
 
   Raises:
     DataError: the folder is there, but damaged, or in a format that needs
       TensorFlow.
   """
-  folder = data_dir / NAME / str(cifar.Cifar10.VERSION)
+  folder = data_dir / name / str(tfds.builder_cls(name).VERSION)
   if not (folder / "dataset_info.json").exists():
     return None
   try:
-    builder = tfds.builder(NAME, data_dir=data_dir)
+    builder = tfds.builder(name, data_dir=data_dir)
   except Exception as e:  # there is no end to how files can be damaged
     raise DataError(
-      f"CIFAR-10 in {folder} can not be read: {type(e).__name__}: {e}\n"
-      + ANOTHER
+      f"{name} in {folder} can not be read: {type(e).__name__}: {e}\n" + ANOTHER
     ) from e
   kind = builder.info.file_format
   if kind != tfds.core.FileFormat.ARRAY_RECORD:
     raise DataError(
-      f"{folder} holds CIFAR-10 as {kind.value if kind else 'nothing'},"
+      f"{folder} holds {name} as {kind.value if kind else 'nothing'},"
       " expected array_record (the other formats need TensorFlow to be read). "
       + ANOTHER
     )

@@ -1,6 +1,8 @@
-"""TFDS's CIFAR-10 or the packaged digits -> uint8 arrays and batches.
+"""A data set by its name -> uint8 arrays and batches.
 
-`load` returns everything as NumPy arrays in memory (CIFAR-10 is 184 MB).
+The name is one of TFDS's, that of the packaged digits, or a person's own file
+or folder. `load` returns everything as NumPy arrays in memory (CIFAR-10 is 184
+MB).
 `batches` and `augment` are pure functions of the seed, the epoch and the step:
 a resumed run sees the same pixels as one that was never interrupted.
 """
@@ -17,14 +19,14 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxr18.data import cifar10, digits
-from jaxr18.data.cifar10 import DataError
-from jaxr18.host import cache
+from jaxr18.data import cifar10, digits, facts, folder, function, named, npz
+from jaxr18.data.facts import DataError, ImagesError
+from jaxr18.data.split import permutation, stratified
+from jaxr18.host import cache, own
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import check_file
 
-NAMES = ("cifar10", "digits")
 ORDERS = ("content", "folder")
 
 # Over the 50,000 training images. The (0.2023, 0.1994, 0.2010) of many
@@ -40,7 +42,7 @@ class Split:
   """Labelled images.
 
   Attributes:
-    images: uint8 [n, 32, 32, 3].
+    images: uint8 [n, size, size, channels].
     labels: int32 [n].
     index: int32 [n], ascending, the image's position in the whole training set
       (for the test split: in the test set), whatever part of it was kept.
@@ -63,13 +65,14 @@ class Dataset:
   """Three splits and what is needed to normalize them.
 
   Attributes:
-    name: as in `load`.
+    name: as in `load`; of a person's own, that of the file or folder alone.
     classes: their number; labels are 0..classes - 1.
     train, validation, test: no image is in two of them.
     mean, std: of each channel, in units of 0..1; see `normalize`.
     fingerprint: digest of all images and labels, or, in the folder's order, of
       the files that they were read from: the same where training, validation
       and test images are the same.
+    class_names: () where they are not known.
   """
 
   name: str
@@ -77,9 +80,10 @@ class Dataset:
   train: Split
   validation: Split
   test: Split
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
   fingerprint: str
+  class_names: tuple[str, ...] = ()
 
 
 def load(
@@ -94,8 +98,10 @@ def load(
   """Loads a dataset; CIFAR-10 is downloaded and prepared where it is missing.
 
   Args:
-    name: one of `NAMES`.
-    data_dir: TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default.
+    name: of `facts.KNOWN`; 'module:function' as `data.function` takes it; or an
+      .npz or a folder of images, as `named.locate` takes it.
+    data_dir: TFDS's folder; '' is TFDS_DATA_DIR or TFDS's default. Of a
+      person's own images, where a name that is no absolute path lies.
     validation: how many training images to hold out, stratified over the
       classes: 0 for none, less than the training set.
     split_seed: decides which.
@@ -113,16 +119,13 @@ def load(
   """
   if order not in ORDERS:
     raise ValueError(f"order (={order!r}) must be one of {ORDERS}.")
+  arrays, fingerprint, names = _arrays(name, data_dir, cache_dir, order)
+  known = name in facts.KNOWN
+  named_so = known or own.is_own(name)
   if name == "cifar10":
-    arrays, fingerprint = _cifar10_arrays(data_dir, cache_dir)
-    if order == "content":
-      arrays, fingerprint = by_content(arrays)
     mean, std = CIFAR10_MEAN, CIFAR10_STD
-  elif name == "digits":
-    arrays, fingerprint = _digits_arrays(), "scikit-learn digits"
-    mean, std = _statistics(arrays["train_images"])
   else:
-    raise ValueError(f"name (={name!r}) must be one of {NAMES}.")
+    mean, std = statistics(arrays["train_images"], name)
   train, test = (
     Split(
       arrays[f"{split}_images"],
@@ -142,15 +145,40 @@ def load(
   kept = np.setdiff1d(np.arange(len(train)), held_out)
   rows = slice(limit or None)
   return Dataset(
-    name,
-    10,
+    name if named_so else named.locate(name, data_dir).name,
+    facts.KNOWN[name].classes if known else int(train.labels.max()) + 1,
     train.take(kept[rows]),
     train.take(held_out[rows]),
     test.take(rows),
     mean,
     std,
     fingerprint,
+    names,
   )
+
+
+def _arrays(
+  name: str, data_dir: str, cache_dir: str, order: str
+) -> tuple[npz.Arrays, str, tuple[str, ...]]:
+  """Arrays in their order, the fingerprint, and the names of the classes."""
+  if name == "digits":
+    return _digits_arrays(), "scikit-learn digits", ()
+  names = ()
+  if name in facts.KNOWN:
+    arrays, fingerprint = _tfds_arrays(name, data_dir, cache_dir)
+  elif own.is_own(name):
+    arrays, fingerprint = function.read(name), ""
+  else:
+    path = named.locate(name, data_dir)
+    if path.suffix == npz.SUFFIX:
+      arrays, names = npz.read(path)
+      fingerprint = "" if order == "content" else _digest([path])
+    else:
+      arrays, names = folder.read(path)
+      fingerprint = ""
+  if order == "content" or not fingerprint:
+    arrays, fingerprint = by_content(arrays)
+  return arrays, fingerprint, names
 
 
 def by_content(
@@ -159,7 +187,7 @@ def by_content(
   """Sorts each split by a hash of image and label; 0.5 s for CIFAR-10.
 
   Args:
-    arrays: {train,test}_{images,labels}, in any order; labels below 256.
+    arrays: {train,test}_{images,labels}, in any order.
 
   Returns:
     The sorted arrays, and the digest of all hashes: both are functions of the
@@ -169,7 +197,7 @@ def by_content(
   for split in ("train", "test"):
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     hashes = b"".join(
-      hashlib.blake2b(image.data, digest_size=16, key=bytes([label])).digest()
+      hashlib.blake2b(image.data, digest_size=16, key=_key(label)).digest()
       for image, label in zip(images, labels.tolist(), strict=True)
     )
     high, low = np.frombuffer(hashes, ">u8").reshape(-1, 2).T
@@ -180,31 +208,9 @@ def by_content(
   return sorted_arrays, total.hexdigest()
 
 
-def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """Chooses exactly `count` rows, each class in proportion.
-
-  Where the proportion is no whole number, the largest remainders get one
-  more.
-
-  Args:
-    labels: int [n].
-    count: from 0 to n.
-    seed: non-negative; decides which rows.
-
-  Returns:
-    The rows, sorted, int64 [count].
-  """
-  classes, sizes = np.unique(labels, return_counts=True)
-  shares = sizes * count
-  quotas = shares // len(labels)
-  rest = count - quotas.sum()
-  quotas[np.argsort(-(shares % len(labels)), kind="stable")[:rest]] += 1
-  order = _permutation(len(labels), seed)
-  rows = [
-    order[labels[order] == c][:quota]
-    for c, quota in zip(classes, quotas, strict=True)
-  ]
-  return np.sort(np.concatenate(rows))
+def _key(label: int) -> bytes:
+  """One byte where that is enough, as it always was for CIFAR-10."""
+  return label.to_bytes(max(1, -(-label.bit_length() // 8)), "little")
 
 
 def batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -228,15 +234,8 @@ def batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
       f"batch_size (={batch_size}) must be from 1 to the {n:,} training images."
     )
   steps = n // batch_size
-  order = _permutation(n, seed, epoch)[: steps * batch_size]
+  order = permutation(n, seed, epoch)[: steps * batch_size]
   return order.reshape(steps, batch_size)
-
-
-def _permutation(n: int, *seeds: int) -> np.ndarray:
-  # Sorts the raw stream, which NumPy keeps the same over its versions; it
-  # does not promise that for Generator.permutation.
-  bits = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(n)
-  return np.argsort(bits, kind="stable")
 
 
 def _digits_arrays() -> dict[str, np.ndarray]:
@@ -253,32 +252,50 @@ def _digits_arrays() -> dict[str, np.ndarray]:
   }
 
 
-def _statistics(images: np.ndarray) -> Any:
-  """The mean and standard deviation of each channel, to four digits."""
-  pixels = images.reshape(-1, images.shape[-1]) / 255
-  return tuple(
-    tuple(round(float(x), 4) for x in stat)
-    for stat in (pixels.mean(0), pixels.std(0))
-  )
+def statistics(images: np.ndarray, name: str) -> tuple[tuple, tuple]:
+  """The mean and standard deviation of each channel, to four digits.
+
+  They follow from how often each value comes, which is exact, and needs no
+  float for each pixel.
+
+  Args:
+    images: uint8 [n, size, size, channels].
+    name: of the data set, for an error.
+
+  Raises:
+    ImagesError: a channel that is the same everywhere.
+  """
+  mean, std = [], []
+  values = np.arange(256) / 255
+  for channel in range(images.shape[-1]):
+    counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+    share = counts / counts.sum()
+    mean.append(float(share @ values))
+    std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)))
+    if std[-1] < 1e-4:
+      raise ImagesError(
+        f"{name} has the value {counts.argmax()} in nearly every pixel of"
+        f" channel {channel} of train_images, expected pictures",
+        "look at them: they may have been divided by 255, or be empty",
+      )
+  return tuple(tuple(round(x, 4) for x in numbers) for numbers in (mean, std))
 
 
-def _cifar10_arrays(data_dir: str, cache_dir: str) -> Any:
-  """CIFAR-10's arrays and the digest of the files that they come from."""
+def _tfds_arrays(name: str, data_dir: str, cache_dir: str) -> Any:
+  """A set's arrays and the digest of the files that they come from."""
   root = cifar10.resolve_data_dir(data_dir)
-  builder = cifar10.open_folder(root)
+  builder = cifar10.open_folder(root, name)
+  if builder is None and name == cifar10.NAME:
+    builder = _prepared(root)
   if builder is None:
-    try:
-      builder = cifar10.open_folder(cifar10.prepare(str(root)))
-    except (DataError, OSError) as e:
-      raise DataError(
-        f"CIFAR-10 is not prepared in {root}, and preparing it there failed: "
-        f"{e}\nTwo ways out: (1) a prepared folder, named by TFDS_DATA_DIR or "
-        "--config.data.dir; `python -m jaxr18.data --data_dir=DIR` prepares "
-        "one where there is internet access, and anywhere with "
-        f"--archive=FILE, which is {cifar10.OFFICIAL.url}; (2) the embedded "
-        "data: --config=configs/kd_quant.py:digits, or config.data.name = "
-        "'digits' in any config."
-      ) from e
+    raise DataError(
+      f"{name} is not prepared in {root}, as TFDS's folder of ArrayRecord;"
+      ' where TensorFlow is installed, `python -c "import'
+      f" tensorflow_datasets as tfds; tfds.builder('{name}',"
+      f" data_dir='{root}').download_and_prepare(file_format='array_record')\"`"
+      " prepares one, which is then read anywhere without; TFDS_DATA_DIR or"
+      " --config.data.dir names another folder"
+    )
   try:
     files = [
       pathlib.Path(file)
@@ -286,16 +303,32 @@ def _cifar10_arrays(data_dir: str, cache_dir: str) -> Any:
       for file in builder.info.splits[split].filepaths
     ]
     fingerprint = _digest(files)
-    kept = cache.folder(cache_dir) / f"cifar10-{fingerprint}.npz"
-    if (arrays := _read_cache(kept)) is None:
+    kept = cache.folder(cache_dir) / f"{name}-{fingerprint}.npz"
+    if (arrays := _read_cache(kept, name)) is None:
       arrays = _read_records(builder, "train") | _read_records(builder, "test")
       _write_cache(kept, arrays)
   except Exception as e:  # there is no end to how files can be damaged
     raise DataError(
-      f"CIFAR-10 in {builder.data_path} can not be read: "
+      f"{name} in {builder.data_path} can not be read: "
       f"{type(e).__name__}: {e}\n{cifar10.ANOTHER}"
     ) from e
   return arrays, fingerprint
+
+
+def _prepared(root: pathlib.Path):
+  """CIFAR-10's folder, made from the official archive."""
+  try:
+    return cifar10.open_folder(cifar10.prepare(str(root)))
+  except (DataError, OSError) as e:
+    raise DataError(
+      f"CIFAR-10 is not prepared in {root}, and preparing it there failed: "
+      f"{e}\nTwo ways out: (1) a prepared folder, named by TFDS_DATA_DIR or "
+      "--config.data.dir; `python -m jaxr18.data --data_dir=DIR` prepares "
+      "one where there is internet access, and anywhere with "
+      f"--archive=FILE, which is {cifar10.OFFICIAL.url}; (2) the embedded "
+      "data: --config=configs/kd_quant.py:digits, or config.data.name = "
+      "'digits' in any config."
+    ) from e
 
 
 def _digest(files) -> str:
@@ -333,7 +366,7 @@ def _read_records(builder, split: str, chunk: int = 2000) -> Any:
   return {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
 
 
-def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+def _read_cache(path: pathlib.Path, name: str) -> dict[str, np.ndarray] | None:
   """The arrays, or None where there are none or they are damaged."""
   try:
     with np.load(path) as arrays:  # checks each array's CRC-32
@@ -341,7 +374,7 @@ def _read_cache(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-    logging.warning("Reading CIFAR-10 again: the cache %s: %s", path, e)
+    logging.warning("Reading %s again: the cache %s: %s", name, path, e)
     return None
 
 

@@ -182,7 +182,9 @@ def walk(units, x, apply, relu, add, mean):
     if f"{block}/proj" in units:
       x = run(f"{block}/proj", x)
     x = relu(add(y, x))
-  return run("head", mean(x))
+    del y
+  x = mean(x)
+  return run("head", x)
 
 
 def normalize(images, network):
@@ -248,8 +250,9 @@ def load(path):
       network["units"],
       normalize(images, network),
       lambda layer, x: layer_output(layer, kernels[layer["path"]], arrays, x),
-      relu=lambda x: np.maximum(x, 0),
-      add=np.add,
+      # In place: a layer's output is nobody else's.
+      relu=lambda x: np.maximum(x, 0, out=x),
+      add=lambda y, x: np.add(y, x, out=y),
       # Over width, then height: float32's sums depend on the order.
       mean=lambda x: x.sum(2).sum(1)[:, None, None] / x.shape[1] ** 2,
     )[:, 0, 0]
@@ -346,6 +349,8 @@ def read_test(path, network):
   except (*_MISFITS, EOFError, zipfile.BadZipFile, zlib.error) as e:
     what = "an .npz with test_images and test_labels"
     raise ImagesError(f"{path} is not {what}: {e}") from e
+  if images.ndim == 3 and channels_of(network) == 1:
+    images = images[..., None]
   try:
     check_images(images, network)
     check_labels(labels, len(images), network)

@@ -372,6 +372,18 @@ def resnet(
   return spec
 
 
+def with_input(spec: NetSpec, channels: int, stem_stride: int = 1) -> NetSpec:
+  """The spec for images of so many channels, seen by so large a first step.
+
+  Raises:
+    ValueError: as `check`.
+  """
+  stem = dataclasses.replace(spec.stem, stride=stem_stride)
+  spec = dataclasses.replace(spec, stem=stem, channels=channels)
+  check(spec)
+  return spec
+
+
 def resnet18() -> NetSpec:
   """Describes ResNet-18 for CIFAR: 11,173,962 parameters, 555,422,720 MACs."""
   return resnet()

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
 
   found, remarks = runs.find(argv[1:])
   from jaxr18.config import schema as config
+  from jaxr18.host.doing import doing
   from jaxr18.host.errors import writing
   from jaxr18.host.files import try_writing, write_atomically
   from jaxr18.report import draw, entry, markdown, points, sections
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
       print(group.name, flush=True)
       evidence, why = look_at(group.runs[0])
     entries.append(entry.Entry(group, evidence, why))
+  doing("drawing the page and its charts")
   page = sections.report(entries, remarks, _FIGURE.value)
   write_atomically(out / "index.html", page, "--out")
   drawn = None
@@ -119,7 +121,7 @@ def evidence_of(run):
       f" {was.correct:,} by the run's result."
     )
   return evidence.Evidence(
-    evidence.class_names(dataset.name, dataset.classes),
+    dataset.class_names or evidence.class_names(dataset.name, dataset.classes),
     counts,
     evidence.most_wrong(logits, test.images, test.labels, test.index),
     evidence.mask_maps(

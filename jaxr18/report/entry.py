@@ -68,7 +68,8 @@ def is_published(entries: Sequence[Entry]) -> bool:
 
 
 OVERVIEW = ("run", "accuracy, %", "score: per layer", "per network", "on disk",
-            "seeds", "MACs", "weights kept")  # fmt: skip
+            "seeds", "MACs", "weights kept", "weights, kB",
+            "activations, kB")  # fmt: skip
 
 
 def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
@@ -86,6 +87,8 @@ def overview_texts(entries: Sequence[Entry]) -> list[list[str]]:
         str(len(g.accuracies)),
         f"{r.score.macs:,}",
         f"{r.kept:,}",
+        f"{r.score.stored_bytes / 1000:,.1f}",
+        f"{r.activation_bytes / 1000:,.1f}",
       ]
     )
     if goal:
@@ -132,9 +135,30 @@ def numbers(e: Entry) -> list[tuple[str, str, str]]:
       _short(kept),
       f"{100 * kept / weights:.1f}% of {weights:,}",
     ),
+    (
+      "memory",
+      f"{(r.score.stored_bytes + r.activation_bytes) / 1000:,.0f} kB",
+      f"{r.score.stored_bytes:,} bytes of weights on disk,"
+      f" {r.activation_bytes:,} of activations for one image",
+    ),
+    *_speeds(r),
     ("training", _time(r.seconds), r.made.device),
   ]  # fmt: skip
   return out
+
+
+def _speeds(r: Result) -> list[tuple[str, str, str]]:
+  """Of each exported file that was timed."""
+  return [
+    (
+      f"{name} file",
+      f"{x.milliseconds:.2f} ms",
+      f"for one image, {x.images_per_second:,.0f} images a second in batches;"
+      f" {x.bytes:,} bytes; {x.measured_on}",
+    )
+    for name, x in r.exports.items()
+    if x.milliseconds is not None and x.images_per_second is not None
+  ]
 
 
 def _short(n: int) -> str:

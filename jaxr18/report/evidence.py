@@ -141,8 +141,9 @@ def mask_png(kept: np.ndarray) -> bytes:
 
 
 def image_png(image: np.ndarray) -> bytes:
-  """Writes uint8 [h, w, 3] as a PNG."""
+  """Writes uint8 [h, w, 1 or 3] as a PNG."""
   out = io.BytesIO()
+  image = image[..., 0] if image.shape[-1] == 1 else image
   Image.fromarray(image).save(out, "PNG", optimize=True)
   return out.getvalue()
 

@@ -45,8 +45,11 @@ from jaxr18.config.schema import (
 from jaxr18.cost import score as score_lib
 from jaxr18.cost.figures import FIGURES
 from jaxr18.data import dataset as data
+from jaxr18.data import named
 from jaxr18.data.augment import normalize
+from jaxr18.data.facts import KNOWN, Facts
 from jaxr18.host import paths, provenance, sealed
+from jaxr18.host.doing import doing
 from jaxr18.host.errors import writing
 from jaxr18.host.files import removing, write_json
 from jaxr18.host.locks import alone_in
@@ -57,7 +60,7 @@ from jaxr18.nn.network import Network
 from jaxr18.nn.spec import HALF_BITS, NetSpec
 from jaxr18.run import members, other_run, sources, teaching
 from jaxr18.run import result as result_lib
-from jaxr18.run.parts import Answers, Made, PhaseResult
+from jaxr18.run.parts import Answers, Images, Made, PhaseResult
 from jaxr18.run.result import Result
 from jaxr18.train import checkpoint, starts
 from jaxr18.train import state as state_lib
@@ -127,13 +130,17 @@ def run(
     writer = Writer(workdir, to, experiment.saved())
     stack.callback(writer.close)
     with stop.may_leave(str(workdir)):
+      doing("reading the images")
       dataset, mesh = load_data(experiment.data), make_mesh()
     left = train_phases(Run(experiment, workdir, dataset, mesh, stop, writer))
     phases = {k: PhaseResult.from_json(v) for k, v in left.items()}
     with stop.may_leave(str(workdir)):
+      doing("testing the last network")
       nets = sources.load_networks(workdir, experiment.phases[-1].name)
-      test, more = test_last(experiment, nets, phases, dataset, mesh)
+      last = experiment.phases[-1]
+      test, more = test_networks(experiment, last, nets, phases, dataset, mesh)
     made = made_by(workdir, command)
+    more["seen"] = seen_images(dataset)
     result = make_result(experiment, nets[0], test, phases, made, **more)
     writer.result(summary_numbers(result))
     write_together(workdir / "result.json", result.to_json())
@@ -150,7 +157,7 @@ def place_of(workdir: pathlib.Path, finished: bool = False) -> Place:
     finished: whether all of it is.
   """
   if finished:
-    return Place()
+    return Place(images=lambda d: _facts_of_result(workdir))
   return Place(
     devices=jax.device_count(),
     processes=jax.process_count(),
@@ -158,6 +165,16 @@ def place_of(workdir: pathlib.Path, finished: bool = False) -> Place:
     source=other_run.source,
     installed=is_installed,
   )
+
+
+def _facts_of_result(workdir: pathlib.Path) -> Facts:
+  """What is known of a finished run's images, which may be gone."""
+  result = result_lib.read(workdir)
+  section, seen = result.config["data"], result.seen
+  if section["name"] in KNOWN or seen is None:
+    return named.facts_of(section["name"], section.get("dir", ""))
+  total = section["validation"] + seen.train  # `limit` may have left some out
+  return Facts(total, seen.classes, seen.size, seen.channels)
 
 
 def train_phases(run: Run) -> dict[str, dict[str, Any]]:
@@ -343,23 +360,25 @@ def load_data(d: Data) -> data.Dataset:
   )
 
 
-def test_last(
+def test_networks(
   experiment: Experiment,
+  phase: Phase,
   nets: list[Network],
   phases: Mapping[str, PhaseResult],
   dataset,
   mesh,
 ) -> tuple[Evaluation, dict[str, Any]]:
-  """Tests the last phase's networks; of several, more fields of a `Result`.
+  """Tests a phase's networks; of several, more fields of a `Result`.
 
   Args:
     experiment: of the run.
-    nets: of its last phase.
+    phase: of it.
+    nets: of that phase.
     phases: what each phase left.
     dataset: whose test split is used.
     mesh: over which batches are split.
   """
-  phase, size = experiment.phases[-1], experiment.eval_batch_size
+  size = experiment.eval_batch_size
   if len(nets) == 1 and not phase.options.ensemble.members:
     return evaluate(nets[0], dataset.test, dataset, size, mesh), {}
   return members.test_members(
@@ -399,6 +418,7 @@ def _train_phase(
   c, dataset, mesh = phase.options, run.dataset, run.mesh
   steps_per_epoch = len(dataset.train) // c.batch_size
   seeds, each = member_seeds(c, run.experiment.seed), build.members(c)
+  doing(f"{phase.name}: preparing its networks")
   with run.stop.may_leave(f"config.{phase.name}"):
     meta["sources"] = _identities(c, run.workdir)
     teachers = teaching.load_teachers(c, run.workdir)
@@ -692,7 +712,8 @@ def make_result(
     test: its answers, or those of all.
     phases: by name, in their order.
     made: what made the result.
-    more: fields of several networks, of `members.test_members`.
+    more: the images, and fields of several networks, of
+      `members.test_members`.
   """
   score = more.pop("score", None) or score_lib.score(net.spec, masks=net.masks)
   return Result(
@@ -729,6 +750,23 @@ def made_by(workdir: pathlib.Path, command: str = "") -> Made:
     platform=f"{platform.machine()}, {os.cpu_count()} cores",
     python=platform.python_version(),
     versions={v: importlib.metadata.version(v) for v in packages},
+  )
+
+
+def seen_images(dataset: data.Dataset) -> Images:
+  """What a result keeps of the images of a data set."""
+  _, size, _, channels = dataset.test.images.shape
+  return Images(
+    dataset.name,
+    dataset.fingerprint,
+    len(dataset.train),
+    len(dataset.validation),
+    len(dataset.test),
+    size,
+    channels,
+    dataset.classes,
+    dataset.mean,
+    dataset.std,
   )
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
+import platform
 import shlex
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from jaxr18.deploy.fold import fold
 from jaxr18.deploy.lower import lower
 from jaxr18.deploy.pack import bytes_of_data, pack
 from jaxr18.deploy.program_xla import runner
+from jaxr18.deploy.speed import measure
 from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError, writing
 from jaxr18.host.files import try_writing, write_atomically
@@ -47,19 +50,25 @@ _COMPARED = 100  # images that the compiled C is held against the definition on
 
 
 def export_run(
-  workdir: str, name: str, out: str = "", data_dir: str | None = None
+  workdir: str,
+  name: str,
+  out: str = "",
+  data_dir: str | None = None,
+  phase: str = "",
 ) -> tuple[pathlib.Path, Export]:
   """Writes the file, loads it again, and tests it on the test split.
 
   Args:
     workdir: of a finished run of one network.
     name: of the format, one of `FORMATS`.
-    out: the file, or C's folder; '' is WORKDIR/export/network.SUFFIX, or
-      WORKDIR/export/c.
+    out: the file, or C's folder; '' is network.SUFFIX or c in WORKDIR/export;
+      of a phase that is not the last, in the folder of its name there.
     data_dir: TFDS's folder, in place of the config's.
+    phase: whose network; '' is the last.
 
   Returns:
-    The file, and what the run's result now holds of it.
+    The file, and what is known of it, which of the last phase the run's result
+    now holds too.
 
   Raises:
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
@@ -68,20 +77,24 @@ def export_run(
     ProgramError: C cannot hold a layer; the text names it.
     ImportError: a package that the format needs.
   """
-  folder, opened, result, dataset = reopen(workdir, data_dir)
-  net = sources.load_network(folder)
+  finished = reopen(workdir, data_dir, phase)
+  folder, opened, result, dataset, _ = finished
+  net = sources.load_network(folder, finished.phase.name)
   path = paths.folder(out)
   if not out:
     file = "c" if name == "c" else f"network.{SUFFIXES[name]}"
-    path = folder / "export" / file
+    path = folder / "export" / ("" if finished.is_last else phase) / file
   first = path / "network.h" if name == "c" else path
   try_writing(first, "--out", make_folder=not out or name == "c")
   try_writing(folder / "result.json")
   images, labels = dataset.test.images, dataset.test.labels
   size = min(opened.eval_batch_size, len(images))
   reference = predict(net, images, dataset, size, make_mesh())
+  correct = result.test.correct
+  if not finished.is_last:
+    correct = int((reference.argmax(-1) == labels).sum())
   making = _c if name == "c" else _one_file
-  made = making(name, net, dataset, _provenance(result), path)
+  made = making(name, net, dataset, _provenance(result, correct), path)
   logits = in_batches(made.run, images, size)
   found = compare(logits, reference, labels)
   made.check(logits, reference)
@@ -94,15 +107,28 @@ def export_run(
     found["largest_difference"],
     found["images_beyond_1e-4"],
     **made.about,
+    **({} if name == "c" else _speed(made.run, images)),
   )
   for file, data in made.files.items():
     write_atomically(file, data, "--out")
+  if not finished.is_last:
+    return path, export
   with in_turn(folder):  # another export may have added its own meanwhile
     result = result_lib.read(folder)
     exports = {**result.exports, name: export}
     result = dataclasses.replace(result, exports=exports)
     sealed.write(folder / "result.json", result.to_json())
   return path, export
+
+
+def _speed(run: Callable[[np.ndarray], np.ndarray], images) -> dict[str, Any]:
+  """How fast a file runs here; C's is compiled where it is to run."""
+  found = measure(run, images)
+  return {
+    "milliseconds": found.milliseconds,
+    "images_per_second": found.images_per_second,
+    "measured_on": f"{platform.machine()}, {os.cpu_count()} cores",
+  }
 
 
 class _Made(NamedTuple):
@@ -241,9 +267,9 @@ def by_integers(net: Network, dataset, batch_size: int) -> dict[str, Any]:
   return {"arithmetic": arithmetic, **found}
 
 
-def _provenance(result: Result) -> dict[str, Any]:
+def _provenance(result: Result, correct: int) -> dict[str, Any]:
   return {
-    "test_correct": result.test.correct,
+    "test_correct": correct,
     "test_count": result.test.count,
     "trained_by": result.made.command,
     "exported_by": shlex.join(["python", "-m", "jaxr18.export", *sys.argv[1:]]),
@@ -259,10 +285,9 @@ def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
     test = dataset.test
     tested_on = packed.identity(dataset.name, test.images, test.labels)
     data = pack(net, **how, provenance=provenance, data=tested_on)
-    bits = sum(r.stored_bits for r in score(net.spec, masks=net.masks).rows)
     about = {
       "bytes_of_weights": bytes_of_data(data),
-      "bytes_charged": -(-bits // 8),
+      "bytes_charged": score(net.spec, masks=net.masks).stored_bytes,
     }
     return data, about
   if name == "onnx":

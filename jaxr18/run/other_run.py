@@ -9,11 +9,13 @@ from jaxr18.config.forecast.outlook import (
   outlooks_of_result,
 )
 from jaxr18.config.lift import lift
-from jaxr18.config.network import CHANNELS, CLASSES
 from jaxr18.config.schema import Data
+from jaxr18.data import named
+from jaxr18.data.facts import CIFAR10, DataError, Facts
 from jaxr18.deploy import torch_weights
 from jaxr18.host import paths
 from jaxr18.host.workdir import WorkdirError
+from jaxr18.run.parts import Images
 from jaxr18.run.result import read
 from jaxr18.train.files import mend_checkpoint
 
@@ -28,9 +30,9 @@ def source(data: Data, name: str) -> Source:
     data: of the run that is to take them.
     name: as the config has it.
   """
-  path = paths.folder(name)
+  path, here = paths.folder(name), _facts(data)
   if torch_weights.is_name(path):
-    return _weights(path)
+    return _weights(path, here)
   try:
     result = read(path)
     outlooks = outlooks_of_result(result.to_json(), name)
@@ -42,11 +44,37 @@ def source(data: Data, name: str) -> Source:
   except (ValueError, KeyError, TypeError) as e:
     return Source(faults=(("", repr(e)),))
   faults = _data_faults(data, was["name"], held_out)
+  if not faults and result.seen is not None:
+    faults = _other_images(here, result.seen)
   kept = path / phase / "checkpoints" / str(left.step)
   if not kept.is_dir():
     mend = f"there is no {kept} any more; {mend_checkpoint(kept)}"
     faults = [("", mend), *faults]
   return Source(outlooks, tuple(faults))
+
+
+def _facts(data: Data) -> Facts:
+  """Those of the section; what is wrong with it is told elsewhere."""
+  try:
+    return named.facts_of(data.name, data.dir)
+  except DataError:
+    return CIFAR10
+
+
+def _other_images(here: Facts, seen: Images) -> list[tuple[str, str]]:
+  """A file of the same name that was another one."""
+  there = seen.classes, seen.size, seen.channels
+  if there == (here.classes, here.size, here.channels):
+    return []
+  return [
+    (
+      "must be of a run on the same images: it has seen {} classes, {} pixels a"
+      " side and {} channels, and here they are {}, {} and {}".format(
+        *there, here.classes, here.size, here.channels
+      ),
+      "train one on these data first",
+    )
+  ]
 
 
 def _data_faults(
@@ -75,7 +103,7 @@ def _data_faults(
   ]
 
 
-def _weights(path: pathlib.Path) -> Source:
+def _weights(path: pathlib.Path, here: Facts) -> Source:
   """The network of a file of PyTorch's, which takes images as ours."""
   try:
     net = torch_weights.load(path)
@@ -87,8 +115,8 @@ def _weights(path: pathlib.Path) -> Source:
       "give weights that were trained on these data",
     )
     for what, got, want in (
-      ("tell {} classes apart", net.spec.head.classes, CLASSES),
-      ("take images of {} channels", net.spec.channels, CHANNELS),
+      ("tell {} classes apart", net.spec.head.classes, here.classes),
+      ("take images of {} channels", net.spec.channels, here.channels),
     )
     if got != want
   )

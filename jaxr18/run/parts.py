@@ -105,6 +105,9 @@ class Export:
     bytes_of_weights, bytes_charged: of a packed file, without its description,
       and by the on-disk score.
     bytes_of_memory: of a C program: its static arrays that are written to.
+    milliseconds: of one image alone, where the file was written.
+    images_per_second: there, in batches of `deploy.speed.BATCH`.
+    measured_on: that machine.
   """
 
   file: str
@@ -117,10 +120,38 @@ class Export:
   bytes_of_weights: int | None = None
   bytes_charged: int | None = None
   bytes_of_memory: int | None = None
+  milliseconds: float | None = None
+  images_per_second: float | None = None
+  measured_on: str | None = None
 
   @property
   def accuracy(self) -> float:
     return self.correct / self.count
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """The images that a run has seen.
+
+  Attributes:
+    name: of the data set; of a person's own, of the file alone.
+    fingerprint: the same where all images and labels are.
+    train, validation, test: how many.
+    size, channels: of each.
+    classes: that are told apart.
+    mean, std: of each channel of the training images, in units of 0..1.
+  """
+
+  name: str
+  fingerprint: str
+  train: int
+  validation: int
+  test: int
+  size: int
+  channels: int
+  classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,6 +344,9 @@ def export_of(at: Checked) -> Export:
     bytes_of_weights=at.maybe("bytes_of_weights", Checked.whole),
     bytes_charged=at.maybe("bytes_charged", Checked.whole),
     bytes_of_memory=at.maybe("bytes_of_memory", Checked.whole),
+    milliseconds=at.maybe("milliseconds", Checked.number),
+    images_per_second=at.maybe("images_per_second", Checked.number),
+    measured_on=at.maybe("measured_on", Checked.text),
   )
 
 
@@ -320,6 +354,18 @@ def export_to_json(e: Export) -> dict[str, Any]:
   out = plain(e) | {"accuracy": e.accuracy}
   out["images_beyond_1e-4"] = out.pop("images_apart")
   return out
+
+
+def images_of(at: Checked) -> Images:
+  whole = ("train", "test", "size", "channels", "classes")
+  return Images(
+    name=at.at("name").text(),
+    fingerprint=at.at("fingerprint").text(),
+    validation=at.at("validation").whole(),
+    mean=numbers(at.at("mean")),
+    std=numbers(at.at("std")),
+    **{name: at.at(name).whole(1) for name in whole},
+  )
 
 
 def made_of(at: Checked) -> Made:

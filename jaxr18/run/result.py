@@ -13,13 +13,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxr18.cost import memory
 from jaxr18.cost.figures import Score
 from jaxr18.host import sealed
 from jaxr18.host.checked import Checked, OddValueError
 from jaxr18.host.workdir import WorkdirError, read_result
 from jaxr18.nn.spec import NetSpec
 from jaxr18.run import parts
-from jaxr18.run.parts import Answers, Export, Made, Member, PhaseResult, Vote
+from jaxr18.run.parts import (
+  Answers,
+  Export,
+  Images,
+  Made,
+  Member,
+  PhaseResult,
+  Vote,
+)
 
 FORMAT = 3  # 2 was the first with a hash, and 1 had no format
 _NAME = "jaxr18 result "
@@ -48,6 +57,7 @@ class Result:
     votes, vote, weights: of an ensemble: what each way to vote answers, the
       chosen one, the weights of the weighted one.
     exports: by format.
+    seen: the images; None of a result from before it was kept.
   """
 
   test: Answers
@@ -66,6 +76,7 @@ class Result:
   vote: str | None = None
   weights: tuple[float, ...] | None = None
   exports: Mapping[str, Export] = dataclasses.field(default_factory=dict)
+  seen: Images | None = None
 
   @property
   def is_population(self) -> bool:
@@ -82,6 +93,11 @@ class Result:
   def kept(self) -> int:
     """Kernels' weights that no mask removes."""
     return sum(row.kept for row in self.score.rows)
+
+  @property
+  def activation_bytes(self) -> int:
+    """What the activations of one image need at most, one member at a time."""
+    return max(memory.peak(s).bytes for s in self.specs or (self.spec,))
 
   @property
   def hash(self) -> str:
@@ -107,6 +123,8 @@ class Result:
     }
     for name in ("jaxr18", "commit", "changed"):
       out.setdefault(name, None)  # that it is not known is said
+    if self.seen is not None:
+      out["images"] = parts.plain(self.seen)
     if self.members:
       mean, std = accuracy_of(self.members)
       out["members"] = [parts.member_to_json(m) for m in self.members]
@@ -154,6 +172,7 @@ class Result:
       vote=at.maybe("vote", Checked.text),
       weights=at.maybe("weights", parts.numbers),
       exports=at.maybe("export", lambda x: x.by_name(parts.export_of)) or {},
+      seen=at.maybe("images", parts.images_of),
     )
     if "members" not in at.value:
       return result

@@ -9,16 +9,22 @@ import jax.numpy as jnp
 
 from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, matching_blocks, shrink
+from jaxr18.config.experiment import Experiment, Phase
 from jaxr18.config.faults import ConfigError
 from jaxr18.deploy import torch_weights
 from jaxr18.host import paths, sealed
+from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
 from jaxr18.host.paths import names
 from jaxr18.nn import network
 from jaxr18.nn.network import Network
-from jaxr18.nn.spec import BOUNDS, NetSpec
+from jaxr18.nn.spec import BOUNDS, FLOAT_BITS, NetSpec
 from jaxr18.train import checkpoint
 from jaxr18.train.files import read_phase
+
+
+class FloatError(ToldError):
+  """No network in 32 bits stands behind a quantized one."""
 
 
 def load_network(workdir: pathlib.Path, source: str = "") -> Network:
@@ -57,6 +63,36 @@ def load_other(name: str) -> list[Network]:
   """Loads the networks of another run's workdir, or of a file of PyTorch's."""
   path = paths.folder(name)
   return _load(path, name if torch_weights.is_name(path) else "")
+
+
+def load_float(
+  workdir: pathlib.Path, experiment: Experiment, phase: Phase
+) -> tuple[Network, str]:
+  """A phase's network in 32 bits, or the one that it was made of.
+
+  Args:
+    workdir: of the run.
+    experiment: of the workdir.
+    phase: of it; of a quantized one `start.init` is followed, again and again.
+
+  Returns:
+    The network, and whose it is.
+
+  Raises:
+    FloatError: what it began with is quantized too, or was new.
+  """
+  phases = {p.name: p for p in experiment.phases}
+  net, whose = load_network(workdir, phase.name), phase.name
+  while any(min(x.w_bits, x.a_bits) < FLOAT_BITS for x in net.spec.layers()):
+    source = phases[whose].options.start.init if whose in phases else ""
+    if not source:
+      raise FloatError(
+        f"{workdir}: the network of {whose} is quantized and began with no"
+        " other one, expected one in 32 bits; give --phase of a float phase, or"
+        " the --workdir of its float run"
+      )
+    net, whose = load_network(workdir, source), source
+  return net, whose
 
 
 def load_for(

@@ -145,11 +145,12 @@ def _work(study, searched, workdir, dataset, mesh, stop) -> None:
       print(f"{workdir}: {first} of {wanted} trials are finished", flush=True)
     if work.untrained:
       print(
-        f"{work.untrained} candidates were over the budget of"
-        f" {searched.chosen.score_budget:g} or seen before, and not trained"
+        f"{work.untrained} candidates were over a budget or seen before, and"
+        " not trained"
       )
     print(
-      f"trial {work.number}{' goes on' if work.begun else ''}:"
+      f"trial {work.number}{' goes on' if work.begun else ''},"
+      f" {count(storage.rows(study)) + 1} of {wanted}:"
       f" {describe_candidate(work.params)}; score {work.score:.6f}",
       flush=True,
     )

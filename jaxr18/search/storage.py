@@ -176,22 +176,25 @@ def note(study: Study, number: int, **attributes: Any) -> None:
     study.storage.set_trial_user_attr(_id(study, number), name, value)
 
 
-def charge(study: Study, number: int, score: float, budget: float) -> bool:
+def charge(
+  study: Study, number: int, score: float, over: Mapping[str, float]
+) -> bool:
   """Keeps a trial's score, where the sampler finds it too.
 
   Args:
     study: the study.
     number: of the trial.
     score: of its network.
-    budget: that no score may exceed.
+    over: by how much it is over each budget; 0 or less fits.
 
   Returns:
-    Whether the score is within the budget.
+    Whether it is within all budgets.
   """
-  note(study, number, score=score)
   trial = _optuna().Trial(study.optuna, _id(study, number))
-  trial.set_constraint("score", score - budget)
-  return score <= budget
+  for name, excess in over.items():
+    trial.set_constraint(name, excess)
+  note(study, number, score=score)
+  return max(over.values()) <= 0
 
 
 def finish(

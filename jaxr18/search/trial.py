@@ -13,7 +13,12 @@ import numpy as np
 from jaxr18.config.experiment import Experiment, Place, Source
 from jaxr18.config.forecast.outlook import Outlook, outlooks_of_networks
 from jaxr18.config.reading import parse
-from jaxr18.config.search import candidate_values, dimensions, per_layer_score
+from jaxr18.config.search import (
+  candidate_values,
+  dimensions,
+  over_budgets,
+  per_layer_score,
+)
 from jaxr18.cost.score import score
 from jaxr18.host.locks import OccupiedError, alone_in, in_turn
 from jaxr18.host.paths import names
@@ -103,7 +108,8 @@ def _take_up(study: Study, row, searched, workdir) -> Work | None:
       study, number, storage.FAILED, reason="killed before it was scored"
     )
     return None
-  if row["score"] > searched.chosen.score_budget:
+  _, over = _over(searched, row["params"], _init_of(searched))
+  if max(over.values()) > 0:
     storage.finish(study, number, storage.OVER)
     return None
   folder, lock = _folder(workdir, number), contextlib.ExitStack()
@@ -126,10 +132,8 @@ def _ask(
   The sampler may choose the same one twice, which would train to the same bits:
   then one is drawn that the study has not had.
   """
-  search = searched.chosen
-  choices, budget = dimensions(search), search.score_budget
-  lowest, init = float("inf"), _init_of(searched)
-  place = Place(source=lambda data, name: Source(init))
+  choices, lowest = dimensions(searched.chosen), float("inf")
+  init = _init_of(searched)
   seen = {_key(row["params"]) for row in storage.rows(study)}
   for untrained in range(MOST_UNTRAINED):
     if len(seen) >= math.prod(map(len, choices.values())):
@@ -142,9 +146,8 @@ def _ask(
         storage.suggest(study, other)
       continue
     seen.add(_key(params))
-    candidate = parse(candidate_values(searched.values, params), place)
-    planned = per_layer_score(candidate.phases[0])
-    if storage.charge(study, number, planned, budget):
+    planned, over = _over(searched, params, init)
+    if storage.charge(study, number, planned, over):
       folder, lock = _folder(workdir, number), contextlib.ExitStack()
       lock.enter_context(alone_in(folder))
       return Work(number, params, planned, folder, lock, False, untrained)
@@ -157,15 +160,33 @@ def _ask(
   lowest = min([lowest, *(r["score"] for r in rows if r["score"] is not None)])
   if exhausted(rows, choices):
     raise StudyError(
-      f"all {len(seen)} candidates are over config.search.score_budget"
-      f" (={budget}), the cheapest at {lowest:.6f}; raise it, or let the search"
-      " choose among more networks, in a new --workdir"
+      f"all {len(seen)} candidates are over {_budgets(searched)}, the cheapest"
+      f" at a score of {lowest:.6f}; raise it, or let the search choose among"
+      " more networks, in a new --workdir"
     )
   raise StudyError(
-    f"{MOST_UNTRAINED} candidates in a row were over"
-    f" config.search.score_budget (={budget}), the cheapest at {lowest:.6f};"
-    " raise it, or let the search choose among more networks, in a new"
-    " --workdir"
+    f"{MOST_UNTRAINED} candidates in a row were over {_budgets(searched)}, the"
+    f" cheapest at a score of {lowest:.6f}; raise it, or let the search choose"
+    " among more networks, in a new --workdir"
+  )
+
+
+def _over(
+  searched: Experiment, params: Mapping[str, Any], init: list[Outlook]
+) -> tuple[float, dict[str, float]]:
+  """A candidate's score, and by how much it is over each budget."""
+  place = Place(source=lambda data, name: Source(init))
+  candidate = parse(candidate_values(searched.values, params), place)
+  (phase,) = candidate.phases
+  return per_layer_score(phase), over_budgets(phase, searched.chosen)
+
+
+def _budgets(searched: Experiment) -> str:
+  """The budgets that there are, as a config has them."""
+  names = ("score_budget", "memory_budget", "bytes_budget")
+  found = {name: getattr(searched.chosen, name) for name in names}
+  return " or ".join(
+    f"config.search.{name} (={value})" for name, value in found.items() if value
   )
 
 

@@ -126,7 +126,7 @@ class TestLosses:
     net = network.init(jax.random.key(0), SPEC)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 8, 3))
     before = allocate._divergence._cache_size()
-    losses = allocate.bit_losses(net, BITS, list(images))
+    losses = allocate.bit_losses(net, BITS, list(images)).losses
     return net, images, losses, allocate._divergence._cache_size() - before
 
   def test_every_layer_and_number_of_bits(self, measured):
@@ -158,7 +158,7 @@ class TestLosses:
 
   def test_of_four_levels(self, measured):
     net, images, losses, _ = measured
-    found = allocate.bit_losses(net, BITS, list(images), "four_levels")
+    found = allocate.bit_losses(net, BITS, list(images), "four_levels").losses
     for unit, row in found.items():
       assert row[8] == losses[unit][8] and row[2] != losses[unit][2]
     masks = jax.tree.map(lambda m: m, net.masks)
@@ -180,6 +180,13 @@ class TestLosses:
     net = dataclasses.replace(measured[0], **change)
     with pytest.raises(ValueError, match=told):
       allocate.bit_losses(net, bits, list(measured[1][:images]))
+
+
+def test_what_is_not_told_apart():
+  losses = {"a": {8: 0.0, 4: 0.5}, "b": {8: 0.1, 4: 0.12}, "c": {8: 0.1}}
+  errors = {"a": {8: 0.01, 4: 0.1}, "b": {8: 0.01, 4: 0.01}, "c": {8: 9.0}}
+  found = allocate.Measured(losses, errors)
+  assert found.undecided({"a": 4, "b": 4, "c": 8, "unmeasured": 8}) == ["b"]
 
 
 def run_command(*flags):

@@ -302,8 +302,10 @@ class TestLoad:
       load(prepared, tmp_path, **kwargs)
 
   def test_refuses_unknown_names(self):
-    with pytest.raises(ValueError, match="'mnist'.*'cifar10', 'digits'"):
+    with pytest.raises(data.DataError, match="'mnist'.*cifar10.*no folder"):
       data.load("mnist")
+    with pytest.raises(data.DataError, match="did you mean cifar10?"):
+      data.load("cifra10")
 
   def test_takes_tfdss_variable(self, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))

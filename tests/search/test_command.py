@@ -370,6 +370,24 @@ class TestWork:
     with pytest.raises(storage.StudyError, match="all 12 candidates .*0.000"):
       trial.find_work(study, config, tmp_path, 2)
 
+  def test_budgets_of_bytes(self, tmp_path):
+    budgets = dict(search__score_budget=1.0, search__memory_budget=4_000)
+    config = load(**budgets)
+    study = begin(config, tmp_path)
+    seen = []
+    while work := trial.find_work(study, config, tmp_path, 99):
+      work.lock.close()
+      storage.finish(study, work.number, storage.COMPLETE, 0.5)
+      seen.append(work.params["widths1"])
+    assert seen == [4] * 6  # 8 channels of 8x8 thrice are 6,144 bytes
+    config = load(**budgets, search__bytes_budget=100)
+    other = tmp_path / "other"
+    other.mkdir()
+    study = begin(config, other)
+    told = r"over .*score_budget.*memory_budget \(=4000\).*bytes_budget"
+    with pytest.raises(storage.StudyError, match=told):
+      trial.find_work(study, config, other, 2)
+
   def test_a_copied_folder_is_another_one(self, tmp_path):
     """In one database: what runs in the first does not go on in the copy."""
     config = load()

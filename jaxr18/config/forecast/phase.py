@@ -12,6 +12,7 @@ from jaxr18.config.forecast.outlook import Outlook, Tell
 from jaxr18.config.forecast.pruning import pruned
 from jaxr18.config.forecast.start import Sources, start_of
 from jaxr18.config.schema import PhaseOptions
+from jaxr18.data.facts import Facts
 from jaxr18.host.paths import names
 from jaxr18.nn.network import stage_sides
 from jaxr18.nn.spec import has_four_levels
@@ -22,6 +23,7 @@ def foresee(
   name: str,
   sources: Sources,
   steps: int,
+  images: Facts,
   fault: Tell,
 ) -> list[Outlook] | None:
   """Makes the outlooks of a phase's networks: one, or its members'.
@@ -32,6 +34,7 @@ def foresee(
     sources: of `init`, `rewind` and `ensemble.members`, each all that the field
       names; None where one of them cannot be read.
     steps: of training.
+    images: that the networks are to see.
     fault: is told what cannot be.
 
   Returns:
@@ -48,7 +51,7 @@ def foresee(
 
   out, plan = [], build.plan(c.prune, steps)
   for member in range(c.population.size):
-    one = start_of(c, sources, member, tell)
+    one = start_of(c, sources, member, images, tell)
     if one is not None and not told and plan is not None:
       origin = (*one.masks, (name, member))
       one = pruned(one, plan, steps, origin, tell)

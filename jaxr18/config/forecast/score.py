@@ -39,6 +39,12 @@ def per_layer_of(o: Outlook) -> float | None:
   return per_layer_figure(found.rows).total if found.rows else None
 
 
+def stored_bytes_of(o: Outlook) -> int | None:
+  """What the on-disk figure will charge; None where it is unknown."""
+  rows = _score(o, 1).rows
+  return -(-sum(row.stored_bits for row in rows) // 8) if rows else None
+
+
 def _score(o: Outlook, views: int) -> Score | Bounds:
   """Of one network."""
   layers = o.spec.layers()

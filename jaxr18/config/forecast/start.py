@@ -18,6 +18,7 @@ from jaxr18.compress.shrink import (
 from jaxr18.config.forecast.outlook import Outlook, Tell, outlook_of
 from jaxr18.config.network import misfit, network_spec, quantized
 from jaxr18.config.schema import PhaseOptions
+from jaxr18.data.facts import Facts
 from jaxr18.nn.forms import convolutions, form_of
 from jaxr18.nn.spec import NetSpec
 
@@ -25,7 +26,7 @@ Sources = Mapping[str, list[Outlook] | None]
 
 
 def start_of(
-  c: PhaseOptions, sources: Sources, member: int, tell: Tell
+  c: PhaseOptions, sources: Sources, member: int, images: Facts, tell: Tell
 ) -> Outlook | None:
   """Predicts the network that one member of a phase begins with.
 
@@ -33,19 +34,19 @@ def start_of(
     c: of the phase.
     sources: what is known of the networks that each field names.
     member: its number in the population.
+    images: that the network is to see.
     tell: is told each field that does not fit, what it must be and the mend.
 
   Returns:
     None where there can be no such network, or where nothing is known of it.
   """
+  own = network_spec(c.network, images)
   if not c.start.init:
-    return outlook_of(network_spec(c.network))
+    return outlook_of(own)
   base = _taken(c, "start.init", sources["start.init"], member, tell)
   if base is None:
     missing = sources["start.init"] is None and not c.start.shrink
-    return (
-      outlook_of(network_spec(c.network), c.start.init) if missing else None
-    )
+    return outlook_of(own, c.start.init) if missing else None
   if c.start.rewind and sources["start.rewind"] is not None:
     to = _taken(c, "start.rewind", sources["start.rewind"], member, tell)
     if to is not None and to.fixed and base.fixed and to.spec != base.spec:
@@ -57,7 +58,6 @@ def start_of(
       )
   if c.start.shrink:
     return _shrunk(c, base, tell)
-  spec = network_spec(c.network)
   if not base.fixed:
     tell(
       "start.init",
@@ -66,14 +66,14 @@ def start_of(
       "set shrink=True, which takes what init has",
     )
     return None
-  if difference := misfit(spec, base.spec):
+  if difference := misfit(own, base.spec):
     tell(
       "start.init",
       f"must have the layers of `network`: {difference}",
       "give both the same widths, blocks and strides",
     )
     return None
-  return _in_form(spec, base, tell)
+  return _in_form(own, base, tell)
 
 
 def _taken(c, field, found, member: int, tell: Tell) -> Outlook | None:
