@@ -66,9 +66,6 @@ def _task(name: str, entries, figure: str, drawn: Drawn) -> dict[str, Any]:
   every = entry.all_points(entries, figure)
   best = ", ".join(p.label for p in points.front(every))
   head, *rows = entry.overview_texts(entries)
-  sources = {
-    p["label"]: g["source"] for g in points.sources() for p in g["points"]
-  }
   return {
     "name": name,
     "picture": drawn.get((name, "pareto")),
@@ -77,7 +74,8 @@ def _task(name: str, entries, figure: str, drawn: Drawn) -> dict[str, Any]:
     "head": head,
     "rows": rows,
     "published": [
-      [p.label, f"{100 * p.accuracy:.2f}", f"{p.score:.4f}", sources[p.label]]
+      [p.label, f"{100 * p.accuracy:.2f}", f"{p.score:.4f}",
+       "; ".join(p.detail.splitlines())]
       for p in points.reference_points()
     ] if entry.is_published(entries) else [],
   }  # fmt: skip

@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxr18.config import faults
@@ -24,7 +24,8 @@ from jaxr18.run.result import Result
 
 GOAL = 0.9  # the accuracy that the score asks for, on the published task
 REFERENCES = pathlib.Path(__file__).with_name("reference_points.json")
-SERIES = ("published results", "published, recounted")  # as in that file
+# As in that file.
+SERIES = ("published results", "published, recounted", "benchmarks, libraries")
 
 
 class Task(NamedTuple):
@@ -101,7 +102,9 @@ class Group(NamedTuple):
 
 
 def task_of(result: Result) -> Task:
-  name = shown(result.config["data"]["name"])
+  name = shown(
+    result.seen.name if result.seen else result.config["data"]["name"]
+  )
   return Task(name, result.images, result.spec.head.classes)
 
 
@@ -126,11 +129,26 @@ def reference_points() -> list[Point]:
       point["accuracy"] / 100,
       point["score"],
       series=series,
-      detail=f"from: {group['source']}",
+      detail="\n".join(_origin(point, group["source"])),
     )
     for series, group in zip(SERIES, sources(), strict=True)
     for point in group["points"]
   ]
+
+
+def _origin(point: Mapping[str, Any], source: str) -> Iterator[str]:
+  """Whose a public point is, what more is known, and who has run it."""
+  if owner := point.get("owner"):
+    yield f"by {owner}"
+  if more := point.get("more"):
+    yield more
+  if "run" in point:
+    yield (
+      "accuracy of the published file, run on all 10,000 test images"
+      if point["run"]
+      else "accuracy as published, not run again"
+    )
+  yield f"from: {source}"
 
 
 def front(points: Sequence[Point]) -> list[Point]:

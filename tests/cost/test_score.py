@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxr18.config import file as configfile
+from jaxr18.config.reading import parse
 from jaxr18.cost.macs import count_macs
 from jaxr18.cost.score import per_network_score, score
 from jaxr18.cost.solve import scale_widths, score_many, solve
@@ -580,3 +582,14 @@ class TestCommand:
     done = self.run(*flags)
     assert done.returncode == status
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_industrys_own_network():
+  """MLPerf Tiny's ResNet-8, by its published counts."""
+  values = configfile.load("configs/resnet8.py")
+  (outlook,) = parse(values).phases[-1].outlooks
+  found = score(outlook.spec)
+  assert sum(row.weights for row in found.rows) == 77_360
+  assert found.macs == 12_501_632
+  assert {(row.w_bits, row.a_bits) for row in found.rows} == {(8, 8)}
+  assert round(found.per_layer.total, 4) == 0.0147
