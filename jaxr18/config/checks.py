@@ -374,6 +374,8 @@ PHASE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Draft], Found]], ...] = (
 
 def calibration_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
   """Checks that a layer has a bound where calibration is configured."""
+  if c.network.sum_bits != _default(Network, "sum_bits"):
+    return
   if not any(x.a_bits < HALF_BITS for x in layers):
     asked = [("network.scales", c.network.scales, _default(Network, "scales"))]
     asked += [
@@ -428,7 +430,8 @@ def bounds_fit(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
       "give some layers such a w_bits in network.bits, or set"
       " network.inner_bits",
     )
-  if kernels or any(map(has_bound, layers)):
+  sums = c.network.sum_bits != _default(Network, "sum_bits")
+  if kernels or sums or any(map(has_bound, layers)):
     return
   for field in Bounds.model_fields:
     if getattr(c.bounds, field) != _default(Bounds, field):

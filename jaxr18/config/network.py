@@ -1,5 +1,6 @@
 """A phase's network section -> its `NetSpec`, or all that is wrong with it."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -44,7 +45,8 @@ def quantized(spec: NetSpec, network: Network) -> NetSpec:
     # The first layer and the last cost little and lose most.
     rules = (("stem|head", 8, 8), (".*", inner, inner))
   how = network.scales, network.w_scales, network.two_bits
-  return with_bits(spec, rules, *how)
+  spec = with_bits(spec, rules, *how)
+  return dataclasses.replace(spec, sum_bits=network.sum_bits)
 
 
 def _by_stage(network, images: Facts) -> NetSpec:

@@ -29,7 +29,7 @@ from jaxr18.config.fields import (
   section_of,
   walk,
 )
-from jaxr18.nn.spec import BITS
+from jaxr18.nn.spec import BITS, SUM_BITS
 
 # The names that nn/ and compress/ know; tests hold them equal.
 Calibration = Literal["mse", "percentile", "absmax", "lsq"]
@@ -160,6 +160,11 @@ class Network(Section):
     0,
     "in place of bits: of every layer but stem and head, which have 8; 0 is"
     " off, else 2 to 8 or 16",
+  )
+  sum_bits: Annotated[int, one_of(SUM_BITS, "choose one")] = field(
+    32,
+    "of residual sums and their operands, on one learned scale of each block:"
+    " 4 to 16, or 32, unquantized",
   )
   scales: Scales = field(
     "lsq",

@@ -23,7 +23,7 @@ from jaxr18.nn.network import (
 )
 from jaxr18.nn.quantize import SMALLEST_BOUND, kernel_codes
 from jaxr18.nn.resnet import BATCH_NORM_EPSILON
-from jaxr18.nn.spec import HALF_BITS, Layer, batch_norm_of
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, Layer, batch_norm_of
 
 Folded = dict[str, dict[str, np.ndarray]]
 
@@ -43,6 +43,8 @@ def fold(net: Network) -> Folded:
       bias: float32 [out], behind the layers that batch norm follows, and the
         head's.
       input_bound: float32 scalar, where the input has one.
+    For each block, where residual sums are quantized:
+      sum_bound: float32 scalar.
 
   Raises:
     ValueError: stacked networks, or masks on four levels.
@@ -68,7 +70,13 @@ def fold(net: Network) -> Folded:
   }
   bits = tuple(integers[path][1:] for path in sorted(integers))
   codes = jax.device_get(_all_codes(kernels, bits))
-  return {x.path: _layer(x, params, stats, codes) for x in layers}
+  folded = {x.path: _layer(x, params, stats, codes) for x in layers}
+  if net.spec.sum_bits == FLOAT_BITS:
+    return folded
+  return folded | {
+    name: {"sum_bound": _bound(params[name]["sum_bound"])}
+    for name, _ in net.spec.blocks()
+  }
 
 
 @functools.partial(jax.jit, static_argnames="bits")
@@ -103,8 +111,12 @@ def _layer(layer: Layer, params, stats, codes) -> dict[str, np.ndarray]:
   if bias is not None:
     out["bias"] = np.float32(bias)
   if "input_bound" in node:
-    out["input_bound"] = np.float32(max(node["input_bound"], SMALLEST_BOUND))
+    out["input_bound"] = _bound(node["input_bound"])
   return out
+
+
+def _bound(learned) -> np.ndarray:
+  return np.float32(max(learned, SMALLEST_BOUND))
 
 
 def hwio(layer: Layer) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
-"""Evaluation of a folded network with integers, as a device without floats
-would: int8 times int8, summed in int32.
+"""Evaluation of a folded network whose products are of integers: int8 times
+int8, summed in int32.
 
 Inputs are rounded to codes, codes are convolved, and a sum becomes a float
 once, by one factor for each output channel and a bias. Residual sums, ReLU and
-pooling stay in float32, and so does a layer whose weights or inputs are floats.
+pooling are in float32, and so is a layer whose weights or inputs are floats.
+`program.py` defines what a device without floats computes.
 
 The simulation in `nn/resnet.py`, which trains, multiplies the same codes as
 floats, already scaled. Both are the same but for float32's rounding, which
@@ -25,7 +26,7 @@ from jaxr18.deploy import packed
 from jaxr18.deploy.fold import Folded
 from jaxr18.nn import quantize
 from jaxr18.nn.conv import conv
-from jaxr18.nn.spec import HALF_BITS, Layer, NetSpec
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, Layer, NetSpec
 
 ARITHMETIC = ("int8", "float32")
 _TOLERANCE = 2.0**-20  # of float32's sums, relative to the largest
@@ -117,13 +118,24 @@ def _run(folded, spec, images, arithmetics, path):
     y = sums * factor
     return y + numbers["bias"] if "bias" in numbers else y
 
+  def on_grid(operands, block, signed):
+    if spec.sum_bits == FLOAT_BITS:
+      return functools.reduce(jnp.add, operands)
+    bound = folded[block]["sum_bound"]
+    codes = [
+      quantize.sum_codes(v, bound, spec.sum_bits, signed) for v in operands
+    ]
+    step = quantize.input_step(bound, spec.sum_bits, True)
+    return functools.reduce(jnp.add, codes) * step
+
   logits = packed.walk(
     units(spec),
     images,
     apply,
     relu=jax.nn.relu,
-    add=jnp.add,
+    add=lambda y, x, block: on_grid((y, x), block, True),
     mean=_mean,
+    enter=lambda x, block: on_grid((x,), block, False),
   )
   return logits[:, 0, 0], wrong
 

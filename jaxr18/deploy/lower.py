@@ -32,24 +32,32 @@ class ProgramError(ToldError):
   """A network that integers alone cannot hold."""
 
 
-def lower(network: dict, arrays: dict, sum_bits: int = SUM_BITS) -> Program:
+def lower(network: dict, arrays: dict, sum_bits: int | None = None) -> Program:
   """Makes a packed network's steps.
 
-  The residual sums' grids reach as far as the weights allow, so nothing
+  Residual sums that were trained on grids stay on these. Those that were
+  trained as floats get grids that reach as far as the weights allow, so nothing
   saturates there.
 
   Args:
     network, arrays: as `packed.read` gives them.
-    sum_bits: of residual sums and their operands, 2 to 24.
+    sum_bits: of residual sums and their operands, 2 to 24, where they were
+      trained as floats; None is 16, or what they were trained in.
 
   Raises:
     ProgramError: a layer that integers cannot hold; the text names it.
   """
-  return _Builder(network, arrays, sum_bits).build()
+  trained = network.get("sum_bits")
+  if None not in (trained, sum_bits) and trained != sum_bits:
+    raise ProgramError(
+      f"residual sums were trained in {trained} bits, not in {sum_bits}: leave"
+      " --sum_bits out"
+    )
+  return _Builder(network, arrays, trained or sum_bits or SUM_BITS).build()
 
 
 def load(path: str) -> tuple[Callable[[np.ndarray], np.ndarray], Program]:
-  """A function from images to float logits by NumPy, and the program.
+  """Makes a function from images to float logits by NumPy, and the program.
 
   Raises:
     packed.PackedError: the file cannot be read.
@@ -115,6 +123,8 @@ class _Builder:
     up = np.maximum(real.high, 0)
     largest = 2**self.sum_bits - 1
     step = _step(up.max(), largest)
+    first = next(u.split("/")[0] for u in self.units if "/" in u)
+    step = self.trained_step(first) or step
     return self.finish(last, real, x, step, (0, largest), up)
 
   def block(self, name: str, x: _Grid) -> _Grid:
@@ -128,7 +138,8 @@ class _Builder:
       proj = self.chain(f"{name}/proj", x)
     up = x.high if proj is None else proj[1].high
     sizes = [real.low, real.high, up, *([proj[1].low] if proj else [])]
-    step = _step(max(np.abs(s).max() for s in sizes), self.signed)
+    step = self.trained_step(name)
+    step = step or _step(max(np.abs(s).max() for s in sizes), self.signed)
     ends = -self.signed, self.signed
     out = np.maximum(real.high + up, 0)
     if proj is not None:
@@ -137,6 +148,13 @@ class _Builder:
     shortcut = _rescale(x.step / step, 0, (0, self.signed))
     more = dict(plus=x.name, shortcut=shortcut)
     return self.finish(last, real, mid, step, ends, out, **more)
+
+  def trained_step(self, block: str) -> np.float64 | None:
+    """The step of a block's sums, where they were trained on a grid."""
+    bound = self.arrays.get(f"{block}.sum_bound")
+    if bound is None:
+      return None
+    return np.float64(np.float32(bound) * np.float32(1 / self.signed))
 
   def head(self, x: _Grid) -> int:
     """Returns the binary places of the logits."""

@@ -19,7 +19,9 @@ with NumPy alone. By layer path there are
   PATH.input_bound  float32: the largest input that can be represented. Levels
                     are 0 .. 2**b - 1, or -n .. n, n = 2**(b-1) - 1, of signed
                     ones; one step is bound / levels. Without it the bound is
-                    the largest of each image.
+                    the largest of each image;
+  BLOCK.sum_bound   float32: the largest operand of the block's residual sum,
+                    where sums have `sum_bits`. Levels are a signed input's.
 
 Which form a kernel takes is `jaxr18.cost.kept.encodings`' choice, as the
 *on disk* figure of the score charges it; a tensor ends on a whole byte.
@@ -86,6 +88,12 @@ def pack(
     )
     entry = _tensors(layer, numbers, mask, encoding)
     tensors |= {f"{layer.path}.{k}": v for k, v in entry.items()}
+  sums = {
+    f"{name}.sum_bound": folded[name]["sum_bound"]
+    for name, _ in net.spec.blocks()
+    if name in folded
+  }
+  tensors |= sums
   network = {
     "spec": json.loads(net.spec.to_json()),
     "units": units,
@@ -99,6 +107,8 @@ def pack(
   }
   if data is not None:
     network["data"] = data
+  if sums:
+    network["sum_bits"] = net.spec.sum_bits
   return _container(network, tensors)
 
 
@@ -151,7 +161,7 @@ def _tensors(layer, folded, mask, encoding) -> dict[str, np.ndarray]:
 def _container(network: dict, tensors: dict[str, np.ndarray]) -> bytes:
   """A safetensors file; floats first, so that all are aligned."""
   meta = {
-    "format": packed.FORMAT,
+    "format": packed.WITH_SUMS if "sum_bits" in network else packed.FORMAT,
     "sha256": packed.BLANK.decode(),
     "network": json.dumps(network),
   }

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 FORMAT = "jaxr18 packed 1"
+WITH_SUMS = "jaxr18 packed 2"  # of quantized residual sums
 HALF_BITS = 16  # float16; fewer are integers
 BLANK = b"0" * 64  # in the digest's place where all is digested
 DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1"}
@@ -49,7 +50,7 @@ def read(path):
   except _MISFITS as e:
     what = "truncated or no packed network of jaxr18"
     raise PackedError(f"{path} is {what} ({e!r}); export it again") from e
-  if found != FORMAT:
+  if found not in (FORMAT, WITH_SUMS):
     raise PackedError(f"{path} has format {found!r}, expected {FORMAT!r}")
   sealed = hashlib.sha256(head.replace(digest or b"?", BLANK) + body)
   if sealed.hexdigest().encode() != digest:
@@ -158,14 +159,17 @@ def convolve(x, kernel, stride: int, groups: int):
   return (a @ b).transpose(1, 0, 2).reshape(n, h, w, features)
 
 
-def walk(units, x, apply, relu, add, mean):
+def walk(units, x, apply, relu, add, mean, enter):
   """Walks through a network's layers, whatever computes them.
 
   Args:
     units: layers in a row by path, such as 'stage1_block1/conv1'.
     x: the images in the form that the functions take.
     apply: computes a layer from its row and its input.
-    relu, add, mean: compute the operations between layers.
+    relu, mean: compute the operations between layers.
+    add: computes a block's sum of two operands, given the block's name.
+    enter: makes what enters the first block of the stem's output, given the
+      block's name.
 
   Returns:
     The head's output.
@@ -176,12 +180,13 @@ def walk(units, x, apply, relu, add, mean):
       x = apply(layer, x)
     return x
 
-  x = relu(run("stem", x))
-  for block in dict.fromkeys(u.split("/")[0] for u in units if "/" in u):
+  blocks = list(dict.fromkeys(u.split("/")[0] for u in units if "/" in u))
+  x = enter(relu(run("stem", x)), blocks[0])
+  for block in blocks:
     y = run(f"{block}/conv2", relu(run(f"{block}/conv1", x)))
     if f"{block}/proj" in units:
       x = run(f"{block}/proj", x)
-    x = relu(add(y, x))
+    x = relu(add(y, x, block))
     del y
   x = mean(x)
   return run("head", x)
@@ -252,10 +257,23 @@ def load(path):
       lambda layer, x: layer_output(layer, kernels[layer["path"]], arrays, x),
       # In place: a layer's output is nobody else's.
       relu=lambda x: np.maximum(x, 0, out=x),
-      add=lambda y, x: np.add(y, x, out=y),
+      add=lambda y, x, block: on_grid((y, x), block, True),
       # Over width, then height: float32's sums depend on the order.
       mean=lambda x: x.sum(2).sum(1)[:, None, None] / x.shape[1] ** 2,
+      enter=lambda x, block: on_grid((x,), block, False),
     )[:, 0, 0]
+
+  def on_grid(operands, block, signed):
+    bits = network.get("sum_bits")
+    if bits is None:
+      y, *others = operands
+      return np.add(y, others[0], out=y) if others else y
+    n = 2 ** (bits - 1) - 1
+    step = arrays[f"{block}.sum_bound"] * np.float32(1 / n)
+    low, high = (-n, n) if signed else (0, 2**bits - 1)
+    part = np.float32(1) / step
+    codes = [np.rint(np.clip(x * part, low, high)) for x in operands]
+    return sum(codes) * step  # the sum is of integers
 
   try:
     layers = sum(network["units"].values(), [])

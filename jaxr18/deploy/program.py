@@ -164,7 +164,7 @@ def run(
 
 
 def accumulators(program: Program) -> list[tuple[str, int, int]]:
-  """The widths that the layers' sums need, in bits with the sign.
+  """Lists the widths that the layers' sums need, in bits with the sign.
 
   Returns:
     (path, width by the layer's own weights, width by its number of bits) in
@@ -180,6 +180,7 @@ def accumulators(program: Program) -> list[tuple[str, int, int]]:
 
 
 def width(largest: int) -> int:
+  """Counts the bits of an integer of this size, with a sign."""
   return int(largest).bit_length() + 1
 
 
@@ -190,7 +191,7 @@ def _convolve(x, step: Step):
 
 
 def reach(kernel: np.ndarray, low: int, high: int):
-  """How far a channel's sums go below and above 0, int64 [out] each."""
+  """Computes how far a channel's sums go below and above 0, int64 [out]."""
   wide = kernel.astype(np.int64)
   up = np.maximum(wide, 0).sum((0, 1, 2))
   down = np.maximum(-wide, 0).sum((0, 1, 2))

@@ -13,7 +13,7 @@ from jaxr18.deploy.program import Program, Step, run
 
 
 def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
-  """A function from uint8 images [n, size, size, channels] to logits.
+  """Makes a function from uint8 images [n, size, size, channels] to logits.
 
   They are float32 [n, classes], divided by their unit outside of XLA; all else
   is integers, with 64 bits in the rescalings.
@@ -29,7 +29,7 @@ def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def forward(program: Program, images: jax.Array) -> jax.Array:
-  """int64 logits, to be traced where 64 bits are enabled."""
+  """Computes int64 logits; to be traced where 64 bits are enabled."""
   return run(program, images, _convolve, jnp)
 
 

@@ -121,6 +121,9 @@ def unpack(path: str | os.PathLike) -> Network:
       one = jnp.ones(layer.features)
       stats[f"{norm}/mean"] = 0 * one
       stats[f"{norm}/var"] = (1 - BATCH_NORM_EPSILON) * one
+  if "sum_bits" in described:
+    for name, _ in spec.blocks():
+      params[f"{name}/sum_bound"] = jnp.asarray(arrays[f"{name}.sum_bound"])
   trees = (traverse_util.unflatten_dict(t, sep="/")
            for t in (params, stats, masks))  # fmt: skip
   return Network(**dict(zip(_TREES, trees, strict=True)), spec=spec)

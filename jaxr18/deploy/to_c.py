@@ -344,7 +344,7 @@ def write(source: CSource, folder: pathlib.Path) -> None:
 
 
 def compiler() -> str | None:
-  """The C compiler of this machine: $CC, cc, gcc or clang."""
+  """Finds this machine's C compiler: $CC, cc, gcc or clang; or None."""
   names = (os.environ.get("CC"), "cc", "gcc", "clang")
   return next(filter(None, (shutil.which(n) for n in names if n)), None)
 
@@ -371,7 +371,7 @@ def compiled(
 
 
 def logits_of(program: pathlib.Path, images: np.ndarray, *before: str):
-  """The logits that a compiled program prints, int64 [n, classes].
+  """Runs a compiled program on images; returns int64 logits [n, classes].
 
   `before` is what runs it, such as an emulator of its processor.
   """
@@ -396,8 +396,8 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--sum_bits",
     type=int,
-    default=SUM_BITS,
-    help=f"of residual sums, 2 to 24 (default: {SUM_BITS})",
+    help="of residual sums that were trained as floats, 2 to 24"
+    f" (default: {SUM_BITS})",
   )
   args = parser.parse_args(argv)
   try:

@@ -27,7 +27,7 @@ from jaxr18.deploy.fold import fold
 from jaxr18.deploy.integer import units
 from jaxr18.nn.network import Network
 from jaxr18.nn.quantize import SMALLEST_BOUND, input_levels
-from jaxr18.nn.spec import HALF_BITS, Layer
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, Layer
 
 OPSET = 21  # the first with int4
 IR_VERSION = 10
@@ -84,7 +84,7 @@ def to_onnx(
     _normalized(graph, mean, std, size, spec.resolution),
     lambda layer, x: _layer(graph, layer, folded[layer.path], x),
     relu=lambda x: graph("Relu", x, name=f"relu{next(count)}"),
-    add=lambda x, y: graph("Add", x, y, name=f"sum{next(count)}"),
+    add=lambda y, x, block: _add(graph, spec, folded, block, (y, x)),
     mean=lambda x: graph(
       "ReduceMean",
       x,
@@ -92,6 +92,7 @@ def to_onnx(
       name="pooled",
       keepdims=1,
     ),
+    enter=lambda x, block: _of_sum(graph, spec, folded, block, x, "first"),
   )
   graph("Flatten", logits, name="logits")
   shape = ["n", size, size, spec.channels]
@@ -195,6 +196,26 @@ def _input(graph: _Graph, layer: Layer, numbers: dict, x: str) -> str:
   zero = graph.constant(f"{name}/zero", zero)
   x = graph("QuantizeLinear", x, step, zero, name=f"{name}/codes")
   return graph("DequantizeLinear", x, step, zero, name=f"{name}/values")
+
+
+def _add(graph, spec, folded, block: str, operands: tuple[str, str]) -> str:
+  """A block's sum; where it is quantized, both operands are on its grid."""
+  on_grid = (
+    _of_sum(graph, spec, folded, block, x, f"operand{i}")
+    for i, x in enumerate(operands)
+  )
+  return graph("Add", *on_grid, name=f"{block}/sum")
+
+
+def _of_sum(graph, spec, folded, block: str, x: str, name: str) -> str:
+  """What goes into sums, on their grid; `first` is the stem's output."""
+  if spec.sum_bits == FLOAT_BITS:
+    return x
+  signed, name = name != "first", f"{block}/{name}"
+  levels = np.float32(input_levels(spec.sum_bits, signed))
+  part = np.float32(1 / input_levels(spec.sum_bits, True))
+  step = graph.constant(f"{name}/step", folded[block]["sum_bound"] * part)
+  return _rounded(graph, name, x, step, -levels if signed else 0, levels)
 
 
 def _dynamic_step(graph: _Graph, name: str, x: str, levels) -> str:

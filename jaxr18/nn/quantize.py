@@ -16,7 +16,7 @@ from aqt.jax.v2.numerics import int_numerics
 
 from jaxr18.nn import passes
 from jaxr18.nn.conv import varying_alike
-from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, TWO_BITS
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, SCALES, TWO_BITS
 
 # AQT's decorator of dataclasses hides their parameters from type checkers.
 _IntSymmetric: Any = int_numerics.IntSymmetric
@@ -449,6 +449,39 @@ def quantize_input(
     bound = dynamic_bound(jax.lax.stop_gradient(x))
   x, bound = varying_alike(x, jnp.asarray(bound))
   return _quantize_input(x, bound, bits, signed, scales)
+
+
+def sum_codes(
+  x: jax.Array, bound: jax.Array, bits: int, signed: bool = True
+) -> jax.Array:
+  """Computes the integers of `quantize_sum` without a gradient, as float32.
+
+  Args:
+    x, bound, bits, signed: as `quantize_sum` takes them.
+  """
+  v = _in_steps(x, input_step(bound, bits, True))
+  return _rounded(v, bits, signed)
+
+
+def quantize_sum(
+  x: jax.Array, bound: jax.Array, bits: int, signed: bool = True
+) -> jax.Array:
+  """Quantizes to a block's grid of residual sums, with LSQ's gradients.
+
+  The step is bound / (2**(bits-1) - 1). An operand goes from -bound to bound.
+  Without a sign, as the stem's output is, levels are 0 .. 2**bits - 1, among
+  which the sum of two operands always is after its ReLU.
+
+  Args:
+    x: of any shape.
+    bound: scalar > 0, of the largest operand.
+    bits: of a sum, 4 to 16.
+    signed: whether x is an operand of a sum.
+  """
+  if not signed:
+    bound = bound * (input_levels(bits, False) / input_levels(bits, True))
+  x, bound = varying_alike(x, jnp.asarray(bound))
+  return _quantize_input(x, bound, bits, signed, SCALES[0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

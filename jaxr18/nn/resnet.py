@@ -8,6 +8,7 @@ from jaxr18.nn import calibrate, passes, quantize
 from jaxr18.nn import conv as fast_conv
 from jaxr18.nn.batch_norm import batch_norm
 from jaxr18.nn.spec import (
+  FLOAT_BITS,
   BlockSpec,
   ConvSpec,
   HeadSpec,
@@ -159,13 +160,26 @@ class BatchNorm(nn.Module):
 
 
 class Block(nn.Module):
-  """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)) (He et al., 2015)."""
+  """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)) (He et al., 2015).
+
+  With `sum_bits`, both operands of the sum lie on one grid, so the sum is one
+  of integers. The stem's output, which enters the first block, lies on that
+  block's.
+  """
 
   spec: BlockSpec
   train: bool
+  sum_bits: int = FLOAT_BITS
+  first: bool = False
 
   @nn.compact
   def __call__(self, x):
+    bits, floats = self.sum_bits, self.sum_bits == FLOAT_BITS
+    bound = None
+    if not floats:
+      bound = self.param("sum_bound", nn.initializers.ones, ())
+      if self.first and not self.calibrating():
+        x = quantize.quantize_sum(x, bound, bits, signed=False)
     x, y = passes.fork(x)
     y = _conv(self.spec.conv1, "conv1")(y)
     y = BatchNorm(self.train, name="bn1")(y)
@@ -173,7 +187,21 @@ class Block(nn.Module):
     if self.spec.proj is not None:
       x = _conv(self.spec.proj, "proj")(x)
       x = BatchNorm(self.train, relu=False, name="proj_bn")(x)
-    return BatchNorm(self.train, name="bn2")(y, x)
+    if floats:
+      return BatchNorm(self.train, name="bn2")(y, x)
+    y = BatchNorm(self.train, relu=False, name="bn2")(y)
+    if method := self.calibrating():
+      n = quantize.input_levels(bits, True)
+      ends = [calibrate.initial_bound(v, n, True, method) for v in (x, y)]
+      bound = jnp.maximum(*ends)
+      self.put_variable(method, "sum_bound", bound)
+    x, y = (quantize.quantize_sum(v, bound, bits) for v in (x, y))
+    return nn.relu(y + x)
+
+  def calibrating(self) -> str:
+    """The method by which bounds are taken from images now, or ''."""
+    methods = filter(self.is_mutable_collection, calibrate.METHODS)
+    return next(methods, "")
 
 
 class ResNet(nn.Module):
@@ -190,7 +218,7 @@ class ResNet(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     x = _conv(self.spec.stem, "stem", signed=True)(images)
     x = BatchNorm(self.train, name="stem_bn")(x)
-    for name, block in self.spec.blocks():
-      x = Block(block, self.train, name=name)(x)
+    for i, (name, block) in enumerate(self.spec.blocks()):
+      x = Block(block, self.train, self.spec.sum_bits, i == 0, name=name)(x)
     x = jnp.mean(x, axis=(1, 2))
     return Head(self.spec.head, name="head")(x).astype(jnp.float32)

@@ -18,6 +18,7 @@ FLOAT_BITS = 32  # means: not quantized
 HALF_BITS = 16  # means: rounded to float16, which needs no scale
 BITS = (2, 3, 4, 5, 6, 7, 8, HALF_BITS, FLOAT_BITS)
 W_BITS = (1, *BITS)  # 1 of a weight is its sign
+SUM_BITS = (*range(4, 17), FLOAT_BITS)  # of a residual sum
 
 # How a quantized input comes to its largest value; see nn/quantize.py.
 SCALES = ("lsq", "lsq_paper", "pact", "fixed", "dynamic")
@@ -31,8 +32,8 @@ TWO_BITS = ("ternary", "four_levels")
 LEARNED_BITS = range(2, 8)
 
 
-# The parameters in which a layer keeps the ends of its grids.
-BOUNDS = ("input_bound", "kernel_bound")
+# The parameters in which a layer, or a block, keeps the ends of its grids.
+BOUNDS = ("input_bound", "kernel_bound", "sum_bound")
 # What a layer's quantization is described by.
 _BITS = ("w_bits", "a_bits", "scales", "w_scales", "two_bits")
 
@@ -190,6 +191,8 @@ class NetSpec:
     head: the classifier.
     resolution: side of the input image in pixels.
     channels: channels of the input image.
+    sum_bits: bits of a residual sum and of its two operands, which lie on one
+      grid of each block; 32 for unquantized.
   """
 
   stem: ConvSpec
@@ -197,6 +200,7 @@ class NetSpec:
   head: HeadSpec = HeadSpec()
   resolution: int = 32
   channels: int = 3
+  sum_bits: int = FLOAT_BITS
 
   def blocks(self) -> Iterator[tuple[str, BlockSpec]]:
     """Lists the blocks in order, with names such as 'stage1_block2'."""
@@ -274,7 +278,10 @@ class NetSpec:
     return tuple(out)
 
   def to_json(self) -> str:
-    return json.dumps(dataclasses.asdict(self), indent=1)
+    values = dataclasses.asdict(self)
+    if self.sum_bits == FLOAT_BITS:  # as files of older versions have it
+      del values["sum_bits"]
+    return json.dumps(values, indent=1)
 
   @staticmethod
   def from_json(text: str) -> NetSpec:
@@ -304,6 +311,7 @@ def _net_from_dict(d: dict[str, Any]) -> NetSpec:
     head=HeadSpec(**d["head"]),
     resolution=d["resolution"],
     channels=d["channels"],
+    sum_bits=d.get("sum_bits", FLOAT_BITS),
   )
 
 
@@ -391,7 +399,7 @@ def resnet18() -> NetSpec:
 
 def check(spec: NetSpec) -> None:
   """Raises ValueError, naming the layer, where a spec is not a network."""
-  _check_ints("the network", spec, ("resolution", "channels"))
+  _check_ints("the network", spec, ("resolution", "channels", "sum_bits"))
   for path, unit in spec.units():
     names = [f.name for f in dataclasses.fields(unit) if f.type == "int"]
     _check_ints(path, unit, names)
@@ -435,6 +443,10 @@ def _check_conv(path: str, unit: ConvSpec) -> None:
 
 
 def _check_blocks(spec: NetSpec) -> None:
+  if spec.sum_bits not in SUM_BITS:
+    raise ValueError(
+      f"the network: sum_bits (={spec.sum_bits}) must be one of {SUM_BITS}"
+    )
   features = spec.stem.features
   for name, block in spec.blocks():
     if block.conv2.stride != 1:

@@ -210,6 +210,8 @@ def initial_network(
     same = all(getattr(x, n) == getattr(before, n) for n in grid)
     if x.path in new or not same:
       made.add(f"{x.path}/kernel_bound")
+  if spec.sum_bits != source.spec.sum_bits:
+    made |= {f"{name}/sum_bound" for name, _ in spec.blocks()}
   started = start_from(net, converted, where, made)
   try:
     network.check_four_levels(started)

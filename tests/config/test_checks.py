@@ -96,6 +96,8 @@ BAD = [
   ("student.network.inner_bits", 1, "go into `bits`"),
   ("student.network.inner_bits", False, "must be an int"),
   ("student.network.inner_bits", 4.0, "must be an int"),
+  ("student.network.sum_bits", 3, "must be one of (4, 5,"),
+  ("student.network.sum_bits", 17, "choose one"),
   ("student.network.scales", "LSQ", "choose one|lsq_paper"),
   ("student.calibrate.method", "mean", "choose one|percentile"),
   ("student.network.bits", ((".*", 4, 0),), "has a_bits=0"),

@@ -17,7 +17,8 @@ import numpy as np
 import odd_nets
 import pytest
 
-from jaxr18.deploy import packed, to_c
+from jaxr18.deploy import packed, saved, to_c
+from jaxr18.deploy.fold import fold
 from jaxr18.deploy.lower import ProgramError, lower
 from jaxr18.deploy.pack import pack
 from jaxr18.deploy.program import Rescale, accumulators, run
@@ -33,6 +34,19 @@ ARM = "arm-linux-gnueabihf-gcc", "qemu-arm"
 
 
 @functools.cache
+def with_sums():
+  """The network of 4 bits with residual sums of 5 bits."""
+  net = odd_nets.net("4 bits")
+  spec = dataclasses.replace(net.spec, sum_bits=5)
+  new = {name: {"sum_bound": jnp.float32(3)} for name, _ in spec.blocks()}
+  params, masks = dict(net.params), dict(net.masks)
+  for name, bound in new.items():
+    params[name] = params[name] | bound
+    masks[name] = masks[name] | {"sum_bound": jnp.asarray(True)}
+  return net.replace(params=params, masks=masks, spec=spec)
+
+
+@functools.cache
 def description(bits, density=1.0):
   """What `packed.read` gives of a network, and what runs it."""
   how = dict(mean=odd_nets.MEAN, std=odd_nets.STD, provenance={})
@@ -41,6 +55,8 @@ def description(bits, density=1.0):
     if bits == "eights":
       eights = with_bits(odd_nets.spec("float"), [(".*", 8, 8)])
       net = odd_nets.numbers(eights)
+    elif bits == "trained sums":
+      net = with_sums()
     else:
       net = odd_nets.net(bits, density)
     path.write_bytes(pack(net, **how))
@@ -157,6 +173,51 @@ def _worst(step):
   down = np.where(k > 0, step.low * k, step.high * k).sum((0, 1, 2))
   sums = np.where(up > -down, up, down)
   return np.broadcast_to(sums, (1, step.out_size, step.out_size, len(sums)))
+
+
+class TestTrainedSums:
+  def test_each_form_is_the_network(self, tmp_path):
+    """Simulated, folded, packed, as ONNX, and as integers alone."""
+    net, images = with_sums(), odd_nets.images()
+    expected = odd_nets.forward(net, images)
+    folded = odd_nets.folded_forward(fold(net), net.spec)
+    p = program("trained sums", None)
+    assert p.sum_bits == 5
+    forms = {
+      "folded": folded,
+      "packed": description("trained sums")[1](images),
+      "program": run(p, images) / 2.0**p.logit_bits,
+    }
+    # A value in the middle of two codes may go to either.
+    apart = {k: np.abs(v - expected).max(-1) for k, v in forms.items()}
+    assert all((x < 1e-4).mean() >= 0.7 for x in apart.values()), apart
+    plain = odd_nets.logits("4 bits")
+    assert np.median(np.abs(plain - expected).max(-1)) > 0.01
+
+  def test_onnx_is_the_network(self, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    how = dict(mean=odd_nets.MEAN, std=odd_nets.STD, size=odd_nets.SIDE)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(with_sums(), **how, provenance={}))
+    got = load_onnx(path, 1)(odd_nets.images())
+    expected = odd_nets.forward(with_sums(), odd_nets.images())
+    assert (np.abs(got - expected).max(-1) < 1e-4).mean() >= 0.7
+
+  def test_a_packed_file_trains_on(self, tmp_path):
+    path = tmp_path / "net"
+    how = dict(mean=odd_nets.MEAN, std=odd_nets.STD, provenance={})
+    path.write_bytes(pack(with_sums(), **how))
+    net = saved.unpack(path)
+    assert net.spec.sum_bits == 5
+    assert float(net.params["stage2_block1"]["sum_bound"]) == 3
+
+  def test_other_bits_are_refused(self):
+    network, arrays = description("trained sums")[0]
+    with pytest.raises(ProgramError, match="in 5 bits, not in 16"):
+      lower(network, arrays, 16)
 
 
 class TestXla:
