@@ -6,8 +6,9 @@ block's input until its shortcut is added, its second convolution's output until
 the projection is done. ReLU and the sum work in place.
 
 A tensor is kept in the bits of the reader that takes most: a layer reads its
-input in `a_bits`; an addition and the mean before the head read float32, since
-shortcuts are not quantized. Weights are apart: the on-disk figure charges them.
+input in `a_bits`; an addition and the mean before the head read float32, or
+`sum_bits` where residual sums are quantized, and then that is what is kept.
+Weights are apart: the on-disk figure charges them.
 """
 
 import dataclasses
@@ -75,24 +76,24 @@ def moments(spec: NetSpec) -> Iterator[Moment]:
   units: dict[str, list[Layer]] = {}
   for layer in spec.layers():
     units.setdefault(layer.unit, []).append(layer)
-  blocks = list(spec.blocks())
+  blocks, sums = list(spec.blocks()), spec.sum_bits
   # Who reads the stem's output and each block's.
   read = [
     max(units[f"{name}/{unit}"][0].a_bits for unit in ("conv1", "proj"))
-    if block.proj
-    else FLOAT_BITS
+    if block.proj and sums == FLOAT_BITS
+    else sums
     for name, block in blocks
   ]
-  read.append(FLOAT_BITS)
+  read.append(sums)
   first, head = units["stem"][0], units["head"][0]
   x = Tensor(first.in_features * first.in_size**2, first.a_bits)
   x = yield from _run(units["stem"], x, read[0])
   for (name, block), bits in zip(blocks, read[1:], strict=True):
     conv1, conv2 = units[f"{name}/conv1"], units[f"{name}/conv2"]
     y = yield from _run(conv1, x, conv2[0].a_bits)
-    y = yield from _run(conv2, y, FLOAT_BITS, x)
+    y = yield from _run(conv2, y, sums, x)
     if block.proj:
-      yield from _run(units[f"{name}/proj"], x, FLOAT_BITS, y)
+      yield from _run(units[f"{name}/proj"], x, sums, y)
     x = Tensor(y.elements, bits)  # the sum, in the place of one addend
   yield from _run([head], Tensor(head.in_features, head.a_bits), FLOAT_BITS)
 

@@ -33,7 +33,8 @@ def executed(spec):
     found[layer.path] = sum(held.array.size for held in alive)
     return out
 
-  def add(y, x):
+  def add(y, x, block):
+    del block
     np.add(y.array, x.array, out=y.array)
     return y
 
@@ -47,6 +48,7 @@ def executed(spec):
     relu=lambda x: x,
     add=add,
     mean=lambda x: Held(x.array.mean((1, 2), keepdims=True), alive),
+    enter=lambda x, block: x,
   )
   return found
 
@@ -91,6 +93,16 @@ def test_bits_of_the_readers():
     by_path["stage2_block1/conv2"].output,
   )
   assert by_path["head"].output == (10, 32)
+
+
+def test_quantized_sums_leave_no_floats_but_the_logits():
+  spec = with_bits(SMALL, [(".*", 4, 4)])
+  *found, head = memory.moments(dataclasses.replace(spec, sum_bits=8))
+  for moment in found:
+    kept = (moment.input, moment.output, *moment.held)
+    assert {t.bits for t in kept} <= {4, 8}, moment.path
+  assert found[0].output.bits == 8 and head.output.bits == 32
+  assert max(m.bytes for m in found) < memory.peak(spec).bytes / 2
 
 
 def test_half_of_the_bits_need_less():
