@@ -55,8 +55,7 @@ def main(argv: list[str]) -> None:
   doing("loading JAX and the run")
   # Imported late: --help and a wrong flag need no JAX.
   from jaxr18.compress import allocate
-  from jaxr18.cost.score import score
-  from jaxr18.host.files import try_writing, write_json
+  from jaxr18.host.files import try_writing
   from jaxr18.run import sources
   from jaxr18.run.finished import reopen
 
@@ -83,27 +82,35 @@ def main(argv: list[str]) -> None:
       _TWO_BITS.value,
       lambda unit: doing(f"measured {unit}"),
     )
-    losses = measured.losses
     print(_table(measured, bits, count))
-    free = losses
+    free = measured.losses
     if not _EDGES.value:
-      free = {u: v for u, v in losses.items() if u not in allocate.EDGES}
+      free = {u: v for u, v in free.items() if u not in allocate.EDGES}
     spec = allocate.allocate(net.spec, free, _TARGET.value, net.masks)
   except ValueError as e:
     raise app.UsageError(str(e)) from e
-  found = score(spec, masks=net.masks)
+  _keep(path, measured, spec, net.masks, list(free), count)
+
+
+def _keep(path, measured, spec, masks, free: list[str], count: int) -> None:
+  """Writes and prints the chosen bits, and which choices are not certain."""
+  from jaxr18.compress import allocate
+  from jaxr18.cost.score import score
+  from jaxr18.host.files import write_json
+
+  total = score(spec, masks=masks).per_layer.total
   chosen = {u: x.w_bits for u, x in spec.units()}
   rules = allocate.rules_for(chosen)
   undecided = measured.undecided({u: chosen[u] for u in free})
   result = {
     "images": count,
-    "losses": losses,
+    "losses": measured.losses,
     "standard_errors": measured.errors,
     "undecided": undecided,
     "target": _TARGET.value,
     "bits": rules,
     "two_bits": _TWO_BITS.value,
-    "per_layer": found.per_layer.total,
+    "per_layer": total,
   }
   write_json(path, result)
   print(f"network.bits = {rules!r}")
@@ -114,7 +121,7 @@ def main(argv: list[str]) -> None:
       f"within two standard errors of another choice on {count} images:"
       f" {', '.join(undecided)}; more --images tell them apart better"
     )
-  print(f"per-layer score {found.per_layer.total:.6f}; {path}")
+  print(f"per-layer score {total:.6f}; {path}")
 
 
 def _table(measured, bits, count: int) -> str:

@@ -1,4 +1,4 @@
-"""docs/extend.md: a loss and a criterion of a user's own, in one file."""
+"""docs/extend.md: a loss, a criterion and data of a user's own, in one file."""
 
 import json
 import pathlib
@@ -16,6 +16,7 @@ from jaxr18.compress import criteria
 from jaxr18.config import build
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.reading import parse
+from jaxr18.data import dataset
 from jaxr18.train import terms
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,6 +38,7 @@ def mine(tmp_path, monkeypatch):
 def _config():
   """The tiny config with the page's lines."""
   config = tiny_config.get_config("1")
+  config.data.limit = 0
   exec(BLOCKS[1], {"config": config})
   config.train.prune.density = 0.5
   return config
@@ -60,6 +62,12 @@ def test_each_is_what_the_page_says(mine):
   np.testing.assert_allclose(
     scores["stem"][1, 2, 0], np.sqrt((kernel**2).sum((0, 1, 2))), rtol=1e-6
   )
+
+  data = dataset.load("mine:stripes", validation=50)
+  sizes = [len(x) for x in (data.train, data.validation, data.test)]
+  assert sizes == [450, 50, 100]
+  again = dataset.load("mine:stripes", validation=0)
+  assert again.fingerprint == data.fingerprint
 
 
 def test_what_cannot_be_had_is_told_before_anything_is_trained(mine):
@@ -86,7 +94,7 @@ def test_scores_of_another_shape_are_refused(mine):
 
 
 @pytest.mark.slow
-def test_a_run_with_both(mine):
+def test_a_run_with_all_three(mine):
   source = (ROOT / "tests/support/tiny_config.py").read_text()
   lines = "".join(f"  {line}\n" for line in BLOCKS[1].splitlines())
   lines += "  config.train.prune.density = 0.5\n  return config\n"

@@ -81,6 +81,18 @@ def _divergence(net: Network, levels, logits, images) -> jax.Array:
   return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
 
+def _check(net: Network, bits, batches, two_bits: str) -> None:
+  if not batches:
+    raise ValueError("no images to measure what bits lose on")
+  if any(layer.w_bits < 32 or layer.a_bits < 32 for layer in net.spec.layers()):
+    raise ValueError("bits are allocated to a network in 32 bits")
+  if not bits or not all(2 <= b <= 8 for b in bits):
+    raise ValueError(f"bits (={tuple(bits)}) must each be from 2 to 8")
+  if 2 in bits:
+    two = with_bits(net.spec, [(".*", 2, 2)], two_bits=two_bits)
+    check_four_levels(net.replace(spec=two))
+
+
 def bit_losses(
   net: Network,
   bits: Sequence[int],
@@ -109,17 +121,8 @@ def bit_losses(
     ValueError: a network that is quantized, other bits, or no batch; or one
       that is pruned, and 2 bits that have no zero.
   """
-  batches = list(batches)
-  if not batches:
-    raise ValueError("no images to measure what bits lose on")
-  if any(layer.w_bits < 32 or layer.a_bits < 32 for layer in net.spec.layers()):
-    raise ValueError("bits are allocated to a network in 32 bits")
-  if not bits or not all(2 <= b <= 8 for b in bits):
-    raise ValueError(f"bits (={tuple(bits)}) must each be from 2 to 8")
-  layers = net.spec.layers()
-  if 2 in bits:
-    two = with_bits(net.spec, [(".*", 2, 2)], two_bits=two_bits)
-    check_four_levels(net.replace(spec=two))
+  batches, layers = list(batches), net.spec.layers()
+  _check(net, bits, batches, two_bits)
   spec = with_bits(net.spec, [(".*", 32, 8)], "fixed")
   pruned = apply_masks(net.params, net.masks)
   ones = dict.fromkeys((x.path for x in layers), jnp.ones(()))
