@@ -10,6 +10,7 @@ would be rounded once more, gets a scale.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -115,7 +116,7 @@ def _layer(layer: Layer, params, stats, codes) -> dict[str, np.ndarray]:
   return out
 
 
-def _bound(learned) -> np.ndarray:
+def _bound(learned) -> Any:
   return np.float32(max(learned, SMALLEST_BOUND))
 
 

@@ -189,6 +189,7 @@ class Block(nn.Module):
       x = BatchNorm(self.train, relu=False, name="proj_bn")(x)
     if floats:
       return BatchNorm(self.train, name="bn2")(y, x)
+    assert bound is not None
     y = BatchNorm(self.train, relu=False, name="bn2")(y)
     if method := self.calibrating():
       n = quantize.input_levels(bits, True)
