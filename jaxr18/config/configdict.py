@@ -67,7 +67,7 @@ def tiny(config: Any, **network: Any) -> Any:
   return config
 
 
-def for_images(config: Config, name: str) -> Config:
+def for_images(config: Any, name: str) -> Any:
   """The same phases on a person's own images, of any size.
 
   A tenth of the training images selects. Images of 64 pixels or more are seen

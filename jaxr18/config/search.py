@@ -106,12 +106,14 @@ def over_budgets(phase: Phase, search: Search) -> dict[str, float]:
     phase: the candidate's only one, whose score is known before.
     search: the section with the budgets.
   """
-  (outlook,) = phase.outlooks
+  (outlook,) = phase.outlooks or ()
   out = {"score": per_layer_score(phase) - search.score_budget}
   if search.memory_budget:
     out["memory"] = memory.peak(outlook.spec).bytes - search.memory_budget
   if search.bytes_budget:
-    out["bytes"] = stored_bytes_of(outlook) - search.bytes_budget
+    stored = stored_bytes_of(outlook)
+    assert stored is not None  # each layer's share is known before training
+    out["bytes"] = stored - search.bytes_budget
   return out
 
 

@@ -278,7 +278,8 @@ def statistics(images: np.ndarray, name: str) -> tuple[tuple, tuple]:
         f" channel {channel} of train_images, expected pictures",
         "look at them: they may have been divided by 255, or be empty",
       )
-  return tuple(tuple(round(x, 4) for x in numbers) for numbers in (mean, std))
+  mean, std = (tuple(round(x, 4) for x in both) for both in (mean, std))
+  return mean, std
 
 
 def _tfds_arrays(name: str, data_dir: str, cache_dir: str) -> Any:

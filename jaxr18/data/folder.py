@@ -7,7 +7,7 @@ numbered in the order of their names.
 
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -145,7 +145,8 @@ def _of_class(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _common(files: Files, any_size: bool = False) -> tuple[int, int]:
   """Finds the side and the channels that all images have."""
-  first, channels = None, 1
+  first: Any = None
+  channels = 1
   for path in _all(files):
     with _opened(path) as image:
       shape, mode = image.size, image.mode

@@ -11,6 +11,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -115,8 +116,9 @@ def write(path: pathlib.Path, arrays: Arrays, names: tuple[str, ...]) -> None:
   """
   checked(str(path), arrays)
   more = {"class_names": np.array(names)} if names else {}
+  entries: dict[str, Any] = arrays | more
   content = io.BytesIO()
-  np.savez_compressed(content, **arrays, **more)
+  np.savez_compressed(content, **entries)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(path, content.getbuffer(), "--npz")
 
