@@ -40,13 +40,14 @@ def start_of(
   Returns:
     None where there can be no such network, or where nothing is known of it.
   """
-  own = network_spec(c.network, images)
   if not c.start.init:
-    return outlook_of(own)
+    return outlook_of(network_spec(c.network, images))
   base = _taken(c, "start.init", sources["start.init"], member, tell)
   if base is None:
     missing = sources["start.init"] is None and not c.start.shrink
-    return outlook_of(own, c.start.init) if missing else None
+    if not missing:
+      return None
+    return outlook_of(network_spec(c.network, images), c.start.init)
   if c.start.rewind and sources["start.rewind"] is not None:
     to = _taken(c, "start.rewind", sources["start.rewind"], member, tell)
     if to is not None and to.fixed and base.fixed and to.spec != base.spec:
@@ -58,6 +59,7 @@ def start_of(
       )
   if c.start.shrink:
     return _shrunk(c, base, tell)
+  own = network_spec(c.network, images)  # a shrunk one has layers of its own
   if not base.fixed:
     tell(
       "start.init",
