@@ -6,8 +6,9 @@ Three stages, since ResNet-18's fourth spends 16 multiply-accumulates a weight
 where a weight is charged as much as 50. On two CPU cores with AMX: 89.64% at a
 per-layer score of 0.0112 in 78 minutes (docs/results/three_bits), with all
 50,000 training images: nothing is selected, the last epoch counts. `:small` has
-(2, 2, 2) blocks of 8, 16 and 40 channels in float32, a per-layer score of
-0.0038; `:select` holds 5,000 images out; `:tiny` takes seconds on the digits.
+(2, 2, 2) blocks of 8, 16 and 40 channels in float32: 86.11% at 0.0038 with AVX2
+(docs/results/three_bits_small); `:select` holds 5,000 images out; `:tiny` takes
+seconds on the digits.
 """
 
 from jaxr18.config import base, tiny
