@@ -106,7 +106,7 @@ def over_budgets(phase: Phase, search: Search) -> dict[str, float]:
     phase: the candidate's only one, whose score is known before.
     search: the section with the budgets.
   """
-  (outlook,) = phase.outlooks or ()
+  [outlook] = phase.outlooks or []
   out = {"score": per_layer_score(phase) - search.score_budget}
   if search.memory_budget:
     out["memory"] = memory.peak(outlook.spec).bytes - search.memory_budget
