@@ -12,7 +12,7 @@ import tiny_run
 
 from jaxr18.host import sealed
 from jaxr18.report import page as page_lib
-from jaxr18.report import palette
+from jaxr18.report import palette, points
 from jaxr18.run import experiment, result
 
 pytest.importorskip("altair")
@@ -94,7 +94,8 @@ def site(tmp_path_factory):
     (root / "runs" / name / "result.json").write_text(sealed_text)
 
   cifar10 = {"data": first["config"]["data"] | {"name": "cifar10"}}
-  of_10000 = {"test_count": 10_000, "test_correct": 9_100}
+  of_10000 = {"test_count": 10_000, "test_correct": 9_100,
+              "images": first["images"] | {"name": "cifar10"}}  # fmt: skip
   write("ours", of_10000 | {"test_accuracy": 0.91}, cifar10)
   write("odd", {"test_loss": float("nan")})
 
@@ -204,7 +205,8 @@ class TestPage:
     of = lambda tabs, what: tabs.locator(f".panel:visible .wide {what}").count()
     tiny, ours = page.locator(".tabs").all()  # in the order of the runs
     goal = f'[stroke="{palette.GOAL}"]'
-    assert of(ours, ".point") == 21 and of(ours, goal) == 1
+    ours_and_published = 1 + len(points.reference_points())
+    assert of(ours, ".point") == ours_and_published and of(ours, goal) == 1
     assert of(tiny, ".point") == 2 and of(tiny, goal) == 0
     assert "90%" in ours.inner_text() and "90%" not in tiny.inner_text()
     heads = page.locator("table:has(a) thead").all_inner_texts()

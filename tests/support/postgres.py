@@ -34,7 +34,7 @@ def server() -> Iterator[str]:
 
   Skips the test where PostgreSQL or its Python package is missing.
   """
-  pytest.importorskip("psycopg")  # SQLAlchemy's own choice since 2.1
+  psycopg = pytest.importorskip("psycopg")  # SQLAlchemy's choice since 2.1
   programs, word = _programs(), "se:cret"
   user = pwd.getpwuid(os.getuid())
   if user.pw_uid == 0:  # whom PostgreSQL refuses
@@ -64,19 +64,20 @@ def server() -> Iterator[str]:
         stdout=f, stderr=f, **as_user,
       )  # fmt: skip
     try:
-      _wait(process, port, log)
-      yield f"postgresql://me:{quote(word)}@127.0.0.1:{port}/postgres"
+      address = f"postgresql://me:{quote(word)}@127.0.0.1:{port}/postgres"
+      _wait(process, psycopg, address, log)
+      yield address
     finally:
       process.send_signal(signal.SIGINT)  # it waits for no client then
       process.wait(timeout=60)
 
 
-def _wait(process: subprocess.Popen, port: int, log: pathlib.Path) -> None:
-  """Waits until the server takes connections."""
+def _wait(process: subprocess.Popen, psycopg, address: str, log) -> None:
+  """Waits until the server serves: its port is open before it does."""
   end = time.monotonic() + 60
   while time.monotonic() < end and process.poll() is None:
-    with contextlib.suppress(OSError):
-      socket.create_connection(("127.0.0.1", port), 1).close()
+    with contextlib.suppress(psycopg.OperationalError):
+      psycopg.connect(address).close()
       return
     time.sleep(0.05)
   raise AssertionError(f"PostgreSQL did not start: {log.read_text()}")
