@@ -199,6 +199,17 @@ def _bits_faults(rules: Any) -> Faults:
         )
 
 
+def _is_pair(entry: Any, named: Callable[[Any], bool], most: float) -> bool:
+  """Returns whether an entry is a name and a number in (0, most]."""
+  return (
+    isinstance(entry, tuple)
+    and len(entry) == 2
+    and named(entry[0])
+    and type(entry[1]) in (int, float)
+    and 0 < entry[1] <= most
+  )
+
+
 def _term_faults(terms: Any) -> Faults:
   must = "must be a tuple of terms ('module:function', weight)"
   hint = "such as (('mine:confidence', 0.1),), or () for none"
@@ -206,13 +217,7 @@ def _term_faults(terms: Any) -> Faults:
     yield must, hint
     return
   for term in terms:
-    if (
-      not isinstance(term, tuple)
-      or len(term) != 2
-      or not own.is_own(term[0])
-      or type(term[1]) not in (int, float)
-      or not 0 < term[1] <= 1e6
-    ):
+    if not _is_pair(term, own.is_own, 1e6):
       yield (
         f"has the term {term!r}, which must be ('module:function', weight), the"
         " weight above 0 and at most 1e6",
@@ -227,13 +232,7 @@ def _density_faults(rules: Any) -> Faults:
     yield must, hint
     return
   for rule in rules:
-    if (
-      not isinstance(rule, tuple)
-      or len(rule) != 2
-      or not isinstance(rule[0], str)
-      or type(rule[1]) not in (int, float)
-      or not 0 < rule[1] <= 1
-    ):
+    if not _is_pair(rule, lambda name: isinstance(name, str), 1):
       yield (
         f"has the rule {rule!r}, which must be (regex, density), the density"
         " above 0 and at most 1",

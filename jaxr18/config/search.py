@@ -99,15 +99,18 @@ def per_layer_score(phase: Phase) -> float:
   return total
 
 
-def over_budgets(phase: Phase, search: Search) -> dict[str, float]:
+def over_budgets(
+  phase: Phase, search: Search, score: float
+) -> dict[str, float]:
   """By how much a candidate is over each budget that there is; 0 or less fits.
 
   Args:
-    phase: the candidate's only one, whose score is known before.
+    phase: the candidate's only one.
     search: the section with the budgets.
+    score: its `per_layer_score`.
   """
   [outlook] = phase.outlooks or []
-  out = {"score": per_layer_score(phase) - search.score_budget}
+  out = {"score": score - search.score_budget}
   if search.memory_budget:
     out["memory"] = memory.peak(outlook.spec).bytes - search.memory_budget
   if search.bytes_budget:

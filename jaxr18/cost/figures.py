@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Score:
   @property
   def stored_bytes(self) -> int:
     """What the on-disk figure charges for the weights of all members."""
-    return -(-sum(row.stored_bits for row in self.rows) // 8)
+    return stored_bytes(self.rows)
 
   def as_dict(self) -> dict[str, Any]:
     """Returns plain numbers, strings, lists and dicts."""
@@ -179,3 +180,8 @@ class Score:
     )
     table.caption_justify = "left"
     return table
+
+
+def stored_bytes(rows: Iterable[LayerScore]) -> int:
+  """Returns the bytes that the on-disk figure charges for layers' weights."""
+  return -(-sum(row.stored_bits for row in rows) // 8)

@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from jaxr18.data import cifar10, digits, facts, folder, function, named, npz
 from jaxr18.data.facts import DataError, ImagesError
 from jaxr18.data.split import permutation, stratified
-from jaxr18.host import cache, own
+from jaxr18.host import cache, own, paths
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
 from jaxr18.host.inputs import check_file
@@ -145,7 +145,7 @@ def load(
   kept = np.setdiff1d(np.arange(len(train)), held_out)
   rows = slice(limit or None)
   return Dataset(
-    name if named_so else named.locate(name, data_dir).name,
+    name if named_so else paths.folder(name).name,
     facts.KNOWN[name].classes if known else int(train.labels.max()) + 1,
     train.take(kept[rows]),
     train.take(held_out[rows]),

@@ -104,7 +104,7 @@ class _Builder:
     network, side = self.network, self.network["resolution"]
     size = network.get("data", {}).get("size", side)
     x = self.stem()
-    for block in dict.fromkeys(u.split("/")[0] for u in self.units if "/" in u):
+    for block in packed.blocks_of(self.units):
       x = self.block(block, x)
     logit_bits = self.head(x)
     return Program(
@@ -123,8 +123,7 @@ class _Builder:
     up = np.maximum(real.high, 0)
     largest = 2**self.sum_bits - 1
     step = _step(up.max(), largest)
-    first = next(u.split("/")[0] for u in self.units if "/" in u)
-    step = self.trained_step(first) or step
+    step = self.trained_step(packed.blocks_of(self.units)[0]) or step
     return self.finish(last, real, x, step, (0, largest), up)
 
   def block(self, name: str, x: _Grid) -> _Grid:

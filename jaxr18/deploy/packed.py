@@ -159,6 +159,11 @@ def convolve(x, kernel, stride: int, groups: int):
   return (a @ b).transpose(1, 0, 2).reshape(n, h, w, features)
 
 
+def blocks_of(units):
+  """Lists the names of the blocks, in order."""
+  return list(dict.fromkeys(u.split("/")[0] for u in units if "/" in u))
+
+
 def walk(units, x, apply, relu, add, mean, enter):
   """Walks through a network's layers, whatever computes them.
 
@@ -180,7 +185,7 @@ def walk(units, x, apply, relu, add, mean, enter):
       x = apply(layer, x)
     return x
 
-  blocks = list(dict.fromkeys(u.split("/")[0] for u in units if "/" in u))
+  blocks = blocks_of(units)
   x = enter(relu(run("stem", x)), blocks[0])
   for block in blocks:
     y = run(f"{block}/conv2", relu(run(f"{block}/conv1", x)))

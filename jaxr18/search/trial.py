@@ -178,7 +178,8 @@ def _over(
   place = Place(source=lambda data, name: Source(init))
   candidate = parse(candidate_values(searched.values, params), place)
   (phase,) = candidate.phases
-  return per_layer_score(phase), over_budgets(phase, searched.chosen)
+  planned = per_layer_score(phase)
+  return planned, over_budgets(phase, searched.chosen, planned)
 
 
 def _budgets(searched: Experiment) -> str:

@@ -7,7 +7,7 @@ from jaxr18.config.forecast.bounds import bounds_of
 from jaxr18.config.forecast.kernels import ends
 from jaxr18.config.forecast.outlook import Outlook
 from jaxr18.cost.bounds import Bounds, add_bounds
-from jaxr18.cost.figures import Score
+from jaxr18.cost.figures import Score, stored_bytes
 from jaxr18.cost.kept import LayerWeights, vector_paths
 from jaxr18.cost.score import per_layer_figure, score_counts
 from jaxr18.cost.several import add_scores
@@ -42,7 +42,7 @@ def per_layer_of(o: Outlook) -> float | None:
 def stored_bytes_of(o: Outlook) -> int | None:
   """What the on-disk figure will charge; None where it is unknown."""
   rows = _score(o, 1).rows
-  return -(-sum(row.stored_bits for row in rows) // 8) if rows else None
+  return stored_bytes(rows) if rows else None
 
 
 def _score(o: Outlook, views: int) -> Score | Bounds:
