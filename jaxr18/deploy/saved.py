@@ -1,8 +1,10 @@
 """One network in one file: saved as it is trained on, or unpacked.
 
-`save` and `load` keep every number of a network. `unpack` makes a network that
-trains on of a packed file, which holds only what evaluation needs: batch norm
-is folded there, so it comes back with a mean of 0 and a variance of 1.
+`to_bytes` and `load` keep every number of a network. `unpack` makes a network
+of a packed file, which holds only what evaluation needs: batch norm is folded
+there, so it comes back with a mean of 0 and a variance of 1. What trains on
+needs `network.unfold_batch_norm` first; a run that starts from such a file has
+it done.
 """
 
 from __future__ import annotations
@@ -100,7 +102,10 @@ def unpack(path: str | os.PathLike) -> Network:
   Kernels of 2 to 7 bits get a learned bound for each output channel
   (`w_scales="learned_channel"`), since it alone says where their grid ended.
   Kernels of 8 bits find their grid anew, so their codes may differ: by at most
-  half of a step. Weights that were stored as removed are masked.
+  half of a step. Weights that were stored as removed are masked. Other zeros
+  of a learned grid come back just beside it (a thousandth of a step): the
+  grid's end is in root mean squares of what is not 0, and would jump when the
+  first step of training moves them.
 
   Raises:
     packed.PackedError: as `packed.read`.
@@ -116,7 +121,9 @@ def unpack(path: str | os.PathLike) -> Network:
     kernel, mask = _kernel(stored[layer.path], arrays)
     shape = params[f"{layer.path}/kernel"].shape
     masks[f"{layer.path}/kernel"] = jnp.asarray(mask.reshape(shape))
-    params |= _numbers(layer, kernel.reshape(shape), arrays)
+    params |= _numbers(
+      layer, kernel.reshape(shape), mask.reshape(shape), arrays
+    )
     if (norm := batch_norm_of(layer)) is not None:
       one = jnp.ones(layer.features)
       stats[f"{norm}/mean"] = 0 * one
@@ -155,7 +162,9 @@ def _kernel(entry: dict, arrays) -> tuple[np.ndarray, np.ndarray]:
   return packed.kernel(entry, arrays), mask
 
 
-def _numbers(layer: Layer, kernel: np.ndarray, arrays) -> dict[str, Any]:
+def _numbers(
+  layer: Layer, kernel: np.ndarray, kept: np.ndarray, arrays
+) -> dict[str, Any]:
   """A layer's parameters by path, from what is stored of it."""
   path, norm, out = layer.path, batch_norm_of(layer), {}
   scale = arrays.get(f"{path}.scale", np.ones(layer.features, np.float32))
@@ -164,6 +173,7 @@ def _numbers(layer: Layer, kernel: np.ndarray, arrays) -> dict[str, Any]:
     sign = np.where(scale < 0, -1, 1).astype(np.float32)
     steps = np.where(scale == 0, 1, np.abs(scale))
     if layer.w_bits in LEARNED_BITS:
+      kernel = _beside_zero(kernel, kept)
       out[f"{path}/kernel_bound"] = jnp.asarray(_bound(layer, kernel))
     kernel, scale = kernel * steps, np.where(scale == 0, 0, sign)
   out[f"{path}/kernel"] = jnp.asarray(kernel, jnp.float32)
@@ -176,6 +186,22 @@ def _numbers(layer: Layer, kernel: np.ndarray, arrays) -> dict[str, Any]:
   elif bias is not None:
     out[f"{path}/bias"] = jnp.asarray(bias)
   return out
+
+
+def _beside_zero(codes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+  """The codes, with those that are 0 and kept moved off it, in turns."""
+  signs = 1 - 2 * (np.arange(codes.size).reshape(codes.shape) % 2)
+  return np.where((codes == 0) & kept, 1e-3 * signs, codes)
+
+
+def is_folded(net: Network) -> bool:
+  """Whether a network's batch norm is as `unpack` leaves it."""
+  stats = _flat(jax.device_get(net.batch_stats))
+  folded = {"mean": np.float32(0), "var": np.float32(1 - BATCH_NORM_EPSILON)}
+  return all(
+    np.all(leaf == folded[path.rpartition("/")[2]])
+    for path, leaf in stats.items()
+  )
 
 
 def _bound(layer: Layer, codes: np.ndarray) -> np.ndarray:

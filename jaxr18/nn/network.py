@@ -15,7 +15,11 @@ import numpy as np
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxr18.nn.resnet import BATCH_NORM_MOMENTUM, ResNet
+from jaxr18.nn.resnet import (
+  BATCH_NORM_EPSILON,
+  BATCH_NORM_MOMENTUM,
+  ResNet,
+)
 from jaxr18.nn.spec import NetSpec, check, has_four_levels
 
 
@@ -274,6 +278,36 @@ def input_norms(net: Network, images: jax.Array) -> dict[str, jax.Array]:
     layer.path: jnp.sqrt(at(sown["squares"], layer.path)["input"])
     for layer in net.spec.layers()
   }
+
+
+@jax.jit
+def unfold_batch_norm(net: Network, images: jax.Array) -> Network:
+  """Gives a folded batch norm statistics of its own; evaluation stays.
+
+  Where batch norm was folded into the convolution before it, its scale says
+  nothing in training, which divides by the batch's own deviation. Here the
+  images' mean and variance become the running ones, and scale and bias take
+  over what those now remove.
+
+  Args:
+    net: in evaluation; whatever its running statistics are.
+    images: [n, resolution, resolution, channels], normalized.
+  """
+  _, sown = _run(net, images, mutable=["moments"])
+  params = flatten_dict(net.params, sep="/")
+  stats = flatten_dict(net.batch_stats, sep="/")
+  new = flatten_dict(sown["moments"], sep="/")
+  for norm in sorted({name.rpartition("/")[0] for name in stats}):
+    scale, bias = params[f"{norm}/scale"], params[f"{norm}/bias"]
+    mean, var = (stats[f"{norm}/{x}"] for x in ("mean", "var"))
+    factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    deviation = jnp.sqrt(new[f"{norm}/var"] + BATCH_NORM_EPSILON)
+    params[f"{norm}/scale"] = factor * deviation
+    params[f"{norm}/bias"] = bias + factor * (new[f"{norm}/mean"] - mean)
+  return net.replace(
+    params=unflatten_dict(params, sep="/"),
+    batch_stats=unflatten_dict(new, sep="/"),
+  )
 
 
 def recalibrate(net: Network, batches: Iterable[jax.Array]) -> Network:

@@ -131,6 +131,8 @@ class BatchNorm(nn.Module):
   """Batch norm, the sum with a residual if there is one, and ReLU.
 
   Scale, bias and statistics are float32 whatever the type of the input is.
+  In evaluation the input's own mean and variance go to the collection
+  'moments' when it is mutable.
   """
 
   train: bool
@@ -152,6 +154,10 @@ class BatchNorm(nn.Module):
         for old, new in zip((mean, var), statistics, strict=True):
           old.value = keep * old.value + (1 - keep) * new
       return y
+    if self.is_mutable_collection("moments"):
+      axes = range(x.ndim - 1)
+      self.put_variable("moments", "mean", jnp.mean(x, axes))
+      self.put_variable("moments", "var", jnp.var(x, axes))
     factor = jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON) * scale
     y = ((x - mean.value) * factor + bias).astype(x.dtype)
     if residual is not None:

@@ -11,7 +11,7 @@ from jaxr18.compress import ensemble, factorize
 from jaxr18.compress.shrink import drop_blocks, matching_blocks, shrink
 from jaxr18.config.experiment import Experiment, Phase
 from jaxr18.config.faults import ConfigError
-from jaxr18.deploy import torch_weights
+from jaxr18.deploy import saved, torch_weights
 from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
@@ -178,7 +178,8 @@ def initial_network(
   A bound that the source has learned in the same bits is kept: a grid of fewer
   levels ends earlier. The other bounds of inputs are calibrated, and those of
   kernels begin where the squared error is least. A source of other groups or
-  ranks is converted.
+  ranks is converted, and one of a packed file gets batch norm's statistics
+  back.
 
   Args:
     key: for He-normal kernels where there is no source.
@@ -194,6 +195,8 @@ def initial_network(
   net = network.init(key, spec)
   if source is None:
     return network.calibrate(net, images, method)
+  if saved.is_folded(source):
+    source = network.unfold_batch_norm(source, images)
   try:
     converted = factorize.convert(source, spec)
   except ValueError as e:
