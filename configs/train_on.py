@@ -1,4 +1,4 @@
-"""Trains a published packed network on: three_bits', with a bit more where cheap.
+"""Trains a packed network on: that of three_bits.py, with some bits more.
 
 python -m jaxr18.main --config=configs/train_on.py
 
