@@ -42,7 +42,7 @@ from jaxr18.config.reading import parse
 from jaxr18.config.schema import fields as fields_of
 from jaxr18.deploy import packed
 from jaxr18.host import workdir
-from jaxr18.run import experiment
+from jaxr18.run import experiment, place
 from jaxr18.run import export as exporting
 from jaxr18.train import checkpoint, files, starts
 
@@ -119,7 +119,7 @@ def readers(folder: pathlib.Path, config) -> dict[str, Callable[[], Any]]:
 
   def kept_config() -> list:
     parse(configfile.from_json(folder / "config.json"))
-    return experiment.check_config(parse(config), folder, finished=True)
+    return place.check_config(parse(config), folder, finished=True)
 
   def logits() -> np.ndarray:
     images = np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3)

@@ -14,7 +14,7 @@ from jaxr18.host import paths
 from jaxr18.host.errors import ToldError
 from jaxr18.host.files import removing
 from jaxr18.host.workdir import WorkdirError
-from jaxr18.run import experiment
+from jaxr18.run import experiment, place
 from jaxr18.run.result import Result, read
 
 
@@ -104,7 +104,7 @@ def _check_config(
 ) -> None:
   """Raises WorkdirError where config.json is another than the result has."""
   made_with = flatten(renamed(result.config))
-  changed = experiment.changes(result.config, opened.saved())
+  changed = place.changes(result.config, opened.saved())
   said = [text for field, text in changed.items() if field in made_with]
   if said:
     gone = removing([folder / "config.json", folder / "result.json"])

@@ -71,11 +71,11 @@ def main(argv: list[str]) -> None:
     from jaxr18.host import compiled
     from jaxr18.host.files import try_writing
     from jaxr18.host.locks import in_turn
-    from jaxr18.run import experiment
+    from jaxr18.run import experiment, place
     from jaxr18.search import storage
     from jaxr18.train.mesh import make_mesh
 
-    searched = parse(values, experiment.place_of(workdir))
+    searched = parse(values, place.place_of(workdir))
     compiled.keep_compiled()
   try_writing(workdir / "search.json")
   new = searched.saved()
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     before = storage.kept_config(study)
     if not before:
       storage.keep_config(study, new)
-  changed = experiment.changes(before, new) if before else {}
+  changed = place.changes(before, new) if before else {}
   told = [
     text
     for name, text in changed.items()

@@ -23,7 +23,9 @@ from jaxr18.cost.score import score
 from jaxr18.host.locks import OccupiedError, alone_in, in_turn
 from jaxr18.host.paths import names
 from jaxr18.host.stop import Stopped, StopSignal
-from jaxr18.run import experiment, sources
+from jaxr18.run import place, sources
+from jaxr18.run.phase import train_phases
+from jaxr18.run.work import Run
 from jaxr18.search import halving, storage
 from jaxr18.search.storage import Study, StudyError
 from jaxr18.train.hooks import Hook
@@ -274,12 +276,12 @@ def train(
     storage.finish(study, number, outcome, accuracy, seconds=seconds, **known)
 
   candidate = parse(candidate_values(searched.values, work.params))
-  experiment.prepare_workdir(candidate, work.folder)
+  place.prepare_workdir(candidate, work.folder)
   try:
     writer = Writer(work.folder, candidate.writers, candidate.saved())
     with contextlib.closing(writer):
-      phases = experiment.train_phases(
-        experiment.Run(
+      phases = train_phases(
+        Run(
           candidate,
           work.folder,
           dataset,

@@ -33,7 +33,7 @@ from jaxr18.host import sealed
 from jaxr18.host.workdir import WorkdirError
 from jaxr18.nn import network
 from jaxr18.nn.spec import with_bits
-from jaxr18.run import experiment, finished, sources
+from jaxr18.run import begin, experiment, finished, place, sources
 from jaxr18.run import result as result_lib
 from jaxr18.train import checkpoint, starts, terms
 from jaxr18.train import state as state_lib
@@ -215,7 +215,7 @@ class TestWorkdir:
     path.write_text(json.dumps(saved))
     (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
     with pytest.raises(checkpoint.CheckpointError) as error:
-      experiment.prepare_workdir(parse(config), tmp_path)
+      place.prepare_workdir(parse(config), tmp_path)
     text = str(error.value)
     told = "data.order was 'folder' and is 'content' (which is 'folder' where a"
     assert (told in text) == (name == "cifar10")  # the digits have one order
@@ -225,11 +225,11 @@ class TestWorkdir:
     # Both remedies: that config, or its values.
     assert f"--config={path}" in text
     kept = configfile.load(str(path))
-    assert not experiment.prepare_workdir(parse(kept), tmp_path)
+    assert not place.prepare_workdir(parse(kept), tmp_path)
     values = plain(config)
     mends = ["data.order=folder", "train.average.estimate=0"]
     configfile.override(values, mends[name == "digits" :])
-    assert not experiment.prepare_workdir(parse(values), tmp_path)
+    assert not place.prepare_workdir(parse(values), tmp_path)
 
   def test_of_another_config(self, trained):
     config, workdir, _ = trained
@@ -406,7 +406,7 @@ class TestGoingOn:
       with pytest.raises(
         checkpoint.CheckpointError, match="as a workdir.*not a config"
       ) as e:
-        experiment.check_config(parse(config), workdir, finished=True)
+        place.check_config(parse(config), workdir, finished=True)
       remedy.follow(e.value)
       assert not path.exists() and not (workdir / "result.json").exists()
     other = config.copy_and_resolve_references()
@@ -664,7 +664,7 @@ class TestStatistics:
     net = sources.load_network(tmp_path)
     dataset = experiment.load_data(parse(config).data)
     assert len(dataset.train) == 32
-    images = experiment._normalized(dataset.train.images, dataset, net.spec)
+    images = begin.normalized(dataset.train.images, dataset, net.spec)
     again = network.recalibrate(net, [images])
     kept = checkpoint.flatten(net.batch_stats)
     for name, value in checkpoint.flatten(again.batch_stats).items():
@@ -689,7 +689,7 @@ class TestStatistics:
     pair = sources.load_networks(tmp_path / "both")
     dataset = experiment.load_data(parse(config).data)
     for net in pair:
-      images = experiment._normalized(dataset.train.images, dataset, net.spec)
+      images = begin.normalized(dataset.train.images, dataset, net.spec)
       again = network.recalibrate(net, [images])
       kept = checkpoint.flatten(net.batch_stats)
       for name, value in checkpoint.flatten(again.batch_stats).items():
@@ -702,7 +702,7 @@ class TestStatistics:
     experiment.run(config, tmp_path)
     net = sources.load_network(tmp_path)
     dataset = experiment.load_data(parse(config).data)
-    images = experiment._normalized(dataset.train.images, dataset, net.spec)
+    images = begin.normalized(dataset.train.images, dataset, net.spec)
     again = network.recalibrate(net, [images])
     kept = checkpoint.flatten(net.batch_stats)
     for name, value in checkpoint.flatten(again.batch_stats).items():
