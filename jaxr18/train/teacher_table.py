@@ -1,19 +1,14 @@
 """A teacher's logits of every view of every image, kept in a file.
 
 Augmentation is a function of (image, crop, flip), so there are few views: 50
-of each image at a pad of 2. The table [images, views, classes] in float32 is
-mapped into memory; what is asked for the first time is computed and stored, so
-that a number is the same whether it was just computed or read. CIFAR-10's
-45,000 images at a pad of 2 take 100 MB.
-
-Each row has a checksum that holds its place, written after it: a row that a
-kill or a bad disk left wrong is found when the table is opened, and made anew.
+of each image at a pad of 2. The table holds [images, views, classes] in
+float32; what is asked for the first time is computed and stored, so that a
+number is the same whether it was just computed or read. CIFAR-10's 45,000
+images at a pad of 2 take 100 MB.
 """
 
 import hashlib
-import json
 import pathlib
-import sys
 from collections.abc import Callable
 
 import jax
@@ -23,15 +18,8 @@ import numpy as np
 from jaxr18.compress.distill import mean_teacher
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import Views, apply_views, normalize, views_at
-from jaxr18.host.errors import ToldError
-from jaxr18.host.inputs import read_bytes
 from jaxr18.nn.network import Network, forward
-
-FORMAT = "jaxr18 teacher table 1"
-
-
-class TableError(ToldError):
-  """A table that cannot be written, or logits that it cannot hold."""
+from jaxr18.train.table import FORMAT, Table
 
 
 def fingerprint(
@@ -66,104 +54,6 @@ def fingerprint(
       h.update(f"{jax.tree_util.keystr(path)} {a.dtype} {a.shape}".encode())
       h.update(a.tobytes())
   return h.hexdigest()[:32]
-
-
-class Table:
-  """The file [images, views, classes] in float32, and its checksums."""
-
-  def __init__(self, folder: pathlib.Path, shape: tuple[int, int, int]):
-    """Opens the table or makes an empty one.
-
-    Args:
-      folder: of this table alone; its name tells teacher and data.
-      shape: (images, views, classes).
-
-    Raises:
-      TableError: the folder cannot be written.
-    """
-    self.folder, self.shape = folder, shape
-    sizes = {
-      "logits.f32": 4 * int(np.prod(shape)),
-      "checks.u32": 4 * shape[0] * shape[1],
-    }
-    meta = {"format": FORMAT, "shape": list(shape)}
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      if reason := self._unusable(sizes, meta):
-        if reason != "new":
-          _say(f"{folder} is damaged ({reason}); it is made anew")
-        for name, size in sizes.items():
-          with (folder / name).open("wb") as f:
-            f.truncate(size)  # sparse zeros: no row is filled
-        (folder / "table.json").write_text(json.dumps(meta))
-      self._logits = np.memmap(folder / "logits.f32", np.float32, "r+",
-                               shape=shape)  # fmt: skip
-      self._checks = np.memmap(folder / "checks.u32", np.uint32, "r+",
-                               shape=shape[:2])  # fmt: skip
-    except OSError as e:
-      raise TableError(
-        f"cannot keep a teacher's logits in {folder}: {e.strerror or e}; make"
-        " room or mend the folder, and the same command goes on; or set"
-        " teacher.cache = 'none', in a new --workdir if the phase has begun"
-      ) from e
-    self._drop_damaged()
-
-  def _unusable(self, sizes, meta) -> str:
-    path = self.folder / "table.json"
-    if not path.exists():
-      return "new"
-    try:
-      header = json.loads(read_bytes(path))
-    except ValueError:
-      return f"{path.name} is not JSON"
-    if header != meta:
-      return f"{path.name} is {header}, expected {meta}"
-    for name, size in sizes.items():
-      file = self.folder / name
-      if not file.exists() or file.stat().st_size != size:
-        return f"{name} has not {size:,} bytes"
-    return ""
-
-  def _drop_damaged(self) -> None:
-    for start in range(0, self.shape[0], 4096):
-      checks = self._checks[start : start + 4096]
-      image, view = np.nonzero(checks)
-      image += start
-      wrong = self._checks[image, view] != _check(
-        self._logits[image, view], image, view
-      )
-      if wrong.any():
-        self._checks[image[wrong], view[wrong]] = 0
-        _say(
-          f"{self.folder}: {wrong.sum():,} rows are damaged (first: image"
-          f" {image[wrong][0]}, view {view[wrong][0]}); they are made anew"
-        )
-
-  def filled(self, image, view) -> np.ndarray:
-    """Returns which rows are there, bool of the shape of `image` and `view`."""
-    return self._checks[image, view] != 0
-
-  def put(self, image: np.ndarray, view: np.ndarray, logits) -> None:
-    """Stores rows [n, classes]; image and view are ints [n].
-
-    Raises:
-      TableError: a logit that is not finite.
-    """
-    rows = np.asarray(logits, np.float32)
-    if not np.isfinite(rows).all():
-      raise TableError("a teacher's logits must be finite; mend the teacher")
-    self._logits[image, view] = rows
-    # After the row, and of what lies there: the last of equal places counts.
-    self._checks[image, view] = _check(self._logits[image, view], image, view)
-
-  def get(self, image, view) -> np.ndarray:
-    """Returns the rows [..., classes] of filled places."""
-    return np.asarray(self._logits[image, view])
-
-  def flush(self) -> None:
-    """Writes what was put to the disk, and waits for it."""
-    self._logits.flush()
-    self._checks.flush()
 
 
 class CachedTeacher:
@@ -258,18 +148,3 @@ class CachedTeacher:
 
   def flush(self) -> None:
     self.table.flush()
-
-
-def _check(rows: np.ndarray, image, view) -> np.ndarray:
-  """FNV-1a over a row's bits and its place, never 0: uint32 [n]."""
-  h = np.full(len(rows), 2166136261, np.uint32)
-  prime = np.uint32(16777619)
-  bits = np.ascontiguousarray(rows).view(np.uint32)
-  words = [np.asarray(image), np.asarray(view), *bits.T]
-  for word in words:
-    h = (h ^ word.astype(np.uint32)) * prime
-  return h | np.uint32(1)
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
