@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -46,6 +47,7 @@ class ExportError(ToldError):
 
 SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
 FORMATS = (*SUFFIXES, "c")
+_EXACT = ("packed", "stablehlo")  # in the network's own order of operations
 _COMPARED = 100  # images that the compiled C is held against the definition on
 
 
@@ -218,12 +220,25 @@ def _check_same(name, logits, reference) -> None:
   apart = np.median(np.abs(logits - reference).max(-1))
   allowed = _APART * np.abs(reference).max()
   if not apart <= allowed:
+    others = " or ".join(f"--format={x}" for x in _EXACT if x != name)
     raise ExportError(
-      f"nothing is written: the {name} file gives half of the test images"
-      f" logits that are off by {apart:.2g} or more, expected at most"
-      f" {allowed:.2g}, so what runs it here computes another network; export"
-      " with another release of its packages, or as --format=packed"
+      f"nothing is written: {_runtime(name)} gives half of the test images"
+      f" logits that are off by {apart:.2g} or more from the network's,"
+      f" expected at most {allowed:.2g}; on this processor it computes another"
+      " network than the file holds, or rounds a value that most images have to"
+      f" another code; export it as {others}, whose order of operations is the"
+      " network's own"
     )
+
+
+def _runtime(name: str) -> str:
+  """Names what runs a format, with its version."""
+  program, package = {
+    "onnx": ("ONNX Runtime", "onnxruntime"),
+    "stablehlo": ("XLA", "jaxlib"),
+    "packed": ("NumPy", "numpy"),
+  }[name]
+  return f"{program} {importlib.metadata.version(package)}"
 
 
 def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
