@@ -43,7 +43,7 @@ def _start(command, workdir, flags, epochs, cache, environment):
   if cache is not None:
     env |= {
       "JAX_COMPILATION_CACHE_DIR": str(cache),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
   config = f"--config={CONFIG}:{epochs}"
   return subprocess.Popen(
