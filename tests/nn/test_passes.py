@@ -32,6 +32,13 @@ PATHS = [
   ),
 ]
 EPSILON = 1e-5
+
+
+def versions_if(chosen):
+  """The mark of what other versions of the libraries are tested by."""
+  return [pytest.mark.versions] if chosen else []
+
+
 # batch, side, channels: whole vectors, joined rows, rows that are left over,
 # several blocks, more vectors than registers
 SHAPES = [
@@ -97,11 +104,30 @@ def close(got, want, tolerance, dtype=None):
   np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("path", PATHS)
+ADDITIONS = [(True, True), (False, True), (True, False), (False, False)]
+# Each shape with one of residual and ReLU, which change no loop's bounds, and
+# rows that are left over with all; of XLA, which has no code for a shape, four.
+BATCH_NORMS = [(s, *ADDITIONS[i % 4]) for i, s in enumerate(SHAPES)]
+LEFT_OVER = [(SHAPES[5], *how) for how in ADDITIONS]
+BY_PATH = [
+  pytest.param(*how, path, marks=[*marks, *versions_if(how is BATCH_NORMS[4])])
+  for path, marks, cases in (
+    ("xla", (), BATCH_NORMS[3:7]),
+    ("auto", PATHS[1].marks, dict.fromkeys(BATCH_NORMS + LEFT_OVER)),
+  )
+  for how in cases
+]
+
+
+@functools.partial(jax.jit, static_argnames="relu")
+def of_flax(relu, *arrays):
+  """Flax's outputs and gradients."""
+  function = functools.partial(flax_batch_norm, relu=relu)
+  return with_gradients(function, *arrays)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape, residual, relu, path", BY_PATH)
 def test_batch_norm_equals_flax(
   monkeypatch, shape, residual, relu, dtype, path
 ):
@@ -114,9 +140,7 @@ def test_batch_norm_equals_flax(
   # The reference computes in float32 from the same values. Its own statistics
   # are off by 1.1e-5 with jax 0.10.0, so ours are held by float64's.
   exact = [a if a is None else a.astype(np.float32) for a in arrays]
-  want, _, want_gradients = with_gradients(
-    functools.partial(flax_batch_norm, relu=relu), *exact
-  )
+  want, _, want_gradients = of_flax(relu, *exact)
   tolerance = 2e-5 if dtype == "float32" else 2**-7
   close(y, want, tolerance, dtype)
   values = np.asarray(arrays[0], np.float64)
@@ -167,6 +191,7 @@ def test_not_a_number_stays_one(monkeypatch, path):
   assert np.isnan(quantize_input(half, jnp.float32(1), 4, True)).all()
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_members_equal_a_loop(monkeypatch, dtype, path):
@@ -196,11 +221,18 @@ def quantizer(x, bound, bits, signed, scales):
   return q, inside, jnp.where(inside, error, jnp.where(v >= n, n, low)) / n
 
 
+# All pairs of a rule, a shape and a grid.
+QUANTIZERS = [
+  pytest.param(scales, shape, *grid, marks=versions_if(i == j == 0))
+  for i, scales in enumerate(("lsq", "pact", "fixed"))
+  for j, shape in enumerate([(3, 5), (16, 32, 32, 12), (1,)])
+  for grid in [[(3, False), (8, False), (4, True)][(i + j) % 3]]
+]
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("scales", ["lsq", "pact", "fixed"])
-@pytest.mark.parametrize("bits, signed", [(3, False), (8, False), (4, True)])
-@pytest.mark.parametrize("shape", [(3, 5), (16, 32, 32, 12), (1,)], ids=str)
+@pytest.mark.parametrize("scales, shape, bits, signed", QUANTIZERS)
 def test_quantizer(monkeypatch, shape, bits, signed, scales, dtype, path):
   monkeypatch.setenv("JAXR18_CONV", path)
   x, g = normal(shape, 0, dtype), normal(shape, 1, dtype)
