@@ -31,16 +31,15 @@ def made(path, size, channels, classes, each):
 
 
 def config_for(path, size, stem_stride):
-  config = base(phases=("float", "quant"))
+  config = base(phases=("quant",))
   config.data.name, config.data.validation = path, 20
   config.progress, config.eval_batch_size = "none", 20
-  for phase in (config.float, config.quant):
-    n = phase.network
-    n.widths, n.blocks, n.resolution = (4, 8), (1,), size
-    n.stem_stride, phase.augment.flip = stem_stride, "none"
-    phase.epochs, phase.batch_size, phase.augment.pad = 1, 20, 1
-    phase.optimizer.warmup_epochs = 0.0
-  config.quant.start.init, config.quant.network.inner_bits = "float", 4
+  quant = config.quant
+  quant.network.widths, quant.network.blocks = (4, 8), (1,)
+  quant.network.resolution, quant.network.stem_stride = size, stem_stride
+  quant.network.inner_bits, quant.augment.flip = 4, "none"
+  quant.epochs, quant.batch_size, quant.augment.pad = 1, 20, 1
+  quant.optimizer.warmup_epochs = 0.0
   return config
 
 
