@@ -10,6 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "jaxr18"
+pytestmark = pytest.mark.versions
 
 # From what knows least to what knows most; a folder's files may import each
 # other as long as no circle closes. What stands in one row does not import each

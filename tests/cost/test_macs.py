@@ -319,6 +319,7 @@ def layer(x, w):
 ONE = 3 * 4 * 4
 
 
+@pytest.mark.versions
 class TestTransformations:
   @pytest.mark.parametrize(
     "wrap", [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.jit(f)), jax.jvp]
@@ -490,6 +491,7 @@ class TestTransformations:
     assert total(call, f32(15, 4), W) == 5 * ONE
 
 
+@pytest.mark.versions
 class TestControlFlow:
   def test_equal_branches(self):
     f = lambda c, x, w: lax.cond(c, layer, lambda x, w: x @ w, x, w)
@@ -550,6 +552,7 @@ class TestControlFlow:
     assert total(f, X) == 0
 
 
+@pytest.mark.versions
 class TestWhatIsNotCounted:
   def test_dead_code(self):
     def f(x, w):
@@ -596,6 +599,7 @@ class TestWhatIsNotCounted:
     assert total(grad, variables, f32(2, 8, 8, 3)) == 0
 
 
+@pytest.mark.versions
 class TestWhatIsNotUnderstood:
   @pytest.mark.parametrize(
     ("fn", "name"),
@@ -643,6 +647,7 @@ class TestWhatIsNotUnderstood:
       count_macs(f, W)
 
 
+@pytest.mark.versions
 class TestXla:
   """XLA's own estimate, where it can be right and where it is not."""
 
@@ -675,6 +680,7 @@ class TestXla:
     assert self.flops(scan, *args) < 2 * 2 * ONE
 
 
+@pytest.mark.versions
 class TestReport:
   def test_table_json_and_paths(self):
     variables, x = module_shapes(flax_nets.Encoder(layers=1), 1, 4, 8)
@@ -735,6 +741,7 @@ print(*{x.name for x in gc.get_objects() if isinstance(x, Primitive)})
 """
 
 
+@pytest.mark.versions
 def test_every_primitive_of_this_jax_is_known():
   out = subprocess.run(
     [sys.executable, "-c", PRIMITIVES],

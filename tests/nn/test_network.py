@@ -58,6 +58,7 @@ def net():
   return trained()
 
 
+@pytest.mark.versions
 class TestInit:
   def test_nothing_is_pruned(self):
     net = network.init(jax.random.key(0), SPEC)
@@ -89,6 +90,7 @@ class TestInit:
       network.init(jax.random.key(0), spec)
 
 
+@pytest.mark.versions
 class TestMasks:
   def test_all_true_is_the_identity(self, net):
     everything = net.replace(masks=filled_masks(net, True))
@@ -135,7 +137,7 @@ class TestMasks:
       masked = net.replace(params=params, masks=masks)
       return jnp.sum(network.forward_train(masked, IMAGES)[0] ** 2)
 
-    grads = jax.jit(jax.grad(loss))(net.params)
+    grads, masks = jax.device_get((jax.jit(jax.grad(loss))(net.params), masks))
     assert jax.tree.all(
       jax.tree.map(lambda g, m: not np.any(g[~m]), grads, masks)
     )
@@ -164,6 +166,7 @@ class TestChain:
     assert network.chain()(net) is net
 
 
+@pytest.mark.versions
 class TestForward:
   def test_shape_and_type(self, net):
     logits = forward(net, IMAGES)
@@ -243,6 +246,7 @@ class TestStages:
     ]  # fmt: skip
 
 
+@pytest.mark.versions
 class TestStack:
   def test_vmap_equals_loop(self, net):
     nets = [net, trained(seed=1), trained(seed=2)]
@@ -259,6 +263,7 @@ class TestStack:
       jax.tree.map(lambda *x: jnp.stack(x), net, other)
 
 
+@pytest.mark.versions
 class TestBfloat16:
   def test_all_convolutions(self, net):
     def types(dtype):
@@ -294,6 +299,7 @@ def calibrated():
   return net, network.calibrate(net, IMAGES)
 
 
+@pytest.mark.versions
 class TestCalibrate:
   def test_the_stem_sees_the_images(self, calibrated):
     _, after = calibrated

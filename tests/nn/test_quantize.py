@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -86,9 +87,12 @@ def error(kernel, q):
 
 
 class TestKernel:
-  @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-  @pytest.mark.parametrize("bits", WEIGHTS)
-  def test_is_codes_times_scale_bit_for_bit(self, shape, bits):
+  # Bits and shapes meet no code together: each bits has one of the shapes.
+  @pytest.mark.versions
+  @pytest.mark.parametrize(
+    "bits, shape", [*zip(WEIGHTS, itertools.cycle(SHAPES.values()))]
+  )
+  def test_is_codes_times_scale_bit_for_bit(self, bits, shape):
     kernel = normal(0, shape) * jnp.linspace(0.01, 5, shape[-1])
     codes, scale = kernel_codes(kernel, bits)
     assert codes.dtype == jnp.int8 and scale.dtype == jnp.float32
@@ -403,6 +407,7 @@ class TestLearnedKernel:
       assert np.all(np.isfinite(gradient)) and np.all(gradient != 0), path
 
 
+@pytest.mark.versions
 class TestInput:
   @pytest.mark.parametrize("bits", QUANTIZED)
   def test_unsigned_uses_all_levels(self, bits):
@@ -550,6 +555,7 @@ class TestInput:
     assert not np.any(f(jnp.zeros((2, 3))))
 
 
+@pytest.mark.versions
 class TestStraightThrough:
   def test_forward_and_both_derivatives(self):
     x, q = jnp.array([1.2, -0.7]), jnp.array([1.0, -1.0])
@@ -558,6 +564,7 @@ class TestStraightThrough:
     np.testing.assert_array_equal(tangent, 3 * x)
 
 
+@pytest.mark.versions
 class Test32Bits:
   def test_untouched(self):
     kernel, x = normal(0, SHAPES["dense"]), normal(1, (2, 4, 4, 8))
@@ -601,7 +608,9 @@ class TestNetwork:
   # falls, through batch norm and the head. Dense, grouped, depthwise and
   # low-rank layers, each in other bits, so that two networks have every number
   # of them; two members at once, a fifth of the weights masked.
-  @pytest.mark.parametrize("first", [0, 7])
+  @pytest.mark.parametrize(
+    "first", [pytest.param(0, marks=pytest.mark.versions), 7]
+  )
   def test_every_gradient_of_stacked_masked_members(self, first):
     every = (*WEIGHTS, 16)
     rules = [

@@ -23,6 +23,8 @@ from jaxr18.host.locks import OccupiedError, alone_in
 from jaxr18.train import checkpoint, files, state
 from jaxr18.train.files import CheckpointError
 
+pytestmark = pytest.mark.versions
+
 META = {"network": "net", "seconds": 1.5}
 
 
