@@ -24,13 +24,13 @@ from absl import app, flags
 from jaxr18 import cli
 from jaxr18.host.doing import doing
 
-_FORMATS = ("packed", "stablehlo", "onnx", "c")
+_FORMATS = ("packed", "stablehlo", "onnx", "qonnx", "c")
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
 _PHASE = cli.phase_flag()
 _FORMAT = flags.DEFINE_string(
-  "format", "packed", "packed, stablehlo, onnx or c."
+  "format", "packed", "packed, stablehlo, onnx, qonnx or c."
 )
 _OUT = flags.DEFINE_string(
   "out",
@@ -93,6 +93,7 @@ def _need_extra(name: str) -> None:
     "c": ("",),
     "stablehlo": ("export", "flatbuffers"),
     "onnx": ("onnx", "onnx", "onnxruntime"),
+    "qonnx": ("qonnx", "qonnx"),
   }[name]
   for module in modules:
     try:

@@ -191,7 +191,9 @@ class TestPackage:
     assert importers("torch") == {"deploy.state_dict"}
     assert importers("orbax") == {"train.checkpoint"}
     assert importers("onnx") == {
+      "deploy.onnx_graph",
       "deploy.to_onnx",
+      "deploy.to_qonnx",
       "deploy.judge",
       "deploy.onnx_facts",
     }

@@ -45,9 +45,15 @@ class ExportError(ToldError):
   """A file that would not be the network is not written."""
 
 
-SUFFIXES = {"packed": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx"}
+SUFFIXES = {
+  "packed": "safetensors",
+  "stablehlo": "stablehlo",
+  "onnx": "onnx",
+  "qonnx": "qonnx.onnx",
+}
 FORMATS = (*SUFFIXES, "c")
 _EXACT = ("packed", "stablehlo")  # in the network's own order of operations
+_UNTIMED = ("c", "qonnx")  # what runs them is elsewhere
 _COMPARED = 100  # images that the compiled C is held against the definition on
 
 
@@ -76,7 +82,7 @@ def export_run(
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
       written.
     ExportError: what is read back is another network; nothing is written.
-    ProgramError: C cannot hold a layer; the text names it.
+    ProgramError, QonnxError: C or QONNX cannot hold a layer; the text names it.
     ImportError: a package that the format needs.
   """
   finished = reopen(workdir, data_dir, phase)
@@ -109,7 +115,7 @@ def export_run(
     found["largest_difference"],
     found["images_beyond_1e-4"],
     **made.about,
-    **({} if name == "c" else _speed(made.run, images)),
+    **({} if name in _UNTIMED else _speed(made.run, images)),
   )
   for file, data in made.files.items():
     write_atomically(file, data, "--out")
@@ -124,7 +130,7 @@ def export_run(
 
 
 def _speed(run: Callable[[np.ndarray], np.ndarray], images) -> dict[str, Any]:
-  """How fast a file runs here; C's is compiled where it is to run."""
+  """How fast a file runs here."""
   found = measure(run, images)
   return {
     "milliseconds": found.milliseconds,
@@ -249,6 +255,10 @@ def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     from jaxr18.deploy.to_onnx import load_onnx
 
     return load_onnx(path)
+  if name == "qonnx":
+    from jaxr18.deploy.to_qonnx import load_qonnx
+
+    return load_qonnx(path)
   return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
 
 
@@ -309,6 +319,10 @@ def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
     from jaxr18.deploy.to_onnx import to_onnx
 
     return to_onnx(net, **how, size=size, provenance=provenance), {}
+  if name == "qonnx":
+    from jaxr18.deploy.to_qonnx import to_qonnx
+
+    return to_qonnx(net, **how, size=size, provenance=provenance), {}
   from jaxr18.deploy.to_stablehlo import to_stablehlo
 
   return to_stablehlo(net, **how, size=size), {}

@@ -172,7 +172,7 @@ def workdir(tmp_path_factory):
 class TestRun:
   @pytest.mark.parametrize("name", exporting.SUFFIXES)
   def test_exports_and_tests(self, name, workdir):
-    for module in {"onnx": ("onnx", "onnxruntime"),
+    for module in {"onnx": ("onnx", "onnxruntime"), "qonnx": ("qonnx",),
                    "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
       pytest.importorskip(module)
     before = result_lib.read(workdir)
@@ -318,7 +318,11 @@ class TestCommand:
     "flags, status, text",
     [
       ((), 2, "give --workdir=DIR"),
-      (("--workdir=x", "--format=tflite"), 2, "packed, stablehlo, onnx, c"),
+      (
+        ("--workdir=x", "--format=tflite"),
+        2,
+        "packed, stablehlo, onnx, qonnx, c",
+      ),
       (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
       (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
     ],

@@ -1,0 +1,210 @@
+"""The folded network as an ONNX graph, in whatever form its integers take.
+
+uint8 images [n, size, size, channels] -> logits [n, classes], normalization
+included. How an input, a kernel and a residual sum are held to their levels is
+a `Form`: `to_onnx` has ONNX Runtime's and `to_qonnx` QONNX's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from jaxr18.deploy import packed
+from jaxr18.deploy.fold import fold
+from jaxr18.deploy.integer import units
+from jaxr18.nn.network import Network
+from jaxr18.nn.quantize import input_levels
+from jaxr18.nn.spec import FLOAT_BITS, Layer, NetSpec
+
+OPSET = 21  # the first with int4
+IR_VERSION = 10
+
+
+class Graph:
+  """Nodes and constants; each method returns the name of its output."""
+
+  def __init__(self):
+    self.nodes, self.constants, self.names = [], {}, set()
+
+  def constant(self, name: str, value: np.ndarray) -> str:
+    self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+    return name
+
+  def floats(self, name: str, value) -> str:
+    return self.constant(name, np.asarray(value, np.float32))
+
+  def int4(self, name: str, value: np.ndarray) -> str:
+    self.constants[name] = helper.make_tensor(
+      name, TensorProto.INT4, value.shape, value.reshape(-1).astype(int)
+    )
+    return name
+
+  def __call__(self, op: str, *inputs: str, name: str, **attributes) -> str:
+    assert name not in self.names, name
+    self.names.add(name)
+    self.nodes.append(
+      helper.make_node(op, inputs, [name], name=name, **attributes)
+    )
+    return name
+
+
+class Form(Protocol):
+  """What stands for quantized values; each returns the name of its output."""
+
+  domains: tuple[str, ...]  # of its nodes, beside ONNX's own
+
+  def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
+    """A layer's input on its grid; `numbers` are the layer's of `fold`."""
+    ...
+
+  def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
+    """A layer's kernel, OIHW."""
+    ...
+
+  def sum(
+    self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
+  ) -> str:
+    """An operand of a quantized residual sum."""
+    ...
+
+
+def build(
+  net: Network,
+  form: Form,
+  *,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  size: int,
+  batch: int | str,
+  provenance: dict[str, Any],
+) -> onnx.ModelProto:
+  """Makes the model.
+
+  Args:
+    net: not stacked.
+    form: of its quantized values.
+    mean, std: what images are normalized with, see `augment.normalize`.
+    size: of an image's side.
+    batch: how many images at once; a name for any number.
+    provenance: strings, kept as the model's metadata.
+
+  Raises:
+    ValueError: stacked networks, or what the form cannot hold.
+  """
+  graph, folded, spec = Graph(), fold(net), net.spec
+  count = iter(range(10**6))
+  logits = packed.walk(
+    units(spec),
+    _normalized(graph, mean, std, size, spec.resolution),
+    lambda layer, x: _layer(graph, form, layer, folded[layer.path], x),
+    relu=lambda x: graph("Relu", x, name=f"relu{next(count)}"),
+    add=lambda y, x, block: _add(graph, form, spec, folded, block, (y, x)),
+    mean=lambda x: graph(
+      "ReduceMean",
+      x,
+      graph.constant("sides", np.array([2, 3])),
+      name="pooled",
+      keepdims=1,
+    ),
+    enter=lambda x, block: _of_sum(
+      graph, form, spec, folded, block, x, "first"
+    ),
+  )
+  graph("Flatten", logits, name="logits")
+  shape = [batch, size, size, spec.channels]
+  classes = [batch, spec.head.classes]
+  model = helper.make_model(
+    helper.make_graph(
+      graph.nodes,
+      "jaxr18",
+      [helper.make_tensor_value_info("images", TensorProto.UINT8, shape)],
+      [helper.make_tensor_value_info("logits", TensorProto.FLOAT, classes)],
+      list(graph.constants.values()),
+    ),
+    opset_imports=[
+      helper.make_opsetid("", OPSET),
+      *(helper.make_opsetid(domain, 1) for domain in form.domains),
+    ],
+    producer_name="jaxr18",
+    ir_version=IR_VERSION,
+  )
+  helper.set_model_props(model, {k: str(v) for k, v in provenance.items()})
+  return model
+
+
+def _normalized(graph, mean, std, size, resolution) -> str:
+  """As `augment.normalize` does it; then NCHW."""
+  f32 = lambda name, x: graph.constant(name, np.array(x, np.float32))
+  x = graph("Cast", "images", name="floats", to=TensorProto.FLOAT)
+  x = graph("Div", x, f32("255", 255), name="from 0 to 1")
+  x = graph("Sub", x, f32("mean", mean), name="centred")
+  x = graph("Div", x, f32("std", std), name="normalized")
+  x = graph("Transpose", x, name="nchw", perm=[0, 3, 1, 2])
+  if size != resolution:
+    weights = packed.resizing(size, resolution)
+    x = graph("MatMul", x, f32("to width", weights), name="width")
+    x = graph("MatMul", f32("to height", weights.T), x, name="resized")
+  return x
+
+
+def _layer(
+  graph: Graph, form: Form, layer: Layer, numbers: dict, x: str
+) -> str:
+  x, name = form.input(graph, layer, numbers, x), layer.path
+  inputs = [x, form.kernel(graph, layer, numbers)]
+  side, pad = layer.kernel, layer.kernel // 2
+  how = dict(
+    group=layer.groups,
+    kernel_shape=[side, side],
+    pads=[pad] * 4,
+    strides=[layer.stride] * 2,
+  )
+  if "bias" not in numbers:
+    return graph("Conv", *inputs, name=name, **how)
+  if "codes" not in numbers:
+    bias = graph.constant(f"{name}/bias", numbers["bias"])
+    return graph("Conv", *inputs, bias, name=name, **how)
+  # In a Conv of integers ONNX Runtime rounds the bias to their grid, to 0 or
+  # worse where a channel's scale is 0.
+  sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
+  bias = numbers["bias"].reshape(-1, 1, 1)
+  return graph("Add", sums, graph.constant(f"{name}/bias", bias), name=name)
+
+
+def _add(
+  graph, form, spec, folded, block: str, operands: tuple[str, str]
+) -> str:
+  """A block's sum; where it is quantized, both operands are on its grid."""
+  on_grid = (
+    _of_sum(graph, form, spec, folded, block, x, f"operand{i}")
+    for i, x in enumerate(operands)
+  )
+  return graph("Add", *on_grid, name=f"{block}/sum")
+
+
+def _of_sum(
+  graph: Graph, form: Form, spec: NetSpec, folded, block: str, x: str, name: str
+) -> str:
+  """What goes into sums, on their grid; `first` is the stem's output."""
+  if spec.sum_bits == FLOAT_BITS:
+    return x
+  signed, name = name != "first", f"{block}/{name}"
+  part = np.float32(1 / input_levels(spec.sum_bits, True))
+  step = graph.constant(f"{name}/step", folded[block]["sum_bound"] * part)
+  return form.sum(graph, name, x, step, spec.sum_bits, signed)
+
+
+def clipped(graph: Graph, name: str, x: str, low, high) -> str:
+  """Clips x to what of low and high is not None."""
+  bounds = []
+  for end, value in (("low", low), ("high", high)):
+    if value is None:
+      bounds.append("")
+    else:
+      at = graph.constant(f"{name}/{end}", np.array(value, np.float32))
+      bounds.append(at)
+  return graph("Clip", x, *bounds, name=f"{name}/clipped")

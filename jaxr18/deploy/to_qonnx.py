@@ -1,0 +1,155 @@
+"""The folded network as a QONNX model, for FINN, hls4ml and their kin.
+
+QONNX (Pappalardo et al., 2022, arXiv 2206.07527) says of any tensor that it has
+so many bits: a Quant node holds floats to a grid of a scale and of any width,
+where ONNX itself has integers of 4, 8 and 16 bits alone. Kernels are floats on
+their grid before a Quant node with a scale for each output channel; weights of
+1 bit stand before a BipolarQuant. Grids are symmetric (`narrow`), halves are
+rounded to the even integer. The number of images is fixed, as those tools want
+it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from jaxr18.deploy.onnx_graph import Graph, build
+from jaxr18.host.errors import ToldError
+from jaxr18.nn.network import Network
+from jaxr18.nn.quantize import input_levels
+from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, Layer, has_four_levels
+
+DOMAIN = "qonnx.custom_op.general"
+
+
+class QonnxError(ToldError, ValueError):
+  """A layer that QONNX has no node for."""
+
+
+def to_qonnx(
+  net: Network,
+  *,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  size: int,
+  provenance: dict[str, Any],
+  batch: int = 1,
+) -> bytes:
+  """Makes the serialized model.
+
+  Args:
+    net: not stacked.
+    mean, std, size, provenance: as `onnx_graph.build` takes them.
+    batch: how many images the model takes at once.
+
+  Raises:
+    QonnxError: names a layer of four levels, of 16 bits, with a bound of each
+      image's own, or with masked weights of 1 bit.
+    ValueError: stacked networks.
+  """
+  how = dict(mean=mean, std=std, size=size, provenance=provenance)
+  model = build(net, _Quants(), batch=batch, **how)
+  return model.SerializeToString()
+
+
+def load_qonnx(
+  path: str | os.PathLike,
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a function from images to logits by QONNX's own executor.
+
+  It runs node by node, and takes whatever number of images it is given.
+  """
+  from qonnx.core.modelwrapper import ModelWrapper
+  from qonnx.core.onnx_exec import execute_onnx
+  from qonnx.transformation.infer_shapes import InferShapes
+
+  with open(path, "rb") as f:
+    data = f.read()
+
+  def run(images: np.ndarray) -> Any:
+    model = ModelWrapper(_of_batch(data, len(images)))
+    model = model.transform(InferShapes())
+    return execute_onnx(model, {"images": images})["logits"]
+
+  return run
+
+
+def _of_batch(data: bytes, count: int) -> ModelProto:
+  """The model for another number of images; no node of it knows how many."""
+  model = ModelProto.FromString(data)
+  for value in (*model.graph.input, *model.graph.output):
+    value.type.tensor_type.shape.dim[0].dim_value = count
+  return model
+
+
+class _Quants:
+  """Quant nodes of a scale, a zero point of 0 and a number of bits."""
+
+  domains = (DOMAIN,)
+
+  def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
+    if layer.a_bits == FLOAT_BITS:
+      return x
+    if layer.a_bits == HALF_BITS:
+      raise _not_held(layer, "inputs of 16 bits")
+    if "input_bound" not in numbers:
+      raise _not_held(layer, "a bound of each image's own (scales='dynamic')")
+    levels = np.float32(input_levels(layer.a_bits, layer.signed_input))
+    name = f"{layer.path}/input"
+    step = graph.floats(f"{name}/step", numbers["input_bound"] * (1 / levels))
+    return _quant(graph, name, x, step, layer.a_bits, layer.signed_input)
+
+  def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
+    name = f"{layer.path}/kernel"
+    if layer.w_bits == HALF_BITS:
+      raise _not_held(layer, "weights of 16 bits")
+    oihw = lambda k: np.ascontiguousarray(k.transpose(3, 2, 0, 1))
+    if layer.w_bits == FLOAT_BITS:
+      return graph.floats(name, oihw(numbers["kernel"]))
+    if has_four_levels(layer):
+      raise _not_held(layer, "four levels of 2 bits, none of which is 0")
+    scale = numbers["scale"].reshape(-1, 1, 1, 1)
+    codes = np.where(scale == 0, 0, oihw(numbers["codes"]))
+    scale = np.where(scale == 0, 1, scale)
+    if layer.w_bits == 1 and not codes.all():
+      raise _not_held(layer, "weights of 1 bit that are masked")
+    values = graph.floats(f"{name}/values", codes * scale)
+    step = graph.floats(f"{layer.path}/scale", scale)
+    return _quant(graph, name, values, step, layer.w_bits, signed=True)
+
+  def sum(
+    self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
+  ) -> str:
+    return _quant(graph, name, x, step, bits, signed)
+
+
+def _quant(
+  graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
+) -> str:
+  name = f"{name}/quantized"
+  if bits == 1:
+    return graph("BipolarQuant", x, step, name=name, domain=DOMAIN)
+  return graph(
+    "Quant",
+    x,
+    step,
+    graph.floats("zero", 0),
+    graph.floats(f"{bits} bits", bits),
+    name=name,
+    domain=DOMAIN,
+    signed=int(signed),
+    narrow=int(signed),
+    rounding_mode="ROUND",
+  )
+
+
+def _not_held(layer: Layer, what: str) -> QonnxError:
+  return QonnxError(
+    f"QONNX has no node for what {layer.path} has: {what}; give --format=onnx"
+    " or packed"
+  )
