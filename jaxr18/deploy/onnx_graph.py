@@ -96,6 +96,9 @@ def build(
     ValueError: stacked networks, or what the form cannot hold.
   """
   graph, folded, spec = Graph(), fold(net), net.spec
+  first = spec.layers()[0]
+  if "input_bound" in folded[first.path] and size == spec.resolution:
+    folded[first.path] |= _same_codes(first, folded[first.path], mean, std)
   count = iter(range(10**6))
   logits = packed.walk(
     units(spec),
@@ -134,6 +137,35 @@ def build(
   )
   helper.set_model_props(model, {k: str(v) for k, v in provenance.items()})
   return model
+
+
+def _same_codes(
+  layer: Layer, numbers: dict, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, np.float32]:
+  """The first layer's bound, moved in its last digits if need be.
+
+  XLA rounds otherwise in normalization than these nodes do. Where one of a
+  pixel's 256 values lies in the middle of two codes, nearly all images have
+  some that go to the other code, and half of their logits are then off.
+  """
+  bits, signed = layer.a_bits, layer.signed_input
+  levels = np.float32(input_levels(bits, signed))
+  pixels = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1)
+  pixels = np.repeat(pixels, len(mean), axis=-1)
+  network = {"mean": mean, "std": std, "resolution": 1}
+  images, bound = packed.normalize(pixels, network), numbers["input_bound"]
+  wanted, _ = packed.quantize(images, bound, bits, signed)
+  own = (np.float32(pixels) / np.float32(255) - np.float32(mean)) / np.float32(
+    std
+  )
+  for away in sorted(range(-64, 65), key=abs):
+    moved = np.float32(bound * (1 + away * 2.0**-23))
+    codes = np.clip(
+      own / (moved * (1 / levels)), -levels if signed else 0, levels
+    )
+    if np.array_equal(np.rint(codes), wanted):
+      return {"input_bound": moved}
+  return {}
 
 
 def _normalized(graph, mean, std, size, resolution) -> str:

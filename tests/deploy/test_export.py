@@ -16,6 +16,7 @@ import tiny_run
 
 from jaxr18.data.augment import normalize
 from jaxr18.deploy import packed, to_c
+from jaxr18.deploy.pack import pack
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
 from jaxr18.host.workdir import WorkdirError
@@ -139,6 +140,39 @@ class TestOnnx:
     path.write_bytes(to_onnx(net, **HOW | {"size": 20}, provenance={}))
     images = odd_nets.images(8, 20)
     close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
+
+  def test_a_pixel_in_the_middle_of_two_codes(self, tmp_path):
+    """A bound with which XLA and ONNX's division round one value apart."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    network = {"mean": HOW["mean"], "std": HOW["std"], "resolution": 1}
+    pixels = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    pixels = np.repeat(pixels, 3, axis=-1)
+    ours = packed.normalize(pixels, network)
+    mean, std = np.float32(HOW["mean"]), np.float32(HOW["std"])
+    theirs = (np.float32(pixels) / np.float32(255) - mean) / std
+
+    def apart(bound):
+      codes, step = packed.quantize(ours, bound, 8, True)
+      others = np.rint(np.clip(theirs / step, -127, 127))
+      return (codes != others).any()
+
+    ties = np.float32(127 / (np.arange(127) + 0.5))
+    bounds = (np.float32(x * t) for t in ties for x in ours[ours > 1])
+    bound = next(filter(apart, bounds))
+    net = odd_nets.numbers(with_bits(odd_nets.spec("float"), [(".*", 8, 8)]))
+    net.params["stem"]["input_bound"] = jax.numpy.asarray(bound)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(net, **HOW, provenance={}))
+    images = odd_nets.images(32)
+    stored = tmp_path / "net.safetensors"  # which rounds as optimized XLA
+    stored.write_bytes(
+      pack(net, mean=HOW["mean"], std=HOW["std"], provenance={})
+    )
+    expected = packed.load(stored)[0](images)
+    close(load_onnx(path, 1)(images), expected)
 
 
 class TestStableHlo:
