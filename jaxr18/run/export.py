@@ -241,6 +241,7 @@ def _runtime(name: str) -> str:
   """Names what runs a format, with its version."""
   program, package = {
     "onnx": ("ONNX Runtime", "onnxruntime"),
+    "qonnx": ("QONNX", "qonnx"),
     "stablehlo": ("XLA", "jaxlib"),
     "packed": ("NumPy", "numpy"),
   }[name]
