@@ -9,7 +9,8 @@ OUT/index.html, which needs no other file and opens from disk, and the same as
 OUT/report.md with pictures in OUT/pictures/ (they need the extra `report`).
 What takes the network (masks, the confusion matrix, wrong answers) needs its
 checkpoints and the data, and some seconds a run; it is left out where only
-result.json is there, and with --quick, as are pictures of single runs.
+result.json is there, and with --quick, as are pictures of single runs. With
+--phase=NAME these are of the network of that phase, in runs that have one.
 
 Exit status: 0 when it is written; 1 when there is no finished run; 2 when the
 command cannot be run.
@@ -17,13 +18,14 @@ command cannot be run.
 
 import functools
 
-from absl import flags
+from absl import app, flags
 
 from jaxr18 import cli
 from jaxr18.host import paths
 
 _OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
 _DATA_DIR = cli.data_dir_flag()
+_PHASE = cli.phase_flag()
 _QUICK = flags.DEFINE_bool("quick", False, "Without networks and data.")
 _FIGURE = flags.DEFINE_enum(
   "figure", "per_layer", ["per_network", "per_layer", "on_disk"],
@@ -35,6 +37,7 @@ def main(argv: list[str]) -> None:
   from jaxr18.report import runs
 
   found, remarks = runs.find(argv[1:])
+  _check_phase(found)
   from jaxr18.config import schema as config
   from jaxr18.host.doing import doing
   from jaxr18.host.errors import writing
@@ -72,9 +75,31 @@ def main(argv: list[str]) -> None:
   )
 
 
+def _check_phase(found) -> None:
+  """Raises where no run has the phase that is asked for."""
+  if not _PHASE.value:
+    return
+  names = dict.fromkeys(n for run in found for n in run.result.config["phases"])
+  if _PHASE.value not in names:
+    raise app.UsageError(
+      f"--phase={_PHASE.value} must be a phase of one of the runs, which have"
+      f" {', '.join(names)}"
+    )
+  if _QUICK.value:
+    raise app.UsageError(
+      "--phase has no use with --quick: no network is loaded"
+    )
+
+
+def _phase_of(run) -> str:
+  """The phase whose network is looked at."""
+  phases = run.result.config["phases"]
+  return _PHASE.value if _PHASE.value in phases else phases[-1]
+
+
 def look_at(run):
   """Returns (what the run's network shows, ''), or (None, why not)."""
-  name = run.result.config["phases"][-1]
+  name = _phase_of(run)
   if not (run.folder / name / "checkpoints").is_dir():
     return None, "the run's checkpoints are not beside its result.json."
   try:
@@ -97,11 +122,15 @@ def evidence_of(run):
   from jaxr18.train.mesh import make_mesh
 
   opened = settings(run.folder, _DATA_DIR.value)
-  nets = sources.load_networks(run.folder)
+  phase, last = _phase_of(run), run.result.config["phases"][-1]
+  nets = sources.load_networks(run.folder, phase)
   dataset = _data(opened.data)  # type: ignore[arg-type]  # it is frozen
   test, result, remarks = dataset.test, run.result, []
   size, mesh, was = opened.eval_batch_size, make_mesh(), result.test
-  if result.votes:
+  if phase != last:
+    logits = predict(nets[0], test.images, dataset, size, mesh)
+    was = None
+  elif result.votes:
     how = result.vote
     weights = result.weights if how == "weighted" else None
     logits = members.predict_members(nets, test, dataset, size, mesh)
@@ -115,7 +144,14 @@ def evidence_of(run):
     logits = predict(nets[0], test.images, dataset, size, mesh)
   check_finite(logits)
   counts = evidence.confusion(logits.argmax(-1), test.labels, dataset.classes)
-  if (right := int(counts.trace())) != was.correct:
+  right = int(counts.trace())
+  if was is None:
+    first = "the first network" if len(nets) > 1 else "the network"
+    remarks.append(
+      f"This is {first} of the phase {phase}, of whose {len(test):,} answers"
+      f" {right:,} are right. The run's result is of {last}."
+    )
+  elif right != was.correct:
     remarks.append(
       f"Computed here, {right:,} of {len(test):,} answers are right, and"
       f" {was.correct:,} by the run's result."

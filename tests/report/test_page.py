@@ -432,3 +432,28 @@ def test_without_the_extra(site, tmp_path):
   assert not re.search(r"<svg[^>]* role=", page)
   assert "dense ResNet18 fp32" in page and not (tmp_path / "pictures").exists()
   assert "No charts: " in (tmp_path / "report.md").read_text()
+
+
+def test_the_network_of_another_phase(tmp_path):
+  config = tiny_run.phases("dense", "sparse")
+  config.dense.epochs = config.sparse.epochs = 0
+  config.sparse.start.init, config.sparse.prune.density = "dense", 0.5
+  experiment.run(config, tmp_path / "run")
+
+  def report(*flags):
+    return subprocess.run(
+      [sys.executable, "-m", "jaxr18.report", "run", "--out=out", *flags],
+      capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+
+  done = report("--phase=dense")
+  assert done.returncode == 0, done.stderr
+  text = (tmp_path / "out" / "report.md").read_text()
+  assert "This is the network of the phase dense, of whose 64 answers" in text
+  assert "The run's result is of sparse." in text
+  assert not list((tmp_path / "out" / "pictures").rglob("mask-*"))
+  done = report("--phase=dens")
+  assert (
+    done.returncode == 2
+    and "one of the runs, which have dense, sparse" in (done.stderr)
+  )
