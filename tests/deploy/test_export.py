@@ -61,22 +61,32 @@ class TestOnnx:
     assert "BatchNormalization" not in ops
     assert model.metadata_props[0].key == "a"
 
-  @pytest.mark.parametrize("shift", [0, 7])
-  @pytest.mark.parametrize("w_bits", W_BITS)
-  def test_of_all_bits_is_the_network(self, w_bits, shift, tmp_path):
-    """Each number of bits of inputs, before this and other kernels."""
+  @pytest.mark.parametrize(
+    "scales, turn",
+    [("lsq", 0), ("lsq", 1), ("lsq", 2), ("dynamic", 0), ("dynamic", 1)],
+  )
+  def test_of_all_bits_is_the_network(self, scales, turn, tmp_path):
+    """Each number of bits of kernels and inputs, beside several others.
+
+    A kernel's codes and its inputs' are stored and computed apart.
+    """
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     from jaxr18.deploy.to_onnx import load_onnx, to_onnx
 
     units = [unit for unit, _ in odd_nets.spec("float").units()]
-    rules = [
-      (unit, w_bits, BITS[(i + shift) % len(BITS)])
-      for i, unit in enumerate(units)
-    ]
-    assert len(units) >= 7  # so that 0 and 7 have all of them
     # Kernels of few bits put many values in the middle of two dynamic codes.
-    scales = "dynamic" if shift and w_bits > 4 else "lsq"
+    kernels = W_BITS if scales == "lsq" else [w for w in W_BITS if w > 4]
+    turns = {"lsq": 3, "dynamic": 2}[scales]
+    for of, choices in ((4, kernels), (7, BITS)):
+      places = {(i + of * t) % len(choices) for t in range(turns)
+                for i in range(len(units))}  # fmt: skip
+      assert len(places) == len(choices)  # all of them have their turn
+    rules = [
+      (unit, kernels[(i + 4 * turn) % len(kernels)],
+       BITS[(i + 7 * turn) % len(BITS)])
+      for i, unit in enumerate(units)
+    ]  # fmt: skip
     net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules, scales))
     path = tmp_path / "net.onnx"
     path.write_bytes(to_onnx(net, **HOW, provenance={}))
@@ -91,14 +101,14 @@ class TestOnnx:
     assert (apart > 1e-5).sum() <= 2
     assert apart.max() < 0.1 * np.ptp(expected)
 
-  @pytest.mark.parametrize("a_bits", [2, 4, 8])
   @pytest.mark.parametrize("w_bits", [16, 32])
-  def test_float_kernels_stay_floats(self, w_bits, a_bits, tmp_path):
+  def test_float_kernels_stay_floats(self, w_bits, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     from jaxr18.deploy.to_onnx import load_onnx, to_onnx
 
-    rules = [(".*", w_bits, a_bits)]
+    units = [unit for unit, _ in odd_nets.spec("float").units()]
+    rules = [(unit, w_bits, (2, 4, 8)[i % 3]) for i, unit in enumerate(units)]
     net = odd_nets.numbers(with_bits(odd_nets.spec("float"), rules))
     path = tmp_path / "net.onnx"
     path.write_bytes(to_onnx(net, **HOW, provenance={}))
