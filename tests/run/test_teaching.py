@@ -1,10 +1,13 @@
 """What a step is taught: its loss against the losses of the same images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from odd_nets import fast_jit
 
 from jaxr18.compress import dampen, distill
 from jaxr18.config import build
@@ -27,6 +30,9 @@ DIGITS = tiny_run.dataset()
 KEY = jax.random.key(3)
 NET = tiny_run.tiny_network(seed=0)
 TEACHERS = tuple(tiny_run.tiny_network(seed=i) for i in (1, 2))
+# Whole: op by op, each shape of each operation would be compiled by itself.
+forward, forward_train = map(fast_jit, (network.forward, network.forward_train))
+forward_stages = fast_jit(network.forward_stages, static_argnames="train")
 PART = DIGITS.train.take(slice(0, tiny_run.BATCH_SIZE))
 
 
@@ -41,6 +47,7 @@ def first_step(teacher, projections=None, epoch=0, net=NET, **how):
   )
 
 
+@functools.cache
 def inputs(mix=lambda images: images):
   """The images that the first step sees."""
   images = mix(augment(KEY, PART.images, 0, Augment(1, "random")))
@@ -54,20 +61,20 @@ def soft(logits, teacher_logits, t=4.0):
 def test_several_teachers_teach_by_their_mean_probability():
   _, loss = first_step(Teachers(TEACHERS), kd_weight=1.0)
   x = inputs()
-  logits, _ = network.forward_train(NET, x)
-  p = np.mean([jax.nn.softmax(network.forward(t, x)) for t in TEACHERS], 0)
+  logits, _ = forward_train(NET, x)
+  p = np.mean([jax.nn.softmax(forward(t, x)) for t in TEACHERS], 0)
   assert loss == pytest.approx(float(soft(logits, jnp.log(p))), rel=1e-4)
   assert loss != pytest.approx(
-    float(soft(logits, network.forward(TEACHERS[0], x))), rel=1e-3
+    float(soft(logits, forward(TEACHERS[0], x))), rel=1e-3
   )
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.25])
-def test_several_teachers_teach_by_their_mean_logits(weight):
+def test_several_teachers_teach_by_their_mean_logits():
+  weight = 0.25
   _, loss = first_step(Teachers(TEACHERS), kd_weight=weight, loss="mse")
   x = inputs()
-  logits, _ = network.forward_train(NET, x)
-  mean = np.mean([network.forward(t, x) for t in TEACHERS], 0)
+  logits, _ = forward_train(NET, x)
+  mean = np.mean([forward(t, x) for t in TEACHERS], 0)
   soft = float(np.mean((logits - mean) ** 2)) / 2
   hard = distill.cross_entropy(logits, PART.labels)
   expected = weight * soft + (1 - weight) * float(hard)
@@ -89,8 +96,8 @@ def test_weights_are_drawn_to_their_grids():
 def test_the_average_teaches():
   _, loss = first_step(Teachers(), kd_weight=1.0, self_teach=True)
   x = inputs()
-  logits, _ = network.forward_train(NET, x)  # by the batch's statistics
-  expected = soft(logits, network.forward(NET, x))  # by the running ones
+  logits, _ = forward_train(NET, x)  # by the batch's statistics
+  expected = soft(logits, forward(NET, x))  # by the running ones
   assert loss == pytest.approx(float(expected), rel=1e-4)
   assert loss > 1e-3
 
@@ -110,9 +117,9 @@ def test_teacher_and_student_see_the_same_mixture(mixes):
   assert 0 < share < 1 and sorted(partner) == list(range(len(PART)))
   labels = jax.nn.one_hot(PART.labels, 10)
   labels = share * labels + (1 - share) * labels[partner]
-  logits, _ = network.forward_train(NET, x)
+  logits, _ = forward_train(NET, x)
   hard = -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), -1))
-  expected = 0.5 * hard + 0.5 * soft(logits, network.forward(TEACHERS[0], x))
+  expected = 0.5 * hard + 0.5 * soft(logits, forward(TEACHERS[0], x))
   assert loss == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -125,8 +132,8 @@ def test_hints_train_the_projections():
     more=(terms.fitnets(3.0),),
   )  # fmt: skip
   x = inputs()
-  logits, stages, _ = network.forward_stages(NET, x, train=True)
-  hints = network.forward_stages(TEACHERS[0], x)[1]
+  logits, stages, _ = forward_stages(NET, x, train=True)
+  hints = forward_stages(TEACHERS[0], x)[1]
   expected = distill.cross_entropy(logits, PART.labels)
   expected += 3 * distill.fitnets_loss(stages, hints, before)
   assert loss == pytest.approx(float(expected), rel=1e-4)
@@ -139,8 +146,8 @@ def test_dkd_grows_over_the_first_epochs(epoch, share):
   # As mdistiller's, whose first epoch is 1: min(epoch / 20, 1).
   _, loss = first_step(Teachers(TEACHERS[:1]), epoch=epoch, loss="dkd")
   x = inputs()
-  logits, _ = network.forward_train(NET, x)
-  one = network.forward(TEACHERS[0], x)
+  logits, _ = forward_train(NET, x)
+  one = forward(TEACHERS[0], x)
   expected = distill.cross_entropy(logits, PART.labels)
   expected += share * distill.decoupled_loss(logits, one, PART.labels, 4.0, 8.0)
   assert loss == pytest.approx(float(expected), rel=1e-4)
@@ -154,8 +161,8 @@ def test_it_differs_from_the_others(diversity):
     more=(terms.diversity(diversity, 0.7),),
   )  # fmt: skip
   x = inputs()
-  logits, _ = network.forward_train(NET, x)
-  one, other = (network.forward(t, x) for t in TEACHERS)
+  logits, _ = forward_train(NET, x)
+  one, other = (forward(t, x) for t in TEACHERS)
   expected = 0.1 * distill.cross_entropy(logits, PART.labels)
   expected += 0.9 * distill.decoupled_loss(logits, one, PART.labels, 4.0, 2.0)
   likeness = distill.DIVERSITIES[diversity]
