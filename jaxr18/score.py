@@ -19,6 +19,7 @@ Exit status: 0 when it was scored; 1 when the run is not finished or damaged;
 """
 
 import json
+import shlex
 
 from absl import app, flags, logging
 
@@ -90,13 +91,21 @@ def _latency(specs) -> dict:
   """Times of the files in --workdir, or of a new network of the config."""
   from jaxr18.run import latency
 
+  count = max(len(specs), _MEMBERS.value * _VIEWS.value)
+  if count > 1:
+    raise app.UsageError(
+      f"--latency times one network once, and {count} are asked for; leave it"
+      " out, or time each member's own run"
+    )
   if _WORKDIR.value:
-    workdir = paths.folder(_WORKDIR.value)
-    found = latency.of_exports(workdir, specs[0])
+    workdir, phase = paths.folder(_WORKDIR.value), _PHASE.value
+    found = latency.of_exports(workdir, specs[0], phase)
     if not found:
+      command = ["python", "-m", "jaxr18.export", f"--workdir={workdir}"]
+      command += [f"--phase={phase}"] if phase else []
       raise app.UsageError(
-        f"--latency needs a file in {workdir / 'export'}:"
-        f" python -m jaxr18.export --workdir={workdir} writes one"
+        f"--latency needs a file of the network in {workdir / 'export'}:"
+        f" `{shlex.join(command)}` writes one"
       )
   else:
     found = latency.of_spec(specs[0])

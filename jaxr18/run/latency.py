@@ -12,23 +12,28 @@ from jaxr18.run import export
 from jaxr18.run.result import read
 
 
-def of_exports(workdir: pathlib.Path, spec: NetSpec) -> dict[str, Speed]:
-  """Times each file of the run's own network that is in WORKDIR/export.
+def of_exports(
+  workdir: pathlib.Path, spec: NetSpec, phase: str = ""
+) -> dict[str, Speed]:
+  """Times each file of a phase's network that is where export writes it.
 
   Args:
     workdir: of a finished run.
-    spec: of its network.
+    spec: of the network.
+    phase: whose network, one of the run's; '' is the last.
 
   Raises:
     WorkdirError: the run is not finished, or damaged.
   """
-  seen = read(workdir).seen
+  result = read(workdir)
+  is_last = phase in ("", [*result.phases][-1])
+  folder, seen = workdir / "export" / ("" if is_last else phase), result.seen
   size = seen.size if seen else 32
   shape = BATCH, size, size, spec.channels
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   found = {}
   for name, suffix in export.SUFFIXES.items():
-    path = workdir / "export" / f"network.{suffix}"
+    path = folder / f"network.{suffix}"
     if path.is_file():
       found[name] = measure(export.load(name, path), images)
   return found

@@ -574,6 +574,7 @@ class TestCommand:
       (["--config=configs/baseline.py", "--config.train.epochs=-1"], 2,
        "config.train.epochs"),
       (["--config=configs/baseline.py", "--phase=other"], 2, "--phase=other"),
+      (["--config=configs/ensemble.py", "--latency"], 2, "3 are asked for"),
       (["--workdir=/nonexistent"], 1, "/nonexistent holds no run"),
       ([], 2, "--config=FILE"),
     ],
