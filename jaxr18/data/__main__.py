@@ -13,6 +13,7 @@ from jaxr18.data.dataset import load
 from jaxr18.data.facts import DataError, ImagesError
 from jaxr18.host import paths
 from jaxr18.host.errors import FileError
+from jaxr18.host.files import try_writing
 
 
 def main(argv=None, source: cifar10.Source = cifar10.OFFICIAL) -> int:
@@ -83,6 +84,7 @@ def _written(args) -> str:
   if args.size and not low <= args.size <= high:
     raise ImagesError(f"--size={args.size} must be from {low} to {high}",
                       "0 takes the images as they are")  # fmt: skip
+  try_writing(out, "--npz")
   if args.images not in facts.KNOWN:
     given = named.locate(args.images)
     if given.is_dir():

@@ -134,7 +134,12 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _of_class(folder: pathlib.Path) -> list[pathlib.Path]:
-  found = [p for p in _inside(folder) if p.is_file()] if folder.is_dir() else []
+  found = _inside(folder) if folder.is_dir() else []
+  if odd := [p for p in found if not p.is_file()]:
+    raise ImagesError(
+      f"{odd[0]} is no file, expected the images of one class and no folders",
+      "move its images up, or take it away",
+    )
   if not found:
     raise ImagesError(
       f"{folder} has no image, expected one or more of that class",

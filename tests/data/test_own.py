@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -183,6 +184,17 @@ class TestFolder:
     assert np.bincount(data.test.labels).tolist() == [2, 2]
     assert np.bincount(data.train.labels).tolist() == [8, 8]
 
+  def test_what_cannot_be_written_is_told_before_the_work(
+    self, tmp_path, capsys, no_file_above
+  ):
+    """There are no images to read, and of them nothing is said."""
+    how = [f"--images={tmp_path}/none", f"--npz={tmp_path}/out.npz"]
+    with no_file_above(1000):
+      assert command.main(how) == 1
+    told = capsys.readouterr().err
+    assert f"cannot write {tmp_path}/out.npz: File too large" in told
+    assert "give another --npz" in told and not list(tmp_path.iterdir())
+
   def test_the_command_makes_squares_of_all_sizes(self, tmp_path, capsys):
     pictures(tmp_path / "in", sizes=((20, 30), (48, 16)))
     out = tmp_path / "out.npz"
@@ -203,6 +215,8 @@ class TestFolder:
     [
       (lambda r: [p.unlink() for p in (r / "b").iterdir()],
        "b has no image", "take that class away"),
+      (lambda r: (r / "b" / "more").mkdir(), "b/more is no file", "move its"),
+      (lambda r: os.mkfifo(r / "a" / "p.png"), "p.png is no file", "take it"),
       (lambda r: (r / "a" / "notes.txt").write_text("x"),
        "notes.txt is no image", "take it away"),
       (lambda r: (r / "a" / "0.png").write_bytes(
