@@ -406,10 +406,20 @@ def other_images(network, images, labels) -> str:
 
 
 def right_answers(run, images, labels) -> int:
-  """Counts the images that a function of `load` answers as labels [n] do."""
+  """Counts the images that a function of `load` answers as labels [n] do.
+
+  Raises ImagesError where a logit is not finite, whose answer would be the
+  first class.
+  """
   parts = np.array_split(images, -(-len(images) // 200))
-  answers = np.concatenate([run(part).argmax(-1) for part in parts])
-  return int(np.sum(answers == labels))
+  logits = np.concatenate([np.asarray(run(part)) for part in parts])
+  bad = np.flatnonzero(~np.isfinite(logits).all(-1))
+  if len(bad):
+    raise ImagesError(
+      f"image {bad[0]} gets the logits {logits[bad[0]]}, expected finite ones;"
+      " mend the normalization or the weights"
+    )
+  return int(np.sum(logits.argmax(-1) == labels))
 
 
 def main(argv=None) -> int | None:
@@ -422,6 +432,7 @@ def main(argv=None) -> int | None:
   try:
     run, network = load(args.file)
     images, labels = read_test(args.images, network)
+    right = right_answers(run, images, labels)
   except (OSError, ValueError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 1
@@ -429,7 +440,7 @@ def main(argv=None) -> int | None:
   print(json.dumps(provenance, indent=1))
   if other := other_images(network, images, labels):
     print(f"Warning: {other}", file=sys.stderr)
-  counts = {"found": (right_answers(run, images, labels), len(labels))}
+  counts = {"found": (right, len(labels))}
   if {"test_correct", "test_count"} <= provenance.keys():
     promised = provenance["test_correct"], provenance["test_count"]
     counts = {"promised": promised} | counts

@@ -19,6 +19,7 @@ test.npz holds `test_images`, uint8 [n, size, size, channels], and
 """
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -53,7 +54,6 @@ _LEAVES = {
   ("head", "kernel"): "weight",
   ("head", "bias"): "bias",
 }
-_BATCH = 200  # images at once in the check
 
 # What a file of one network is known by.
 SUFFIXES = (
@@ -332,6 +332,11 @@ def main(argv=None) -> int:
     )
   args = parser.parse_args(argv)
   try:
+    if not np.all(np.isfinite(args.mean)) or not np.all(np.array(args.std) > 0):
+      raise ValueError(
+        f"--mean={args.mean} must be finite and --std={args.std} above 0; take"
+        " the values that the weights were trained with"
+      )
     net = load(args.file)
     first, *_, last = net.spec.layers()
     images, labels = packed.read_test(
@@ -343,10 +348,13 @@ def main(argv=None) -> int:
         }
       },
     )
+    how = args.mean, args.std, net.spec.resolution
+    run = jax.jit(lambda net, x: network.forward(net, normalize(x, *how)))
+    run = functools.partial(run, net)
+    correct = packed.right_answers(run, images, labels)
   except (WeightsError, OSError, ValueError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 1
-  correct = _correct(net, images, labels, args.mean, args.std)
   accuracy = correct / len(labels)
   widths = [stage[0].conv2.features for stage in net.spec.stages]
   print(f"widths {widths}, blocks {[len(s) for s in net.spec.stages]}")
@@ -361,16 +369,6 @@ def main(argv=None) -> int:
     )
     return 1
   return 0
-
-
-def _correct(net: Network, images, labels, mean, std) -> int:
-  run = jax.jit(
-    lambda net, x: jnp.argmax(
-      network.forward(net, normalize(x, mean, std, net.spec.resolution)), -1
-    )
-  )
-  parts = np.array_split(np.arange(len(images)), -(-len(images) // _BATCH))
-  return sum(int(np.sum(run(net, images[i]) == labels[i])) for i in parts)
 
 
 if __name__ == "__main__":

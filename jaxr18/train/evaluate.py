@@ -73,7 +73,11 @@ def predict(
     dataset: gives mean and deviation of the channels.
     batch_size: images a step, over all devices.
     mesh: over which a batch is split.
+
+  Raises:
+    NotFiniteError: a number of the network is NaN or infinite.
   """
+  _check_network(net)
   devices = mesh.devices.size
   batch_size = -(-min(batch_size, len(images)) // devices) * devices
   rest = dataset.mean, dataset.std, mesh
@@ -189,6 +193,21 @@ def count(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
   loss = -log_p[np.arange(len(logits)), labels].mean()
   correct = int(np.sum(np.argmax(logits, -1) == labels))
   return Evaluation(correct, len(logits), float(loss))
+
+
+def _check_network(net: Network) -> None:
+  """Raises NotFiniteError where a number of a network is none.
+
+  The logits do not always tell: XLA's ReLU on a CPU makes some NaNs 0.
+  """
+  trees = {"params": net.params, "batch_stats": net.batch_stats}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+    if not np.isfinite(leaf).all():
+      name = "/".join(str(key.key) for key in path)
+      raise NotFiniteError(
+        f"the network's {name} is not finite: nothing is computed with it;"
+        f" train again in a new --workdir, with {STEADIER}"
+      )
 
 
 def check_finite(logits: np.ndarray) -> None:

@@ -380,6 +380,14 @@ class TestImages:
     with pytest.raises(packed.ImagesError, match=told):
       self.read(given, labels=change(given[2]))
 
+  def test_logits_that_are_no_numbers(self, given):
+    """Each would be an answer, the first class."""
+    run = lambda images: np.full((len(images), 10), np.nan)
+    with pytest.raises(
+      packed.ImagesError, match="image 0 gets the logits .nan"
+    ):
+      packed.right_answers(run, *given[1:3])
+
   def test_a_function_refuses_them_too(self, file):
     run, _ = packed.load(file)
     with pytest.raises(packed.ImagesError, match="expected uint8"):

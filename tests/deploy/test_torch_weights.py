@@ -531,6 +531,12 @@ class TestCheck:
     err = capsys.readouterr().err
     assert "expected 93.00%" in err and "a pooling behind the stem" in err
 
+  @pytest.mark.parametrize("std", ["0,0,0", "1,nan,1", "1,-1,1"])
+  def test_a_deviation_that_is_none(self, files, capsys, std):
+    assert torch_weights.main([*files, f"--std={std}"]) == 1
+    told = capsys.readouterr()
+    assert "above 0; take" in told.err and not told.out
+
   def test_errors(self, files, capsys):
     assert torch_weights.main([files[0], "--images=none.npz"]) == 1
     assert torch_weights.main(["none.safetensors", files[1]]) == 1

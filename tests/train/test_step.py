@@ -400,12 +400,24 @@ def test_what_fills_the_last_batch_moves_no_bound(w_bits):
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_network_of_no_numbers_is_not_evaluated(number):
+  """Its logits may be finite: some ReLUs make 0 of a NaN."""
+  net = tiny_run.tiny_network()
+  stem = net.params["stem"]
+  stem = stem | {"kernel": stem["kernel"].at[0, 0, 0, 0].set(number)}
+  net = net.replace(params=net.params | {"stem": stem})
+  digits = tiny_run.dataset()
+  with pytest.raises(NotFiniteError, match="params/stem/kernel is not finite"):
+    evaluate.predict(net, digits.test.images, digits, 20, make_mesh())
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_not_counted(number):
   net = tiny_run.tiny_network()
   net.params["head"]["bias"] = net.params["head"]["bias"].at[3].set(number)
   split = DIGITS.validation
-  with pytest.raises(NotFiniteError, match="for 50 of 50 images"):
+  with pytest.raises(NotFiniteError, match="params/head/bias is not finite"):
     evaluate.evaluate(net, split, DIGITS, 50, make_mesh())
   good = np.zeros((50, 10))
   bad = good.copy()
