@@ -104,7 +104,8 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
   """Reads the rows of a file of sealed lines, such as metrics.jsonl.
 
   A last line that a kill has cut off is left out without a word: whoever made
-  it makes it again. Where one line has a hash all must.
+  it makes it again. One that was whole, and has lost its end of line, is
+  damaged. Where one line has a hash all must.
 
   Raises:
     OSError: it cannot be read.
@@ -119,9 +120,18 @@ def read_lines(path: pathlib.Path, demanded: bool = False) -> Lines:
       rows.append(unseal(parse(text), LINE, demanded))
       numbers.append(i)
     except ValueError as e:
-      if i <= len(lines):
+      if i <= len(lines) or _begins_whole(text):
         damaged[i] = str(e)
   return Lines(rows, numbers, damaged)
+
+
+def _begins_whole(text: bytes) -> bool:
+  """Returns whether a line begins with all of an object."""
+  try:
+    json.JSONDecoder().raw_decode(text.decode(errors="replace"))
+  except ValueError:
+    return False
+  return True
 
 
 def without(path: pathlib.Path, damaged: dict[int, str]) -> str:

@@ -5,8 +5,9 @@ epoch, the augmentation from seed and step, so a run that was killed goes on
 with the same bits.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ def train(
   n, clock = t.feed.steps, Clock()
   state = replicate(store.restore(state), t.mesh)
   flight = _Flight(t, store, hooks, clock)
-  try:
+  with _left_whole(store, hooks):
     with stop.may_leave(t.at(store.step), lambda: _leave(store, hooks)):
       run_step = _begin(t, state, store, hooks, clock)
     for epoch in range(store.step // n, t.epochs):
@@ -122,9 +123,6 @@ def train(
     else:
       _transform(t, state, store, hooks, clock)
     store.finish()
-  finally:
-    for hook in hooks:
-      hook.close()
 
 
 def measure(
@@ -202,6 +200,19 @@ def _leave(store: PhaseStore, hooks: Sequence[Hook]) -> None:
   store.finish()
   for hook in hooks:
     hook.close()
+
+
+@contextlib.contextmanager
+def _left_whole(store: PhaseStore, hooks: Sequence[Hook]) -> Iterator[None]:
+  """Closes the hooks, and before an error leaves, what is being written."""
+  try:
+    yield
+  except BaseException:
+    store.abandon()
+    raise
+  finally:
+    for hook in hooks:
+      hook.close()
 
 
 def _begin(

@@ -1,5 +1,6 @@
 """What one phase keeps on disk: its checkpoints and metrics.jsonl."""
 
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -145,6 +146,17 @@ class PhaseStore:
   def finish(self) -> None:
     """Waits until what was saved is on disk."""
     checkpoint.finish(self._manager)
+
+  def abandon(self) -> None:
+    """Waits for what is being written, whatever becomes of it.
+
+    An error is on its way to the caller, who may go on in this process: another
+    store of the folder would remove what this one is in the middle of. Of
+    several processes none waits: the others may not have failed.
+    """
+    if jax.process_count() == 1:
+      with contextlib.suppress(Exception):
+        self._manager.close()
 
   def not_finite(self, step: int, what: str) -> TrainingError:
     """Returns the error of a number that is lost, with what would mend it."""

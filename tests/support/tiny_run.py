@@ -130,6 +130,7 @@ def run_phase(
   bits: int = 32,
   every_seconds: float = 1e9,
   stop: StopSignal | None = None,
+  hooks: Callable[[loop.Training], list[Hook]] = lambda t: [],
 ):
   """Trains or goes on in a directory: a pruned net with a teacher and EMA."""
   tx, step = _default(learning_rate, dtype)
@@ -143,6 +144,7 @@ def run_phase(
     every_seconds=every_seconds,
     estimate=_estimate,
     stop=stop,
+    hooks=hooks,
   )
 
 

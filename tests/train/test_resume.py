@@ -15,6 +15,7 @@ from jaxr18.host import sealed
 from jaxr18.host.stop import Stopped, StopSignal
 from jaxr18.train import checkpoint, loop, state
 from jaxr18.train.files import CheckpointError
+from jaxr18.train.hooks import Hook
 
 LAST = tiny_run.STEPS
 
@@ -170,6 +171,20 @@ def test_a_loss_that_is_not_finite(tmp_path):
     assert all(np.isfinite(a).all() for a in read(tmp_path, step).values())
   # What it says would mend it: a lower rate in a new folder.
   assert tiny_run.run_phase(tmp_path / "new")[1]["step"] in (6, 12, 18)
+
+
+def test_an_error_leaves_nothing_in_the_middle_of_a_write(tmp_path, whole):
+  """The same process may go on in the folder, as after a full disk."""
+
+  def fail(step, state):
+    raise OSError("at step 3")
+
+  hook = Hook(due=lambda step: step == 3, change=fail)
+  with pytest.raises(OSError, match="at step 3"):
+    tiny_run.run_phase(tmp_path, every_seconds=0, hooks=lambda t: [hook])
+  assert steps(tmp_path) == [2, 3]
+  assert not [*tmp_path.rglob("*tmp*")]
+  assert_same(tmp_path, tiny_run.run_phase(tmp_path)[1], whole)
 
 
 def test_a_damaged_checkpoint_stops_and_the_one_before_goes_on(tmp_path, whole):
