@@ -146,7 +146,6 @@ CHANNELS = {"a__prune__structured": True, "a__prune__criterion": "l2",
             "a__prune__density": 0.5}  # fmt: skip
 PLANS = {
   "global": one("a", **PRUNED),
-  "global, 4 bits": one("a", a__network__bits=BITS, **PRUNED),
   "global, 1 bit": one("a", a__network__bits=((".*", 1, 2),), **PRUNED),
   "global, where some lose none": one("a", a__prune__density=0.9995,
                                       a__prune__floor=0.9995),
@@ -174,9 +173,6 @@ PLANS = {
   "then bits": one("a", "b", b__start__init="a", b__network__bits=BITS,
                    **PRUNED),
   "channels": one("a", **CHANNELS),
-  "channels evenly": one("a", a__prune__distribution="uniform", **CHANNELS),
-  "shrunk": one("a", "b", b__start__init="a", b__start__shrink=True,
-                **CHANNELS),
   "shrunk evenly": one("a", "b", b__start__init="a", b__start__shrink=True,
                        b__network__bits=BITS,
                        a__prune__distribution="uniform", **CHANNELS),
