@@ -20,6 +20,33 @@ def kills_table(r: dict[str, Any]) -> str:
   return table(header, [row])
 
 
+_FAULTS = {
+  "flips": "one bit of a file is another",
+  "cuts": "a file ends too early",
+  "mends": "one bit is another, the command that the error names is done, and"
+  " the run goes on",
+  "calls": "an operation on a file fails, and the same command runs again",
+  "configs": "odd values in the config",
+}
+_MENDED = {"mended", "made again", "made up for"}
+
+
+def faults_table(r: dict[str, Any]) -> str:
+  """What `benchmarks.faults` found."""
+  rows = []
+  for suite, kind in _FAULTS.items():
+    ends = r["counts"][suite]
+    told, bad = ends.get("told", 0), ends.get("BAD", 0)
+    mended = sum(n for end, n in ends.items() if end in _MENDED)
+    tried = sum(ends.values())
+    nothing = tried - told - mended - bad
+    numbers = tried, told, mended, nothing, bad
+    rows.append([kind, *(f"{n:,}" for n in numbers)])
+  header = ["[faults](docs/results/faults/result.json)", "tried", "told",
+            "mended", "nothing changed", "bad"]  # fmt: skip
+  return table(header, rows)
+
+
 def ranged(row: dict[str, Any], name: str, digits: int = 2) -> str:
   """The median of the rounds, and the lowest and highest: NAME and NAMEs."""
   median, low, high = (f"{x:.{digits}f}" for x in (row[name], *row[name + "s"]))

@@ -284,7 +284,7 @@ def main(argv: list[str]) -> int:
     for what, ended in ends:
       counts[suite][ended.partition(":")[0]] += 1
       if ended.startswith("BAD"):
-        bad.append(f"{suite}, {what}: {ended}")
+        bad.append(f"{suite}, {what}: {ended}".replace(str(home), "HOME"))
         print(bad[-1], flush=True)
     print(f"{suite}: {dict(counts[suite])}", flush=True)
 

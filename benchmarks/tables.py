@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "search": lambda: run_tables.search("search"),
   "exports": lambda: run_tables.exports("quant_4"),
   "kills": lambda: bench_tables.kills_table(load("kill_resume")),
+  "faults": lambda: bench_tables.faults_table(load("faults")),
   "speed": lambda: bench_tables.speed_table(load("train_step")),
   "speed_avx2": lambda: bench_tables.speed_table(load("train_step_avx2")),
   "pruning": lambda: bench_tables.pruning_tables(load("pruning")),
