@@ -18,7 +18,12 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[], str]] = {
   "runs": lambda: run_tables.runs(
-    "prune_quant", "prune_quant_4", "three_bits", "three_bits_small", "kd_quant"
+    "train_on",
+    "prune_quant",
+    "prune_quant_4",
+    "three_bits",
+    "three_bits_small",
+    "kd_quant",
   ),
   "factorized": lambda: run_tables.runs(
     "dense_narrow", "factorized_g2", "factorized_g8", "depthwise"
