@@ -129,13 +129,18 @@ def _at_least_three(choices, place, apart: float, first) -> list[float]:
 
 
 def label_order(points: Sequence[Point]) -> list[int]:
-  """Orders points by whose label comes first: the front, runs, others."""
+  """Orders points by whose label comes first: the front, runs, others.
+
+  Of each group, those that are best among the runs come before the rest.
+  """
   best = set(front(points))
+  best_runs = set(front([p for p in points if p.series == points[0].series]))
   return sorted(
     range(len(points)),
     key=lambda i: (
       points[i].series != points[0].series,
       points[i] not in best,
+      points[i] not in best_runs,
       points[i].score,
     ),
   )
@@ -297,6 +302,9 @@ def _places(x, y, w, h, gap):
     yield x - g - w, y - h / 2
     yield x - w / 2, y - g - h + 2  # above
     yield x - w / 2, y + g - 2
+    for dy in (-h / 4, h / 4):  # beside it, a little higher or lower
+      yield x + g, y - h / 2 + dy
+      yield x - g - w, y - h / 2 + dy
     for dx in (g / 2, -w - g / 2):
       for dy in (-h - g / 2, g / 2):
         yield x + dx, y + dy
