@@ -6,12 +6,13 @@ From a clone, since it begins with docs/results/three_bits. The shortcuts get 8
 bits and the first two stages, of few weights, 4: a per-layer score of 0.0131 in
 place of 0.0112. A packed file keeps a learned grid for each output channel, so
 here they are learned by channel. On one CPU core with AVX2: 90.41% in 97
-minutes (docs/results/train_on). `:FILE` trains another network of this shape
-on; `:tiny` takes seconds on the digits, from new weights.
+minutes (docs/results/train_on). `--config.quant.start.init=FILE` trains another
+network of this shape on; `:tiny` takes seconds on the digits, from new weights.
 """
 
 from jaxr18.config import base, tiny
 
+ARGUMENTS = ("tiny",)
 PUBLISHED = "docs/results/three_bits/network.safetensors"
 
 
@@ -32,5 +33,5 @@ def get_config(arg=""):
   quant.optimizer.weight_decay, quant.bounds.weight_decay = 1e-4, 1e-4
   if arg == "tiny":
     return tiny(config, strides=(2, 2, 2))
-  quant.start.init = arg or PUBLISHED
+  quant.start.init = PUBLISHED
   return config

@@ -55,10 +55,20 @@ class Graph:
 class Form(Protocol):
   """What stands for quantized values; each returns the name of its output."""
 
-  domains: tuple[str, ...]  # of its nodes, beside ONNX's own
+  @property
+  def domains(self) -> tuple[str, ...]:
+    """Of its nodes, beside ONNX's own."""
+    ...
 
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
-    """A layer's input on its grid; `numbers` are the layer's of `fold`."""
+    """Puts a layer's input on its grid.
+
+    Args:
+      graph: takes the nodes.
+      layer: whose input it is.
+      numbers: the layer's of `fold`.
+      x: the input's name.
+    """
     ...
 
   def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
@@ -68,7 +78,16 @@ class Form(Protocol):
   def sum(
     self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
   ) -> str:
-    """An operand of a quantized residual sum."""
+    """Puts an operand of a quantized residual sum on its grid.
+
+    Args:
+      graph: takes the nodes.
+      name: of the operand.
+      x: what becomes the operand, by name.
+      step: the name of the grid's step.
+      bits: of the sum.
+      signed: whether levels are on both sides of 0.
+    """
     ...
 
 
@@ -98,7 +117,8 @@ def build(
   graph, folded, spec = Graph(), fold(net), net.spec
   first = spec.layers()[0]
   if "input_bound" in folded[first.path] and size == spec.resolution:
-    folded[first.path] |= _same_codes(first, folded[first.path], mean, std)
+    numbers = folded[first.path]
+    numbers["input_bound"] = _same_codes(first, numbers, mean, std)
   count = iter(range(10**6))
   logits = packed.walk(
     units(spec),
@@ -141,7 +161,7 @@ def build(
 
 def _same_codes(
   layer: Layer, numbers: dict, mean: tuple[float, ...], std: tuple[float, ...]
-) -> dict[str, np.float32]:
+) -> np.ndarray:
   """The first layer's bound, moved in its last digits if need be.
 
   XLA rounds otherwise in normalization than these nodes do. Where one of a
@@ -155,17 +175,16 @@ def _same_codes(
   network = {"mean": mean, "std": std, "resolution": 1}
   images, bound = packed.normalize(pixels, network), numbers["input_bound"]
   wanted, _ = packed.quantize(images, bound, bits, signed)
-  own = (np.float32(pixels) / np.float32(255) - np.float32(mean)) / np.float32(
-    std
-  )
+  own = np.float32(pixels) / np.float32(255) - np.array(mean, np.float32)
+  own = own / np.array(std, np.float32)
   for away in sorted(range(-64, 65), key=abs):
     moved = np.float32(bound * (1 + away * 2.0**-23))
     codes = np.clip(
       own / (moved * (1 / levels)), -levels if signed else 0, levels
     )
     if np.array_equal(np.rint(codes), wanted):
-      return {"input_bound": moved}
-  return {}
+      return np.asarray(moved)
+  return numbers["input_bound"]
 
 
 def _normalized(graph, mean, std, size, resolution) -> str:
@@ -231,7 +250,14 @@ def _of_sum(
 
 
 def clipped(graph: Graph, name: str, x: str, low, high) -> str:
-  """Clips x to what of low and high is not None."""
+  """Clips x to what of low and high is not None.
+
+  Args:
+    graph: takes the nodes.
+    name: of what is clipped.
+    x: its node's output.
+    low, high: numbers.
+  """
   bounds = []
   for end, value in (("low", low), ("high", high)):
     if value is None:

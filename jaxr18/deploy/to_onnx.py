@@ -44,8 +44,15 @@ def to_onnx(
   Raises:
     ValueError: stacked networks.
   """
-  how = dict(mean=mean, std=std, size=size, provenance=provenance)
-  model = build(net, _Integers(), batch="n", **how)
+  model = build(
+    net,
+    _Integers(),
+    mean=mean,
+    std=std,
+    size=size,
+    batch="n",
+    provenance=provenance,
+  )
   onnx.checker.check_model(model, full_check=True)
   return model.SerializeToString()
 

@@ -52,8 +52,15 @@ def to_qonnx(
       image's own, or with masked weights of 1 bit.
     ValueError: stacked networks.
   """
-  how = dict(mean=mean, std=std, size=size, provenance=provenance)
-  model = build(net, _Quants(), batch=batch, **how)
+  model = build(
+    net,
+    _Quants(),
+    mean=mean,
+    std=std,
+    size=size,
+    batch=batch,
+    provenance=provenance,
+  )
   return model.SerializeToString()
 
 

@@ -294,9 +294,9 @@ def unfold_batch_norm(net: Network, images: jax.Array) -> Network:
     images: [n, resolution, resolution, channels], normalized.
   """
   _, sown = _run(net, images, mutable=["moments"])
-  params = flatten_dict(net.params, sep="/")
-  stats = flatten_dict(net.batch_stats, sep="/")
-  new = flatten_dict(sown["moments"], sep="/")
+  params, stats, new = (
+    _flat(tree) for tree in (net.params, net.batch_stats, sown["moments"])
+  )
   for norm in sorted({name.rpartition("/")[0] for name in stats}):
     scale, bias = params[f"{norm}/scale"], params[f"{norm}/bias"]
     mean, var = (stats[f"{norm}/{x}"] for x in ("mean", "var"))
@@ -358,6 +358,10 @@ def _run(
   params = apply_masks(net.params, net.masks)
   variables = {"params": params, "batch_stats": net.batch_stats}
   return ResNet(net.spec, train=train).apply(variables, images, **options)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  return flatten_dict(tree, sep="/")
 
 
 def _merge(old: dict, new: dict) -> dict:

@@ -195,8 +195,7 @@ def initial_network(
   net = network.init(key, spec)
   if source is None:
     return network.calibrate(net, images, method)
-  if saved.is_folded(source):
-    source = network.unfold_batch_norm(source, images)
+  source = _unfolded(source, images)
   try:
     converted = factorize.convert(source, spec)
   except ValueError as e:
@@ -222,6 +221,13 @@ def initial_network(
     raise ConfigError(f"{where}: {e}") from e
   net = network.calibrate(started, images, method)
   return start_from(net, converted, where, made)
+
+
+def _unfolded(source: Network, images) -> Network:
+  """The source; of a packed file, with statistics of batch norm again."""
+  if not saved.is_folded(source):
+    return source
+  return network.unfold_batch_norm(source, images)
 
 
 def start_from(

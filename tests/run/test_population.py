@@ -9,6 +9,7 @@ import tiny_run
 
 from jaxr18.compress import ensemble
 from jaxr18.config import base
+from jaxr18.config.faults import ConfigError
 from jaxr18.data import dataset as data
 from jaxr18.host.stop import Stopped
 from jaxr18.run import experiment, sources
@@ -217,5 +218,5 @@ class TestExperiment:
     for i in range(2):
       net = sources.load_for(workdir, "train", "here", members=2, member=i)
       assert_close(net, sources.load_networks(workdir)[i])
-    with pytest.raises(experiment.ConfigError, match="here: .*same masks"):
+    with pytest.raises(ConfigError, match="here: .*same masks"):
       sources.load_for(workdir, "train", "here", members=1, member=0)

@@ -11,6 +11,7 @@ from odd_nets import fast_jit
 
 from jaxr18.compress import dampen, distill
 from jaxr18.config import build
+from jaxr18.config.faults import ConfigError
 from jaxr18.data.augment import (
   Augment,
   augment,
@@ -273,7 +274,7 @@ def test_stages_that_do_not_fit_are_refused(tmp_path):
     "teacher",
     "attention",
   )
-  with pytest.raises(experiment.ConfigError, match=r"\[8, 4\] and \[12, 12\]"):
+  with pytest.raises(ConfigError, match=r"\[8, 4\] and \[12, 12\]"):
     experiment.run(config, tmp_path)
 
 
