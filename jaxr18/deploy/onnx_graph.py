@@ -159,6 +159,28 @@ def build(
   return model
 
 
+def input_step(layer: Layer, bound) -> Any:
+  """Returns the step of a layer's input, float32, rounded as XLA does."""
+  return bound * (
+    1 / np.float32(input_levels(layer.a_bits, layer.signed_input))
+  )
+
+
+def oihw(kernel: np.ndarray) -> np.ndarray:
+  """Returns a kernel HWIO in ONNX's order."""
+  return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+
+
+def codes_and_scale(numbers: dict) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a kernel's integers, int8 OIHW, and scales above 0, float32 [out].
+
+  A channel whose scale is 0 has codes of 0 and a scale of 1: 0 / 0 is not 0.
+  """
+  scale, codes = numbers["scale"], numbers["codes"]
+  codes = np.where(scale == 0, 0, codes).astype(np.int8)
+  return oihw(codes), np.where(scale == 0, 1, scale).astype(np.float32)
+
+
 def _same_codes(
   layer: Layer, numbers: dict, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> np.ndarray:
@@ -177,28 +199,30 @@ def _same_codes(
   wanted, _ = packed.quantize(images, bound, bits, signed)
   own = np.float32(pixels) / np.float32(255) - np.array(mean, np.float32)
   own = own / np.array(std, np.float32)
+  low = -levels if signed else 0
   for away in sorted(range(-64, 65), key=abs):
     moved = np.float32(bound * (1 + away * 2.0**-23))
-    codes = np.clip(
-      own / (moved * (1 / levels)), -levels if signed else 0, levels
-    )
-    if np.array_equal(np.rint(codes), wanted):
+    step = input_step(layer, moved)
+    # Forms divide by the step, or multiply by what is 1 over it.
+    if all(
+      np.array_equal(np.rint(np.clip(x, low, levels)), wanted)
+      for x in (own / step, own * (1 / step))
+    ):
       return np.asarray(moved)
   return numbers["input_bound"]
 
 
 def _normalized(graph, mean, std, size, resolution) -> str:
   """As `augment.normalize` does it; then NCHW."""
-  f32 = lambda name, x: graph.constant(name, np.array(x, np.float32))
   x = graph("Cast", "images", name="floats", to=TensorProto.FLOAT)
-  x = graph("Div", x, f32("255", 255), name="from 0 to 1")
-  x = graph("Sub", x, f32("mean", mean), name="centred")
-  x = graph("Div", x, f32("std", std), name="normalized")
+  x = graph("Div", x, graph.floats("255", 255), name="from 0 to 1")
+  x = graph("Sub", x, graph.floats("mean", mean), name="centred")
+  x = graph("Div", x, graph.floats("std", std), name="normalized")
   x = graph("Transpose", x, name="nchw", perm=[0, 3, 1, 2])
   if size != resolution:
     weights = packed.resizing(size, resolution)
-    x = graph("MatMul", x, f32("to width", weights), name="width")
-    x = graph("MatMul", f32("to height", weights.T), x, name="resized")
+    x = graph("MatMul", x, graph.floats("to width", weights), name="width")
+    x = graph("MatMul", graph.floats("to height", weights.T), x, name="resized")
   return x
 
 
@@ -247,22 +271,3 @@ def _of_sum(
   part = np.float32(1 / input_levels(spec.sum_bits, True))
   step = graph.constant(f"{name}/step", folded[block]["sum_bound"] * part)
   return form.sum(graph, name, x, step, spec.sum_bits, signed)
-
-
-def clipped(graph: Graph, name: str, x: str, low, high) -> str:
-  """Clips x to what of low and high is not None.
-
-  Args:
-    graph: takes the nodes.
-    name: of what is clipped.
-    x: its node's output.
-    low, high: numbers.
-  """
-  bounds = []
-  for end, value in (("low", low), ("high", high)):
-    if value is None:
-      bounds.append("")
-    else:
-      at = graph.constant(f"{name}/{end}", np.array(value, np.float32))
-      bounds.append(at)
-  return graph("Clip", x, *bounds, name=f"{name}/clipped")

@@ -1,9 +1,9 @@
 """The folded network as an ONNX model, for ONNX Runtime and others.
 
-Quantized inputs pass QuantizeLinear and DequantizeLinear; quantized
-kernels are stored as integers, int4 up to 4 bits and int8 above, with one scale
-for each output channel in a DequantizeLinear. An input of fewer levels than
-its integer type has is clipped to its bound before.
+Quantized inputs pass QuantizeLinear and DequantizeLinear; quantized kernels are
+stored as integers, int4 up to 4 bits and int8 above, with one scale for each
+output channel in a DequantizeLinear. An input of fewer levels than its integer
+type has is clipped to its bound before.
 
 Floats are rounded in their place where each image has a bound of its own, and
 before kernels of floats: ONNX Runtime's WeightBiasQuantization rounds such a
@@ -21,7 +21,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 
-from jaxr18.deploy.onnx_graph import Graph, build, clipped
+from jaxr18.deploy.onnx_graph import (
+  Graph,
+  build,
+  codes_and_scale,
+  input_step,
+  oihw,
+)
 from jaxr18.nn.network import Network
 from jaxr18.nn.quantize import SMALLEST_BOUND, input_levels
 from jaxr18.nn.spec import HALF_BITS, Layer
@@ -85,7 +91,7 @@ class _Integers:
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     name = f"{layer.path}/input"
     if layer.a_bits == HALF_BITS:
-      x = clipped(graph, name, x, -65504.0, 65504.0)
+      x = _clipped(graph, name, x, -65504.0, 65504.0)
       x = graph("Cast", x, name=f"{name}/half", to=TensorProto.FLOAT16)
       return graph("Cast", x, name=f"{name}/float", to=TensorProto.FLOAT)
     if layer.a_bits >= HALF_BITS:
@@ -95,11 +101,11 @@ class _Integers:
     if "input_bound" not in numbers:
       return _rounded(graph, name, x, _dynamic_step(graph, name, x, levels))
     bound = numbers["input_bound"]
-    step = graph.constant(f"{name}/step", bound * (1 / levels))
+    step = graph.constant(f"{name}/step", input_step(layer, bound))
     if "codes" not in numbers:
       return _rounded(graph, name, x, step, -levels if signed else 0, levels)
     if signed or layer.a_bits < 8:
-      x = clipped(graph, name, x, -bound if signed else None, bound)
+      x = _clipped(graph, name, x, -bound if signed else None, bound)
     zero = np.zeros((), np.int8 if signed else np.uint8)
     zero = graph.constant(f"{name}/zero", zero)
     x = graph("QuantizeLinear", x, step, zero, name=f"{name}/codes")
@@ -107,7 +113,6 @@ class _Integers:
 
   def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
     name = f"{layer.path}/kernel"
-    oihw = lambda k: np.ascontiguousarray(k.transpose(3, 2, 0, 1))
     if "codes" not in numbers:
       kernel = graph.constant(f"{name}/stored", oihw(numbers["kernel"]))
       if layer.w_bits == HALF_BITS:
@@ -118,10 +123,8 @@ class _Integers:
         kernel = graph("Mul", kernel, scale, name=f"{name}/scaled")
       return kernel
     make = graph.int4 if layer.w_bits <= 4 else graph.constant
-    scale, codes = numbers["scale"], numbers["codes"]
-    codes = np.where(scale == 0, 0, codes).astype(np.int8)  # 0 / 0 is not 0
-    codes = make(f"{name}/codes", oihw(codes))
-    scale = np.where(scale == 0, 1, scale).astype(np.float32)
+    codes, scale = codes_and_scale(numbers)
+    codes = make(f"{name}/codes", codes)
     scale = graph.constant(f"{layer.path}/scale", scale)
     return graph("DequantizeLinear", codes, scale, name=name, axis=0)
 
@@ -137,7 +140,7 @@ def _dynamic_step(graph: Graph, name: str, x: str, levels) -> str:
   size = graph("Abs", x, name=f"{name}/abs")
   axes = graph.constant(f"{name}/axes", np.array([1, 2, 3]))
   size = graph("ReduceMax", size, axes, name=f"{name}/largest", keepdims=1)
-  least = graph.constant(f"{name}/least", np.array(SMALLEST_BOUND, np.float32))
+  least = graph.floats(f"{name}/least", SMALLEST_BOUND)
   size = graph("Max", size, least, name=f"{name}/bound")
   part = graph.constant(f"{name}/part", 1 / levels)
   return graph("Mul", size, part, name=f"{name}/step")
@@ -148,6 +151,14 @@ def _rounded(graph: Graph, name: str, x: str, step, low=None, high=None) -> str:
   inverse = graph("Reciprocal", step, name=f"{name}/inverse")
   x = graph("Mul", x, inverse, name=f"{name}/ratio")  # as XLA divides
   if high is not None:
-    x = clipped(graph, name, x, low, high)
+    x = _clipped(graph, name, x, low, high)
   x = graph("Round", x, name=f"{name}/codes")  # halves to even
   return graph("Mul", x, step, name=f"{name}/values")
+
+
+def _clipped(graph: Graph, name: str, x: str, low, high) -> str:
+  bounds = [
+    "" if value is None else graph.floats(f"{name}/{end}", value)
+    for end, value in (("low", low), ("high", high))
+  ]
+  return graph("Clip", x, *bounds, name=f"{name}/clipped")

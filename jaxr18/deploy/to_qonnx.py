@@ -11,6 +11,7 @@ it.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +19,16 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from jaxr18.deploy.onnx_graph import Graph, build
+from jaxr18.deploy.onnx_graph import (
+  Graph,
+  build,
+  codes_and_scale,
+  input_step,
+  oihw,
+)
 from jaxr18.host.errors import ToldError
+from jaxr18.host.inputs import read_bytes
 from jaxr18.nn.network import Network
-from jaxr18.nn.quantize import input_levels
 from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, Layer, has_four_levels
 
 DOMAIN = "qonnx.custom_op.general"
@@ -38,14 +45,12 @@ def to_qonnx(
   std: tuple[float, ...],
   size: int,
   provenance: dict[str, Any],
-  batch: int = 1,
 ) -> bytes:
-  """Makes the serialized model.
+  """Makes the serialized model, for one image at once.
 
   Args:
     net: not stacked.
     mean, std, size, provenance: as `onnx_graph.build` takes them.
-    batch: how many images the model takes at once.
 
   Raises:
     QonnxError: names a layer of four levels, of 16 bits, with a bound of each
@@ -58,7 +63,7 @@ def to_qonnx(
     mean=mean,
     std=std,
     size=size,
-    batch=batch,
+    batch=1,
     provenance=provenance,
   )
   return model.SerializeToString()
@@ -75,13 +80,14 @@ def load_qonnx(
   from qonnx.core.onnx_exec import execute_onnx
   from qonnx.transformation.infer_shapes import InferShapes
 
-  with open(path, "rb") as f:
-    data = f.read()
+  data = read_bytes(path)
+
+  @functools.cache
+  def of(count: int) -> ModelWrapper:
+    return ModelWrapper(_of_batch(data, count)).transform(InferShapes())
 
   def run(images: np.ndarray) -> Any:
-    model = ModelWrapper(_of_batch(data, len(images)))
-    model = model.transform(InferShapes())
-    return execute_onnx(model, {"images": images})["logits"]
+    return execute_onnx(of(len(images)), {"images": images})["logits"]
 
   return run
 
@@ -106,23 +112,21 @@ class _Quants:
       raise _not_held(layer, "inputs of 16 bits")
     if "input_bound" not in numbers:
       raise _not_held(layer, "a bound of each image's own (scales='dynamic')")
-    levels = np.float32(input_levels(layer.a_bits, layer.signed_input))
     name = f"{layer.path}/input"
-    step = graph.floats(f"{name}/step", numbers["input_bound"] * (1 / levels))
+    step = input_step(layer, numbers["input_bound"])
+    step = graph.floats(f"{name}/step", step)
     return _quant(graph, name, x, step, layer.a_bits, layer.signed_input)
 
   def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
     name = f"{layer.path}/kernel"
     if layer.w_bits == HALF_BITS:
       raise _not_held(layer, "weights of 16 bits")
-    oihw = lambda k: np.ascontiguousarray(k.transpose(3, 2, 0, 1))
     if layer.w_bits == FLOAT_BITS:
       return graph.floats(name, oihw(numbers["kernel"]))
     if has_four_levels(layer):
       raise _not_held(layer, "four levels of 2 bits, none of which is 0")
-    scale = numbers["scale"].reshape(-1, 1, 1, 1)
-    codes = np.where(scale == 0, 0, oihw(numbers["codes"]))
-    scale = np.where(scale == 0, 1, scale)
+    codes, scale = codes_and_scale(numbers)
+    scale = scale.reshape(-1, 1, 1, 1)
     if layer.w_bits == 1 and not codes.all():
       raise _not_held(layer, "weights of 1 bit that are masked")
     values = graph.floats(f"{name}/values", codes * scale)

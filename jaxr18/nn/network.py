@@ -113,7 +113,7 @@ _compiled_init = jax.jit(
 
 def kernels(tree: Any) -> dict[str, Any]:
   """Returns the kernels of a tree like `params`, by layer path, sorted."""
-  leaves = sorted(flatten_dict(tree, sep="/").items())
+  leaves = sorted(_flat(tree).items())
   split = [(*path.rpartition("/"), leaf) for path, leaf in leaves]
   return {path: leaf for path, _, name, leaf in split if name == "kernel"}
 
@@ -366,7 +366,6 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 def _merge(old: dict, new: dict) -> dict:
   """Replaces the leaves of a tree that another tree has too."""
-  leaves = flatten_dict(old, sep="/")
-  others = flatten_dict(new, sep="/").items()
+  leaves, others = _flat(old), _flat(new).items()
   merged = leaves | {path: x for path, x in others if path in leaves}
   return unflatten_dict(merged, sep="/")

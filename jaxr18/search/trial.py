@@ -177,8 +177,8 @@ def _over(
   searched: Experiment, params: Mapping[str, Any], init: list[Outlook]
 ) -> tuple[float, dict[str, float]]:
   """A candidate's score, and by how much it is over each budget."""
-  place = Place(source=lambda data, name: Source(init))
-  candidate = parse(candidate_values(searched.values, params), place)
+  there = Place(source=lambda data, name: Source(init))
+  candidate = parse(candidate_values(searched.values, params), there)
   (phase,) = candidate.phases
   planned = per_layer_score(phase)
   return planned, over_budgets(phase, searched.chosen, planned)

@@ -126,7 +126,8 @@ class TestOnnx:
     images = odd_nets.images(8, 20)
     close(load_onnx(path, 1)(images), odd_nets.forward(net, images))
 
-  def test_a_pixel_in_the_middle_of_two_codes(self, tmp_path):
+  @pytest.mark.parametrize("w_bits", [8, 32])
+  def test_a_pixel_in_the_middle_of_two_codes(self, w_bits, tmp_path):
     """A bound with which XLA and ONNX's division round one value apart.
 
     Such was that of three_bits_small's stem for the value 206 of blue.
@@ -150,7 +151,9 @@ class TestOnnx:
     ties = np.float32(127 / (np.arange(127) + 0.5))
     bounds = (np.float32(x * t) for t in ties for x in ours[ours > 1])
     bound = next(filter(apart, bounds))
-    net = odd_nets.numbers(with_bits(odd_nets.spec("float"), [(".*", 8, 8)]))
+    net = odd_nets.numbers(
+      with_bits(odd_nets.spec("float"), [(".*", w_bits, 8)])
+    )
     net.params["stem"]["input_bound"] = jax.numpy.asarray(bound)
     path = tmp_path / "net.onnx"
     path.write_bytes(to_onnx(net, **HOW, provenance={}))

@@ -38,7 +38,7 @@ def test_is_the_network(bits, tmp_path):
 def test_quantized_sums(tmp_path):
   spec = dataclasses.replace(odd_nets.spec("4 bits"), sum_bits=6)
   net, path = odd_nets.numbers(spec), tmp_path / "net.onnx"
-  path.write_bytes(to_qonnx(net, **HOW, batch=3))
+  path.write_bytes(to_qonnx(net, **HOW))
   images = odd_nets.images(3)
   got, expected = load_qonnx(path)(images), odd_nets.forward(net, images)
   np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
