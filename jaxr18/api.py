@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -328,7 +329,8 @@ def export(net: Network, path: Path, data: Dataset) -> pathlib.Path:
   Args:
     net: one network.
     path: .safetensors is the packed form (`deploy/packed.py` runs it with
-      NumPy alone), .onnx is for ONNX Runtime, .stablehlo for XLA.
+      NumPy alone), .onnx is for ONNX Runtime, .stablehlo for XLA, .tflite for
+      LiteRT.
     data: whose mean, deviation and image size go into the file.
 
   Raises:
@@ -401,8 +403,21 @@ def _stablehlo(net: Network, data: Dataset) -> bytes:
   return to_stablehlo(net, mean=data.mean, std=data.std, size=size)
 
 
+def _litert(net: Network, data: Dataset) -> bytes:
+  from jaxr18.deploy.program_xla import lower_with_sums
+  from jaxr18.deploy.to_litert import SUM_BITS, to_litert
+
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder, "network")
+    file.write_bytes(_packed(net, data))
+    numbers = packed.read(file)
+  images = data.train.images[:100]
+  return to_litert(lower_with_sums(*numbers, SUM_BITS, images))
+
+
 _FORMS: dict[str, Callable[[Network, Dataset], bytes]] = {
   ".safetensors": _packed,
   ".onnx": _onnx,
   ".stablehlo": _stablehlo,
+  ".tflite": _litert,
 }

@@ -4,12 +4,14 @@
     python -m jaxr18.export --workdir=runs/kd_quant --format=stablehlo
     python -m jaxr18.export --workdir=runs/kd_quant --format=onnx
     python -m jaxr18.export --workdir=runs/kd_quant --format=c
+    python -m jaxr18.export --workdir=runs/kd_quant --format=litert
 
 All take uint8 images [n, size, size, channels] and give logits; normalization
 and folded batch norm are inside. packed is a safetensors file with each weight
 at its true bits, which jaxr18/deploy/packed.py runs with NumPy alone; stablehlo
 is jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
-(extra `onnx`); c is a folder with a program of integers alone and a test image.
+(extra `onnx`); c is a folder with a program of integers alone and a test image;
+litert is for phones (extra `litert`), and litert4 has int4 kernels there.
 
 The file is loaded again and held against the network on the test split; what
 was found is printed and kept in WORKDIR/result.json under "export"; of a
@@ -24,13 +26,13 @@ from absl import app, flags
 from jaxr18 import cli
 from jaxr18.host.doing import doing
 
-_FORMATS = ("packed", "stablehlo", "onnx", "qonnx", "c")
+_FORMATS = ("packed", "stablehlo", "onnx", "qonnx", "c", "litert", "litert4")
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
 _PHASE = cli.phase_flag()
 _FORMAT = flags.DEFINE_string(
-  "format", "packed", "packed, stablehlo, onnx, qonnx or c."
+  "format", "packed", f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
 )
 _OUT = flags.DEFINE_string(
   "out",
@@ -94,6 +96,8 @@ def _need_extra(name: str) -> None:
     "stablehlo": ("export", "flatbuffers"),
     "onnx": ("onnx", "onnx", "onnxruntime"),
     "qonnx": ("qonnx", "qonnx"),
+    "litert": ("litert", "flatbuffers", "ai_edge_litert"),
+    "litert4": ("litert", "flatbuffers", "ai_edge_litert"),
   }[name]
   for module in modules:
     try:

@@ -107,7 +107,7 @@ def test_votes(small, digits):
 
 def test_another_suffix(small, digits, tmp_path):
   with pytest.raises(ValueError, match=r"\.safetensors, \.onnx, \.stablehlo"):
-    jaxr18.export(small, tmp_path / "net.tflite", digits)
+    jaxr18.export(small, tmp_path / "net.bin", digits)
 
 
 def test_a_shipped_network():

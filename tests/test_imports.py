@@ -197,6 +197,10 @@ class TestPackage:
       "deploy.judge",
       "deploy.onnx_facts",
     }
+    assert importers("ai_edge_litert") == {
+      "deploy.litert_graph",
+      "deploy.to_litert",
+    }
     assert importers("optuna") == {"search.storage"}
     assert importers("tensorboardX") == importers("wandb") == {"train.writers"}
 

@@ -234,6 +234,7 @@ class _Builder:
         x.size,
         out_size,
         write,
+        float(step),
         to_sums=up is not None,
         **more,
       )

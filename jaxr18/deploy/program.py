@@ -63,6 +63,7 @@ class Step:
     read: makes codes of residual sums or of a resized image; or None.
     pooled: whether the sums are added up over all pixels first.
     write: makes of the sums what is stored.
+    unit: what an integer of that is worth as a float.
     to_sums: whether `write` makes residual sums or an operand of them.
     plus: the tensor that is added, before what is below 0 becomes 0; or ''.
     shortcut: brings that tensor to the grid of `write` first; or None.
@@ -80,6 +81,7 @@ class Step:
   size: int
   out_size: int
   write: Rescale
+  unit: float
   table: np.ndarray | None = None
   resize: np.ndarray | None = None
   read: Rescale | None = None
@@ -128,6 +130,7 @@ def run(
   images: Any,
   convolve: Callable | None = None,
   xp: Any = np,
+  watch: Callable[[Step, Any], None] = lambda step, operand: None,
 ):
   """Computes the logits of images.
 
@@ -137,6 +140,8 @@ def run(
     convolve: maps codes [n, h, w, inputs], as int64, and a `Step` to sums;
       NumPy's by default.
     xp: numpy, or jax.numpy where 64 bits are enabled.
+    watch: is given what makes residual sums: the stem's output, and a step's
+      output and its shortcut, in units of the step's.
 
   Returns:
     int64 [n, classes], in units of 2**-logit_bits.
@@ -155,9 +160,14 @@ def run(
     elif step.read is not None:
       x = step.read(x, xp)
     y = step.write((convolve or _convolve)(x, step), xp)
+    if step.to_sums:
+      watch(step, y)
     if step.plus:
       other = tensors[step.plus]
-      y = y + (other if step.shortcut is None else step.shortcut(other, xp))
+      if step.shortcut is not None:
+        other = step.shortcut(other, xp)
+        watch(step, other)
+      y = y + other
       y = xp.maximum(y, 0)
     tensors[step.target] = y
   return tensors["logits"][:, 0, 0]

@@ -23,7 +23,7 @@ from jaxr18.deploy import integer, packed, to_c
 from jaxr18.deploy.fold import fold
 from jaxr18.deploy.lower import lower
 from jaxr18.deploy.pack import bytes_of_data, pack
-from jaxr18.deploy.program_xla import runner
+from jaxr18.deploy.program_xla import lower_with_sums, runner
 from jaxr18.deploy.speed import measure
 from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError, writing
@@ -50,11 +50,14 @@ SUFFIXES = {
   "stablehlo": "stablehlo",
   "onnx": "onnx",
   "qonnx": "qonnx.onnx",
+  "litert": "tflite",
+  "litert4": "int4.tflite",
 }
 FORMATS = (*SUFFIXES, "c")
 _EXACT = ("packed", "stablehlo")  # in the network's own order of operations
 _UNTIMED = ("c", "qonnx")  # what runs them is elsewhere
-_COMPARED = 100  # images that the compiled C is held against the definition on
+_COMPARED = 100  # images that C and LiteRT are held against the definition on
+_LOOKED_AT = 100  # training images whose residual sums LiteRT's grids cover
 
 
 def export_run(
@@ -82,7 +85,8 @@ def export_run(
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
       written.
     ExportError: what is read back is another network; nothing is written.
-    ProgramError, QonnxError: C or QONNX cannot hold a layer; the text names it.
+    ProgramError, LitertError, QonnxError: C, LiteRT or QONNX cannot hold a
+      layer; the text names it.
     ImportError: a package that the format needs.
   """
   finished = reopen(workdir, data_dir, phase)
@@ -101,7 +105,7 @@ def export_run(
   correct = result.test.correct
   if not finished.is_last:
     correct = int((reference.argmax(-1) == labels).sum())
-  making = _c if name == "c" else _one_file
+  making = {"c": _c, "litert": _litert, "litert4": _litert}.get(name, _one_file)
   made = making(name, net, dataset, _provenance(result, correct), path)
   logits = in_batches(made.run, images, size)
   found = compare(logits, reference, labels)
@@ -155,22 +159,50 @@ class _Made(NamedTuple):
 def _one_file(name, net, dataset, provenance, path) -> _Made:
   """A format of one file, which is loaded again."""
   data, about = _export(name, net, dataset, provenance)
+  check = functools.partial(_check_same, name)
+  return _Made({path: data}, _loaded(name, data, path), about, check)
+
+
+def _loaded(name, data: bytes, path) -> Callable[[np.ndarray], np.ndarray]:
+  """What a file computes, loaded from a trial of it."""
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
     file = pathlib.Path(trial, path.name)
     file.write_bytes(data)
-    run = load(name, file)
-  check = functools.partial(_check_same, name)
-  return _Made({path: data}, run, about, check)
+    return load(name, file)
+
+
+def _numbers(net, dataset, provenance) -> tuple[dict, dict]:
+  """What a packed file holds, as integers are made of it."""
+  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
+    file = pathlib.Path(trial, "network")
+    file.write_bytes(_export("packed", net, dataset, provenance)[0])
+    return packed.read(file)
+
+
+def _litert(name, net, dataset, provenance, path) -> _Made:
+  """LiteRT's file, whose int8 is held against the definition on some images."""
+  from jaxr18.deploy.to_litert import SUM_BITS, held, to_litert
+
+  numbers, int4 = _numbers(net, dataset, provenance), name == "litert4"
+  images = dataset.train.images[:_LOOKED_AT]
+  program = lower_with_sums(*numbers, SUM_BITS, images)
+  data = to_litert(program, int4)
+
+  def check(logits, reference):
+    _check_answers(logits, reference)
+    if not int4:  # whose kernels round otherwise
+      expected = runner(held(program))(dataset.test.images[:_COMPARED])
+      _check_same(name, logits[:_COMPARED], expected)
+
+  return _Made({path: data}, _loaded(name, data, path), {}, check)
 
 
 def _c(name, net, dataset, provenance, path) -> _Made:
   """C's files; XLA computes the same integers, as some images show here."""
   del name
+  program = lower(*_numbers(net, dataset, provenance))
+  source, run = to_c.to_c(program), runner(program)
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
-    file = pathlib.Path(trial, "network")
-    file.write_bytes(_export("packed", net, dataset, provenance)[0])
-    program = lower(*packed.read(file))
-    source, run = to_c.to_c(program), runner(program)
     to_c.write(source, pathlib.Path(trial, "c"))
     if to_c.compiler() is None:
       logging.warning("There is no C compiler: the C was not tried")
@@ -242,6 +274,7 @@ def _runtime(name: str) -> str:
   program, package = {
     "onnx": ("ONNX Runtime", "onnxruntime"),
     "qonnx": ("QONNX", "qonnx"),
+    "litert": ("LiteRT", "ai-edge-litert"),
     "stablehlo": ("XLA", "jaxlib"),
     "packed": ("NumPy", "numpy"),
   }[name]
@@ -260,6 +293,10 @@ def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     from jaxr18.deploy.to_qonnx import load_qonnx
 
     return load_qonnx(path)
+  if name.startswith("litert"):
+    from jaxr18.deploy.to_litert import load_litert
+
+    return load_litert(path)
   return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
 
 

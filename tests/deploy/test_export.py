@@ -195,7 +195,9 @@ def workdir(tmp_path_factory):
 
 
 class TestRun:
-  @pytest.mark.parametrize("name", exporting.SUFFIXES)
+  @pytest.mark.parametrize(
+    "name", [x for x in exporting.SUFFIXES if "litert" not in x]
+  )
   def test_exports_and_tests(self, name, workdir):
     for module in {"onnx": ("onnx", "onnxruntime"), "qonnx": ("qonnx",),
                    "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
@@ -210,6 +212,22 @@ class TestRun:
     after = result_lib.read(workdir)
     assert after.exports[name] == found
     assert dataclasses.replace(after, exports=before.exports) == before
+
+  @pytest.mark.parametrize("name", ["litert", "litert4"])
+  def test_litert(self, name, workdir, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    path, found = exporting.export_run(workdir, name)
+    assert path.parent == workdir / "export" and ".tflite" in path.name
+    assert found.same_answers >= 80 and found.count == 96
+    assert found.images_per_second > 0
+    assert result_lib.read(workdir).exports[name] == found
+
+    monkeypatch.setattr(
+      exporting, "load", lambda *_: lambda x: np.eye(10)[x[:, 0, 0, 0] % 10]
+    )
+    with pytest.raises(exporting.ExportError, match="as integers alone"):
+      exporting.export_run(workdir, name, workdir / "wrong")
+    assert not (workdir / "wrong").exists()
 
   def test_c_is_a_program(self, workdir):
     if to_c.compiler() is None:
@@ -346,10 +364,11 @@ class TestCommand:
       (
         ("--workdir=x", "--format=tflite"),
         2,
-        "packed, stablehlo, onnx, qonnx, c",
+        "packed, stablehlo, onnx, qonnx, c, litert, litert4",
       ),
       (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
       (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
+      (("--workdir=x", "--format=litert"), 2, "'jaxr18[litert]'"),
     ],
   )
   def test_errors(self, flags, status, text, tmp_path):

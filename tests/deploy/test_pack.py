@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 import random
 import struct
 import subprocess
@@ -16,12 +17,17 @@ import odd_nets
 import pytest
 
 from jaxr18.cost.score import score
-from jaxr18.deploy import packed
+from jaxr18.deploy import packed, saved
 from jaxr18.deploy.fold import fold
+from jaxr18.deploy.lower import lower
 from jaxr18.deploy.pack import bytes_of_data, pack, pack_bits
+from jaxr18.deploy.program import run
 from jaxr18.nn.quantize import input_codes
 
 DENSITIES = (1.0, 0.5, 0.04)
+FIRST = (
+  pathlib.Path(__file__).parents[1] / "support/golden/packed_0.safetensors"
+)
 
 
 def packed_bytes(bits, density, **more):
@@ -309,6 +315,23 @@ class TestFile:
     file.write_bytes(struct.pack("<Q", len(head)) + head + body)
     with pytest.raises(packed.PackedError, match="damaged"):
       packed.read(file)
+
+  def test_one_of_the_first_version_opens(self):
+    """Written by the first commit that exported; so are its logits."""
+    expected = [
+      [0.27276877, -1.3893458, -0.9083365, 0, 0.20288244,
+       -1.7321348, 0, -1.163226, -0.6292881, 0],
+      [0.27276877, -1.4116338, -0.9012039, 0, 0.20288244,
+       -1.7321348, 0, -1.163226, -0.6292881, 0],
+    ]  # fmt: skip
+    images = odd_nets.images()
+    logits = packed.load(FIRST)[0](images)
+    np.testing.assert_allclose(logits[:2], expected, rtol=0, atol=1e-6)
+    trained_on = odd_nets.forward(saved.unpack(FIRST), images)
+    np.testing.assert_allclose(trained_on, logits, rtol=0, atol=1e-5)
+    program = lower(*packed.read(FIRST), 24)
+    whole = run(program, images) / 2.0**program.logit_bits
+    assert np.median(np.abs(whole - logits).max(-1)) < 1e-3
 
   def test_an_older_one_still_opens(self, file):
     network, _ = packed.read(file)
