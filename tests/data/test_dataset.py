@@ -211,6 +211,7 @@ class TestDigits:
 
 
 class TestLoad:
+  @pytest.mark.versions
   def test_gives_the_archives_arrays_back(self, prepared, tmp_path):
     dataset = load(prepared, tmp_path)
     check_arrays(dataset)
