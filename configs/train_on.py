@@ -7,15 +7,13 @@ bits and the first two stages, of few weights, 4: a per-layer score of 0.0130 in
 place of 0.0112. A packed file keeps a learned grid for each output channel, so
 here they are learned by channel. On one CPU core with AVX2: 90.41% in 97
 minutes (docs/results/train_on). `--config.quant.start.init=FILE` trains another
-network of this shape on. `:small` goes on from docs/results/three_bits_small;
-`:tiny` takes seconds on the digits, from new weights.
+network of this shape on; `:tiny` takes seconds on the digits, from new weights.
 """
 
 from jaxr18.config import base, tiny
 
-ARGUMENTS = ("small", "tiny")
+ARGUMENTS = ("tiny",)
 PUBLISHED = "docs/results/three_bits/network.safetensors"
-PUBLISHED_SMALL = "docs/results/three_bits_small/network.safetensors"
 
 
 def get_config(arg=""):
@@ -36,19 +34,4 @@ def get_config(arg=""):
   if arg == "tiny":
     return tiny(config, strides=(2, 2, 2))
   quant.start.init = PUBLISHED
-  return small(config) if arg == "small" else config
-
-
-def small(config):
-  """The network of three_bits.py:small, which underfits: mild views, long."""
-  quant = config.quant
-  quant.network.widths, quant.network.blocks = (8, 16, 40), (2,)
-  quant.network.bits = (
-    ("stem|head|.*proj", 8, 8),
-    ("stage1_block1/conv1", 4, 4),
-    (".*", 3, 3),
-  )
-  quant.start.init = PUBLISHED_SMALL
-  quant.epochs, quant.augment.pad = 72, 2
-  quant.optimizer.learning_rate, quant.optimizer.weight_decay = 0.08, 5e-5
   return config
