@@ -196,6 +196,8 @@ class TestPackage:
       "deploy.to_qonnx",
       "deploy.judge",
       "deploy.onnx_facts",
+      "deploy.onnx_layers",
+      "deploy.from_onnx",
     }
     assert importers("ai_edge_litert") == {
       "deploy.litert_graph",

@@ -1,10 +1,10 @@
 """One network in one file: saved as it is trained on, or unpacked.
 
 `to_bytes` and `load` keep every number of a network. `unpack` makes a network
-of a packed file, which holds only what evaluation needs: batch norm is folded
-there, so it comes back with a mean of 0 and a variance of 1. What trains on
-needs `network.unfold_batch_norm` first; a run that starts from such a file has
-it done.
+of a packed file, which holds only what evaluation needs. `unfold` does that:
+batch norm comes back with a mean of 0 and a variance of 1. What trains on needs
+`network.unfold_batch_norm` first; a run that starts from such a file has it
+done.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from jaxr18.nn import network
 from jaxr18.nn.network import Network
 from jaxr18.nn.resnet import BATCH_NORM_EPSILON
 from jaxr18.nn.spec import (
+  FLOAT_BITS,
   HALF_BITS,
   LEARNED_BITS,
   Layer,
@@ -47,7 +48,16 @@ class SavedError(ToldError, ValueError):
 
 
 def to_bytes(net: Network) -> bytes:
-  """Writes a network's numbers, masks and spec as an .npz file."""
+  """Writes a network's numbers, masks and spec as an .npz file.
+
+  Raises:
+    ValueError: stacked networks.
+  """
+  if (count := network.members(net)) is not None:
+    raise ValueError(
+      f"{count} networks are stacked here, and one can be saved:"
+      " ensemble.unstack gives them"
+    )
   arrays: dict[str, Any] = {
     f"{tree}/{path}": np.asarray(leaf)
     for tree in _TREES
@@ -74,22 +84,38 @@ def load(path: str | os.PathLike) -> Network:
     if meta["hash"] != digest(arrays):
       raise ValueError("its arrays are not what was written")
     spec = NetSpec.from_json(meta["spec"])
+    return _network(spec, arrays)
   except OSError as e:
     raise SavedError(f"cannot read {path}: {e.strerror or e}") from e
   except (
     ValueError,
     LookupError,
     TypeError,
+    OverflowError,
     zipfile.BadZipFile,
     EOFError,
   ) as e:
     raise SavedError(
       f"{path} is damaged or no saved network ({e!r}); save it again"
     ) from e
-  trees = {tree: {} for tree in _TREES}
-  for name, array in arrays.items():
-    tree, _, path_in = name.partition("/")
-    trees[tree][path_in] = jnp.asarray(array)
+
+
+def _network(spec: NetSpec, arrays: dict[str, np.ndarray]) -> Network:
+  """Puts arrays into the trees of a network; each must fit the spec."""
+  expected = jax.eval_shape(lambda k: network.init(k, spec), jax.random.key(0))
+  shapes = _flat(expected.params)
+  trees: dict[str, dict] = {tree: {} for tree in _TREES}
+  for tree in _TREES:
+    for path, leaf in _flat(getattr(expected, tree)).items():
+      array = arrays[f"{tree}/{path}"]
+      whole = array.shape == leaf.shape  # a mask may also be its kernel's shape
+      whole |= tree == "masks" and array.shape == shapes[path].shape
+      if not whole or array.dtype != leaf.dtype:
+        raise ValueError(
+          f"{tree}/{path} is {array.dtype}{list(array.shape)}, expected"
+          f" {leaf.dtype}{list(leaf.shape)}"
+        )
+      trees[tree][path] = jnp.asarray(array)
   nested = {
     k: traverse_util.unflatten_dict(v, sep="/") for k, v in trees.items()
   }
@@ -99,38 +125,73 @@ def load(path: str | os.PathLike) -> Network:
 def unpack(path: str | os.PathLike) -> Network:
   """Makes a network that trains on from a packed file.
 
-  Kernels of 2 to 7 bits get a learned bound for each output channel
-  (`w_scales="learned_channel"`), since it alone says where their grid ended.
-  Kernels of 8 bits find their grid anew, so their codes may differ: by at most
-  half of a step. Weights that were stored as removed are masked. Other zeros
-  of a learned grid come back just beside it (a thousandth of a step): the
-  grid's end is in root mean squares of what is not 0, and would jump when the
-  first step of training moves them.
+  Weights that were stored as removed are masked.
 
   Raises:
     packed.PackedError: as `packed.read`.
   """
   described, arrays = packed.read(path)
-  spec = _trainable(NetSpec.from_json(json.dumps(described["spec"])))
+  try:
+    return unfold(*_folded(described, arrays))
+  except (ValueError, LookupError, TypeError, AttributeError) as e:
+    raise packed.PackedError(
+      f"{path} holds no network that trains on: {e!r}; export it again"
+    ) from e
+
+
+def _folded(described: dict, arrays: dict) -> tuple[NetSpec, dict, dict]:
+  """What `unfold` takes, from what `packed.read` gives."""
+  folded: dict[str, dict[str, Any]] = {}
+  for name, array in arrays.items():
+    where, _, what = name.rpartition(".")
+    folded.setdefault(where, {})[what] = array
+  kept = {}
+  for entry in (x for xs in described["units"].values() for x in xs):
+    kernel = packed.kernel(entry, arrays)
+    integers = entry["w_bits"] < HALF_BITS
+    folded[entry["path"]]["codes" if integers else "kernel"] = kernel
+    mask = np.zeros(kernel.size, bool)
+    mask[packed.kept(entry, arrays)] = True
+    kept[entry["path"]] = mask
+  spec = NetSpec.from_json(json.dumps(described["spec"]))
+  return spec, folded, kept
+
+
+def unfold(
+  spec: NetSpec, folded: dict[str, Any], kept: dict[str, np.ndarray]
+) -> Network:
+  """Makes a network that trains on of what evaluation needs of one.
+
+  Kernels of 2 to 7 bits get a learned bound for each output channel
+  (`w_scales="learned_channel"`), since it alone says where their grid ended.
+  Kernels of 8 bits find their grid anew, so their codes may differ: by at most
+  half of a step. Kept zeros of a learned grid come back just beside it (a
+  thousandth of a step): the grid's end is in root mean squares of what is not
+  0, and would jump when the first step of training moves them.
+
+  Args:
+    spec: of the network.
+    folded: as `fold` returns it; arrays of any shape with the same elements.
+    kept: by layer path, False where a weight is masked; of any shape too.
+  """
+  spec = _trainable(spec)
   net = network.init(jax.random.key(0), spec)
   params, stats, masks = (
     _flat(tree) for tree in (net.params, net.batch_stats, net.masks)
   )
-  stored = {x["path"]: x for xs in described["units"].values() for x in xs}
   for layer in spec.layers():
-    kernel, mask = _kernel(stored[layer.path], arrays)
     shape = params[f"{layer.path}/kernel"].shape
-    masks[f"{layer.path}/kernel"] = jnp.asarray(mask.reshape(shape))
-    params |= _numbers(
-      layer, kernel.reshape(shape), mask.reshape(shape), arrays
-    )
+    mask = kept[layer.path].reshape(shape)
+    masks[f"{layer.path}/kernel"] = jnp.asarray(mask)
+    params |= _numbers(layer, folded[layer.path], mask)
     if (norm := batch_norm_of(layer)) is not None:
       one = jnp.ones(layer.features)
       stats[f"{norm}/mean"] = 0 * one
       stats[f"{norm}/var"] = (1 - BATCH_NORM_EPSILON) * one
-  if "sum_bits" in described:
+  if spec.sum_bits != FLOAT_BITS:
     for name, _ in spec.blocks():
-      params[f"{name}/sum_bound"] = jnp.asarray(arrays[f"{name}.sum_bound"])
+      bound = jnp.asarray(folded[name]["sum_bound"])
+      params[f"{name}/sum_bound"] = bound
   trees = (traverse_util.unflatten_dict(t, sep="/")
            for t in (params, stats, masks))  # fmt: skip
   return Network(**dict(zip(_TREES, trees, strict=True)), spec=spec)
@@ -155,19 +216,14 @@ def _trainable(spec: NetSpec) -> NetSpec:
   )
 
 
-def _kernel(entry: dict, arrays) -> tuple[np.ndarray, np.ndarray]:
-  """A stored kernel, codes or floats, and which of its weights are kept."""
-  mask = np.zeros(int(np.prod(entry["kernel_shape"])), bool)
-  mask[packed.kept(entry, arrays)] = True
-  return packed.kernel(entry, arrays), mask
-
-
 def _numbers(
-  layer: Layer, kernel: np.ndarray, kept: np.ndarray, arrays
+  layer: Layer, numbers: dict[str, Any], kept: np.ndarray
 ) -> dict[str, Any]:
-  """A layer's parameters by path, from what is stored of it."""
+  """A layer's parameters by path, from what `fold` found of it."""
   path, norm, out = layer.path, batch_norm_of(layer), {}
-  scale = arrays.get(f"{path}.scale", np.ones(layer.features, np.float32))
+  kernel = numbers["codes" if layer.w_bits < HALF_BITS else "kernel"]
+  kernel = kernel.reshape(kept.shape)
+  scale = numbers.get("scale", np.ones(layer.features, np.float32))
   if layer.w_bits < HALF_BITS:
     # A batch norm whose scale was negative turned the stored scale's sign.
     sign = np.where(scale < 0, -1, 1).astype(np.float32)
@@ -177,9 +233,9 @@ def _numbers(
       out[f"{path}/kernel_bound"] = jnp.asarray(_bound(layer, kernel))
     kernel, scale = kernel * steps, np.where(scale == 0, 0, sign)
   out[f"{path}/kernel"] = jnp.asarray(kernel, jnp.float32)
-  if f"{path}.input_bound" in arrays:
-    out[f"{path}/input_bound"] = jnp.asarray(arrays[f"{path}.input_bound"])
-  bias = arrays.get(f"{path}.bias")
+  if "input_bound" in numbers:
+    out[f"{path}/input_bound"] = jnp.asarray(numbers["input_bound"])
+  bias = numbers.get("bias")
   if norm is not None:
     out[f"{norm}/scale"] = jnp.asarray(scale, jnp.float32)
     out[f"{norm}/bias"] = jnp.asarray(bias)

@@ -58,7 +58,7 @@ _LEAVES = {
 # What a file of one network is known by.
 SUFFIXES = (
   ".pt", ".pth", ".th", ".pth.tar", ".ckpt", ".bin", ".safetensors",
-  saved.SUFFIX,
+  saved.SUFFIX, ".onnx",
 )  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
   """Reads a network from a file, without running any code in it.
 
   Files of torch.save and of safetensors hold PyTorch's weights; those of
-  `saved.to_bytes` and packed ones are our own.
+  `saved.to_bytes` and packed ones are our own, and `from_onnx` says which ONNX
+  files serve.
 
   Args:
     path: of a state_dict, or of a dict that holds one under 'net',
@@ -92,6 +93,8 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
     if path.endswith(saved.SUFFIX):
       return saved.load(path)
     check_file(path)
+    if path.endswith(".onnx"):
+      return _from_onnx(path)
     if _is_packed(path):
       return saved.unpack(path)
     loaded = read(path)
@@ -105,6 +108,16 @@ def load(path: str | os.PathLike, spec: NetSpec | None = None) -> Network:
     return from_state_dict(loaded, spec)
   except WeightsError as e:
     raise WeightsError(f"{path}: {e}") from e
+
+
+def _from_onnx(path: str) -> Network:
+  try:
+    from jaxr18.deploy import from_onnx
+  except ImportError as e:
+    raise WeightsError(
+      f"reading {path} needs ONNX ({e}); pip install 'jaxr18[onnx]'"
+    ) from e
+  return from_onnx.load(path)
 
 
 def _is_packed(path: str) -> bool:
