@@ -91,7 +91,20 @@ def judge(
     JudgeError: no file, no ONNX, an operation that is not understood, or sizes
       that the file leaves open.
   """
-  model, images = _prepared(load(path), shape)
+  model = load(path)
+  try:
+    return _judged(model, path, shape, zeros_removed)
+  except JudgeError:
+    raise
+  except Exception as e:  # whatever a damaged graph may cause
+    raise JudgeError(
+      f"{path} holds no graph that can be counted ({e!r}); onnx.checker"
+      ".check_model may tell what is wrong with it"
+    ) from e
+
+
+def _judged(model, path, shape, zeros_removed: bool) -> Judged:
+  model, images = _prepared(model, shape)
   known, shapes = facts(model), _shapes(model)
   graph = _Graph(model, known, shapes, images, zeros_removed)
   for node in model.graph.node:
