@@ -26,6 +26,7 @@ PAGES = {
   ROOT / "README.md": "index.md",
   ROOT / "CONTRIBUTING.md": "contributing.md",
   ROOT / "CHANGELOG.md": "changelog.md",
+  DOCS / "tour.ipynb": "notebook.md",
 } | {page: page.name for page in sorted(DOCS.glob("*.md"))}  # fmt: skip
 LINK = re.compile(r"^```.*?^```|\]\(([^)\s#]+)(#[^)\s]*)?\)", re.S | re.M)
 LEXERS = {".cc": "cpp", ".py": "python"}

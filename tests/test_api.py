@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jaxr18
-from jaxr18.config import base
 from jaxr18.data.dataset import Dataset
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,32 +112,3 @@ def test_another_suffix(small, digits, tmp_path):
 def test_a_shipped_network():
   net = jaxr18.load(SHIPPED)
   assert jaxr18.score(net).per_layer.total == pytest.approx(0.011163, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_a_strangers_script(small, digits, tmp_path):
-  """Compresses a network, trains it on, exports and runs it."""
-  ort = pytest.importorskip("onnxruntime")
-  net = jaxr18.prune(small, 0.5, layers="stage.*")
-  net = jaxr18.quantize(net, 4, digits, w_scales="learned")
-  jaxr18.save(net, tmp_path / "start.npz")
-  config = base(phases=("more",))
-  config.data.name = "digits"
-  config.data.validation = 200
-  fields = [
-    "more.network.widths=(4, 8)", "more.network.blocks=1",
-    "more.network.resolution=16", "more.network.inner_bits=4",
-    "more.network.w_scales=learned", "more.epochs=3", "more.batch_size=32",
-    "more.augment.flip=none", "more.augment.pad=1",
-    f"more.start.init={tmp_path}/start.npz", "more.optimizer.warmup_epochs=0",
-    "more.optimizer.learning_rate=0.05",
-  ]  # fmt: skip
-  result = jaxr18.run(config, tmp_path / "run", *fields)
-  assert result.test.accuracy > 0.2
-  trained = jaxr18.load(tmp_path / "run")
-  assert jaxr18.score(trained).per_layer == jaxr18.score(net).per_layer
-  file = jaxr18.export(trained, tmp_path / "net.onnx", digits)
-  session = ort.InferenceSession(str(file))
-  logits = session.run(None, {"images": digits.test.images})[0]
-  right = int((logits.argmax(-1) == digits.test.labels).sum())
-  assert abs(right - jaxr18.evaluate(trained, digits).correct) <= 1

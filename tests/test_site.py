@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("README.md", "jaxr18/api.py", "reference/api.md"),
     ("README.md", "CHANGELOG.md", "changelog.md"),
     ("docs/tour.md", "../README.md", "index.md"),
+    ("docs/tour.md", "tour.ipynb", "notebook.md"),
     ("docs/tour.md", "../configs/", "source/configs.md"),
     ("docs/search.md", "launch.md#names", "launch.md#names"),
     ("docs/data.md", "https://a.org/b.md", "https://a.org/b.md"),
@@ -42,6 +43,9 @@ def test_every_page_is_there():
                           "source/configs/quant.py.md"}  # fmt: skip
   assert pages["index.md"].startswith("# jaxr18\n")
   assert "::: jaxr18.nn.resnet" in pages["reference/nn.md"]
+  shown = pages["notebook.md"]
+  assert shown.startswith("# jaxr18 from Python\n")
+  assert "```python\nimport jaxr18\n" in shown and "```text\nNetwork(" in shown
   written = {f"{page.stem}.md" for page in (ROOT / "docs").glob("*.md")}
   assert written <= pages.keys()
   nav = (ROOT / "mkdocs.yml").read_text()
