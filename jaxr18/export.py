@@ -9,9 +9,11 @@
 All take uint8 images [n, size, size, channels] and give logits; normalization
 and folded batch norm are inside. packed is a safetensors file with each weight
 at its true bits, which jaxr18/deploy/packed.py runs with NumPy alone; stablehlo
-is jax.export's, for CPUs and CUDA (extra `export`); onnx is for ONNX Runtime
-(extra `onnx`); c is a folder with a program of integers alone and a test image;
-litert is for phones (extra `litert`), and litert4 has int4 kernels there.
+is jax.export's, for CPUs and CUDA (extra `export`), and stablehlo_int has
+integers alone; onnx is for ONNX Runtime (extra `onnx`); c is a folder with a
+program of integers alone and a test image; litert is for phones (extra
+`litert`), and litert4 has int4 kernels there. An ensemble goes into one file of
+onnx or stablehlo.
 
 The file is loaded again and held against the network on the test split; what
 was found is printed and kept in WORKDIR/result.json under "export"; of a
@@ -26,7 +28,16 @@ from absl import app, flags
 from jaxr18 import cli
 from jaxr18.host.doing import doing
 
-_FORMATS = ("packed", "stablehlo", "onnx", "qonnx", "c", "litert", "litert4")
+_FORMATS = (
+  "packed",
+  "stablehlo",
+  "stablehlo_int",
+  "onnx",
+  "qonnx",
+  "c",
+  "litert",
+  "litert4",
+)
 
 _WORKDIR = cli.workdir_flag()
 _DATA_DIR = cli.data_dir_flag()
@@ -94,6 +105,7 @@ def _need_extra(name: str) -> None:
     "packed": ("",),
     "c": ("",),
     "stablehlo": ("export", "flatbuffers"),
+    "stablehlo_int": ("export", "flatbuffers"),
     "onnx": ("onnx", "onnx", "onnxruntime"),
     "qonnx": ("qonnx", "qonnx"),
     "litert": ("litert", "flatbuffers", "ai_edge_litert"),

@@ -198,6 +198,7 @@ class TestPackage:
       "deploy.onnx_facts",
       "deploy.onnx_layers",
       "deploy.from_onnx",
+      "deploy.onnx_vote",
     }
     assert importers("ai_edge_litert") == {
       "deploy.litert_graph",

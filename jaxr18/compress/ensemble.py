@@ -5,7 +5,7 @@ axis, and one vmapped program runs them all; several specs form groups.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from jaxr18.nn.network import Network, apply_masks, forward, members
 
 VOTES = ("probability", "logit", "majority", "weighted")
+LEAST = 1e-30  # is added to a probability before its logarithm
 T = TypeVar("T")
 
 
@@ -76,9 +77,7 @@ def groups(nets: Sequence[Network]) -> list[tuple[tuple[int, ...], Network]]:
   return [(tuple(p), stack([nets[i] for i in p])) for p in by_spec.values()]
 
 
-def vote(
-  logits: np.ndarray, method: str = "probability", weights=None
-) -> np.ndarray:
+def vote(logits, method: str = "probability", weights=None, xp: Any = np):
   """Computes an ensemble's answer.
 
   Args:
@@ -88,6 +87,7 @@ def vote(
       of equal shares the more probable class wins) or 'weighted' (mean of the
       probabilities by `weights`).
     weights: [members], sum 1; only for 'weighted'.
+    xp: numpy, or jax.numpy, which keeps the logits' type.
 
   Returns:
     Probabilities [n, classes], float64.
@@ -99,10 +99,10 @@ def vote(
     raise ValueError(f"vote (={method!r}) must be one of {VOTES}")
   if (weights is not None) != (method == "weighted"):
     raise ValueError("weights go with vote='weighted', and only with it")
-  logits = np.asarray(logits, np.float64)
+  logits = np.asarray(logits, np.float64) if xp is np else logits
   if method == "logit":
-    return _softmax(logits.mean(0))
-  p = _softmax(logits)
+    return _softmax(logits.mean(0), xp)
+  p = _softmax(logits, xp)
   if method == "probability":
     return p.mean(0)
   if method == "weighted":
@@ -111,11 +111,22 @@ def vote(
       raise ValueError(
         f"weights (={weights.tolist()}) must be {len(p)} numbers of sum 1"
       )
-    return np.tensordot(weights, p, 1)
-  shares = (p.argmax(-1)[..., None] == np.arange(p.shape[-1])).mean(0)
+    return xp.tensordot(xp.asarray(weights, p.dtype), p, 1)
+  shares = (p.argmax(-1)[..., None] == xp.arange(p.shape[-1])).mean(0)
   # Less than half a vote, so it decides among equals alone.
   mixed = shares + p.mean(0) * 0.5 / len(p)
   return mixed / mixed.sum(-1, keepdims=True)
+
+
+def voted_logits(logits, method: str, weights=None, xp: Any = np):
+  """Computes the logarithms of an ensemble's probabilities, [n, classes].
+
+  Args:
+    logits, method, weights, xp: as `vote` takes them; other votes than
+      'weighted' need no weights, and ignore them.
+  """
+  weights = weights if method == "weighted" else None
+  return xp.log(vote(logits, method, weights, xp) + LEAST)
 
 
 def fit_weights(
@@ -190,6 +201,6 @@ def soup(nets: Sequence[Network], weights=None) -> Network:
   )
 
 
-def _softmax(z: np.ndarray) -> np.ndarray:
-  e = np.exp(z - z.max(-1, keepdims=True))
+def _softmax(z, xp: Any = np):
+  e = xp.exp(z - z.max(-1, keepdims=True))
   return e / e.sum(-1, keepdims=True)

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from jaxr18.compress import ensemble
 from jaxr18.cost.score import score
 from jaxr18.data.augment import normalize
 from jaxr18.deploy import integer, packed, to_c
@@ -32,7 +34,7 @@ from jaxr18.host.locks import in_turn
 from jaxr18.nn.network import Network
 from jaxr18.run import result as result_lib
 from jaxr18.run import sources
-from jaxr18.run.finished import reopen
+from jaxr18.run.finished import Finished, reopen
 from jaxr18.run.parts import Export
 from jaxr18.run.result import Result
 from jaxr18.train.evaluate import compare, in_batches, predict
@@ -48,6 +50,7 @@ class ExportError(ToldError):
 SUFFIXES = {
   "packed": "safetensors",
   "stablehlo": "stablehlo",
+  "stablehlo_int": "int.stablehlo",
   "onnx": "onnx",
   "qonnx": "qonnx.onnx",
   "litert": "tflite",
@@ -55,6 +58,7 @@ SUFFIXES = {
 }
 FORMATS = (*SUFFIXES, "c")
 _EXACT = ("packed", "stablehlo")  # in the network's own order of operations
+_VOTING = ("onnx", "stablehlo")  # what holds an ensemble
 _UNTIMED = ("c", "qonnx")  # what runs them is elsewhere
 _COMPARED = 100  # images that C and LiteRT are held against the definition on
 _LOOKED_AT = 100  # training images whose residual sums LiteRT's grids cover
@@ -69,8 +73,11 @@ def export_run(
 ) -> tuple[pathlib.Path, Export]:
   """Writes the file, loads it again, and tests it on the test split.
 
+  An ensemble's file has its vote in it: its logits are logarithms of the
+  probabilities that the vote gives.
+
   Args:
-    workdir: of a finished run of one network.
+    workdir: of a finished run of one network or of an ensemble.
     name: of the format, one of `FORMATS`.
     out: the file, or C's folder; '' is network.SUFFIX or c in WORKDIR/export;
       of a phase that is not the last, in the folder of its name there.
@@ -84,14 +91,15 @@ def export_run(
   Raises:
     WorkdirError, CheckpointError: no finished run, or a file that cannot be
       written.
-    ExportError: what is read back is another network; nothing is written.
+    ExportError: what is read back is another network, or the format holds no
+      ensemble; nothing is written.
     ProgramError, LitertError, QonnxError: C, LiteRT or QONNX cannot hold a
       layer; the text names it.
     ImportError: a package that the format needs.
   """
   finished = reopen(workdir, data_dir, phase)
   folder, opened, result, dataset, _ = finished
-  net = sources.load_network(folder, finished.phase.name)
+  nets = _networks(finished, name)
   path = paths.folder(out)
   if not out:
     file = "c" if name == "c" else f"network.{SUFFIXES[name]}"
@@ -101,12 +109,14 @@ def export_run(
   try_writing(folder / "result.json")
   images, labels = dataset.test.images, dataset.test.labels
   size = min(opened.eval_batch_size, len(images))
-  reference = predict(net, images, dataset, size, make_mesh())
+  mesh = make_mesh()
+  each = [predict(net, images, dataset, size, mesh) for net in nets.each]
+  reference = nets.vote(np.stack(each))
   correct = result.test.correct
   if not finished.is_last:
     correct = int((reference.argmax(-1) == labels).sum())
-  making = {"c": _c, "litert": _litert, "litert4": _litert}.get(name, _one_file)
-  made = making(name, net, dataset, _provenance(result, correct), path)
+  making = _MAKING.get(name, _one_file)
+  made = making(name, nets, dataset, _provenance(result, correct), path)
   logits = in_batches(made.run, images, size)
   found = compare(logits, reference, labels)
   made.check(logits, reference)
@@ -133,6 +143,36 @@ def export_run(
   return path, export
 
 
+class _Networks(NamedTuple):
+  """A run's network, or the members of an ensemble and how they vote."""
+
+  each: list[Network]
+  method: str | None = None
+  weights: tuple[float, ...] | None = None
+
+  def vote(self, logits, xp: Any = np):
+    """Makes logits of those of all members, [members, n, classes]."""
+    if self.method is None:
+      return logits[0]
+    return ensemble.voted_logits(logits, self.method, self.weights, xp)
+
+
+def _networks(finished: Finished, name: str) -> _Networks:
+  """Loads what a format is asked to hold."""
+  folder, phase = finished.workdir, finished.phase
+  if not phase.options.ensemble.members:
+    return _Networks([sources.load_network(folder, phase.name)])
+  each = sources.load_networks(folder, phase.name)
+  if name not in _VOTING:
+    raise ExportError(
+      f"{folder} holds an ensemble of {len(each)} networks, and --format={name}"
+      f" one network: give --format={' or '.join(_VOTING)}, or the --workdir of"
+      " a member's own run"
+    )
+  known = finished.result.phases[phase.name]
+  return _Networks(each, known.vote, known.weights)
+
+
 def _speed(run: Callable[[np.ndarray], np.ndarray], images) -> dict[str, Any]:
   """How fast a file runs here."""
   found = measure(run, images)
@@ -156,9 +196,9 @@ class _Made(NamedTuple):
   check: Callable[[np.ndarray, np.ndarray], None]
 
 
-def _one_file(name, net, dataset, provenance, path) -> _Made:
+def _one_file(name, nets, dataset, provenance, path) -> _Made:
   """A format of one file, which is loaded again."""
-  data, about = _export(name, net, dataset, provenance)
+  data, about = _export(name, nets, dataset, provenance)
   check = functools.partial(_check_same, name)
   return _Made({path: data}, _loaded(name, data, path), about, check)
 
@@ -171,19 +211,27 @@ def _loaded(name, data: bytes, path) -> Callable[[np.ndarray], np.ndarray]:
     return load(name, file)
 
 
-def _numbers(net, dataset, provenance) -> tuple[dict, dict]:
+def _numbers(nets, dataset, provenance) -> tuple[dict, dict]:
   """What a packed file holds, as integers are made of it."""
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
     file = pathlib.Path(trial, "network")
-    file.write_bytes(_export("packed", net, dataset, provenance)[0])
+    file.write_bytes(_export("packed", nets, dataset, provenance)[0])
     return packed.read(file)
 
 
-def _litert(name, net, dataset, provenance, path) -> _Made:
+def _stablehlo_int(name, nets, dataset, provenance, path) -> _Made:
+  """StableHLO's file of integers alone, as docs/integer.md defines them."""
+  from jaxr18.deploy.to_stablehlo import program_to_stablehlo
+
+  data = program_to_stablehlo(lower(*_numbers(nets, dataset, provenance)))
+  return _Made({path: data}, _loaded(name, data, path), {}, _check_answers)
+
+
+def _litert(name, nets, dataset, provenance, path) -> _Made:
   """LiteRT's file, whose int8 is held against the definition on some images."""
   from jaxr18.deploy.to_litert import SUM_BITS, held, to_litert
 
-  numbers, int4 = _numbers(net, dataset, provenance), name == "litert4"
+  numbers, int4 = _numbers(nets, dataset, provenance), name == "litert4"
   images = dataset.train.images[:_LOOKED_AT]
   program = lower_with_sums(*numbers, SUM_BITS, images)
   data = to_litert(program, int4)
@@ -197,10 +245,10 @@ def _litert(name, net, dataset, provenance, path) -> _Made:
   return _Made({path: data}, _loaded(name, data, path), {}, check)
 
 
-def _c(name, net, dataset, provenance, path) -> _Made:
+def _c(name, nets, dataset, provenance, path) -> _Made:
   """C's files; XLA computes the same integers, as some images show here."""
   del name
-  program = lower(*_numbers(net, dataset, provenance))
+  program = lower(*_numbers(nets, dataset, provenance))
   source, run = to_c.to_c(program), runner(program)
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
     to_c.write(source, pathlib.Path(trial, "c"))
@@ -223,6 +271,14 @@ def _c(name, net, dataset, provenance, path) -> _Made:
     "bytes_of_memory": source.memory,
   }
   return _Made(files, run, about, _check_answers)
+
+
+_MAKING = {
+  "stablehlo_int": _stablehlo_int,
+  "litert": _litert,
+  "litert4": _litert,
+  "c": _c,
+}
 
 
 def _an_image(path: pathlib.Path, dataset) -> dict[pathlib.Path, bytes]:
@@ -340,10 +396,10 @@ def _provenance(result: Result, correct: int) -> dict[str, Any]:
   }
 
 
-def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
+def _export(name, nets, dataset, provenance) -> tuple[bytes, dict[str, int]]:
   """The file's content, and what else is worth knowing of it."""
   how = dict(mean=dataset.mean, std=dataset.std)
-  size = dataset.test.images.shape[1]
+  size, net = dataset.test.images.shape[1], nets.each[0]
   if name == "packed":
     test = dataset.test
     tested_on = packed.identity(dataset.name, test.images, test.labels)
@@ -353,14 +409,20 @@ def _export(name, net, dataset, provenance) -> tuple[bytes, dict[str, int]]:
       "bytes_charged": score(net.spec, masks=net.masks).stored_bytes,
     }
     return data, about
+  more = how | dict(size=size, provenance=provenance)
   if name == "onnx":
+    from jaxr18.deploy.onnx_vote import together
     from jaxr18.deploy.to_onnx import to_onnx
 
-    return to_onnx(net, **how, size=size, provenance=provenance), {}
+    models = [to_onnx(net, **more) for net in nets.each]
+    if nets.method is None:
+      return models[0], {}
+    return together(models, nets.method, nets.weights), {}
   if name == "qonnx":
     from jaxr18.deploy.to_qonnx import to_qonnx
 
-    return to_qonnx(net, **how, size=size, provenance=provenance), {}
+    return to_qonnx(net, **more), {}
   from jaxr18.deploy.to_stablehlo import to_stablehlo
 
-  return to_stablehlo(net, **how, size=size), {}
+  vote = functools.partial(nets.vote, xp=jnp)
+  return to_stablehlo(*nets.each, **how, size=size, vote=vote), {}

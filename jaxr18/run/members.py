@@ -125,8 +125,7 @@ def answer(
   Args:
     weights: [members], used by the weighted vote alone.
   """
-  p = ensemble.vote(logits, vote, weights if vote == "weighted" else None)
-  return count(np.log(p + 1e-30), labels)
+  return count(ensemble.voted_logits(logits, vote, weights), labels)
 
 
 def test_members(

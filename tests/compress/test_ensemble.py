@@ -16,7 +16,7 @@ from jaxr18.config import parse
 from jaxr18.cost.score import score
 from jaxr18.cost.several import ensemble_score
 from jaxr18.nn import network
-from jaxr18.run import experiment, members, sources
+from jaxr18.run import experiment, export, members, sources
 from jaxr18.run.result import read
 from jaxr18.train import evaluate
 from jaxr18.train.mesh import make_mesh
@@ -331,6 +331,18 @@ class TestExperiment:
     )  # fmt: skip
     stats = got.batch_stats["stem_bn"]["mean"]
     assert np.abs(stats - want.batch_stats["stem_bn"]["mean"]).max() > 1e-4
+
+  def test_exported_its_vote_is_in_the_file(self, voted, tmp_path):
+    _, workdir, result = voted
+    for name, module in (("onnx", "onnxruntime"), ("stablehlo", "flatbuffers")):
+      pytest.importorskip(module)
+      _, found = export.export_run(workdir, name, tmp_path / name)
+      assert found.same_answers == found.count == 64
+      assert found.correct == result.test.correct
+      assert found.largest_difference < 1e-3
+    told = "an ensemble of 3 networks, and --format=packed one.*onnx or stable"
+    with pytest.raises(export.ExportError, match=told):
+      export.export_run(workdir, "packed", tmp_path / "packed")
 
   def test_workdirs_after_the_colon(self, voted):
     _, workdir, _ = voted

@@ -1,6 +1,7 @@
 """Exports are the network: ONNX, StableHLO, the command, and its refusals."""
 
 import dataclasses
+import functools
 import re
 import resource
 import subprocess
@@ -10,13 +11,16 @@ import jax
 import jax.export
 import numpy as np
 import odd_nets
+import odd_programs
 import pytest
 import tiny_config
 import tiny_run
 
+from jaxr18.compress import ensemble
 from jaxr18.data.augment import normalize
 from jaxr18.deploy import packed, to_c
 from jaxr18.deploy.pack import pack
+from jaxr18.deploy.program import run as run_program
 from jaxr18.host.errors import FileError
 from jaxr18.host.files import write_atomically
 from jaxr18.host.workdir import WorkdirError
@@ -166,7 +170,61 @@ class TestOnnx:
     close(load_onnx(path, 1)(images), expected)
 
 
+@functools.cache
+def voters():
+  """Three networks of two specs, and their logits of images."""
+  nets = [
+    odd_nets.net(*of) for of in (("4 bits",), ("float",), ("4 bits", 0.5))
+  ]
+  each = [odd_nets.forward(net, odd_nets.images()) for net in nets]
+  return nets, np.stack(each)
+
+
+class TestVote:
+  @pytest.mark.parametrize("method", ensemble.VOTES)
+  def test_onnx(self, method, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from jaxr18.deploy.onnx_vote import together
+    from jaxr18.deploy.to_onnx import load_onnx, to_onnx
+
+    nets, each = voters()
+    path, weights = tmp_path / "net.onnx", (0.5, 0.2, 0.3)
+    models = [to_onnx(net, **HOW, provenance={"a": 1}) for net in nets]
+    path.write_bytes(together(models, method, weights))
+    got = load_onnx(path, 1)(odd_nets.images())
+    close(got, ensemble.voted_logits(each, method, weights))
+
+  def test_stablehlo(self):
+    pytest.importorskip("flatbuffers")
+    from jaxr18.deploy.to_stablehlo import to_stablehlo
+
+    nets, each = voters()
+    how = dict(method="majority", xp=jax.numpy)
+    vote = functools.partial(ensemble.voted_logits, **how)
+    data = to_stablehlo(*nets[:2], **HOW, vote=vote)
+    run = odd_nets.fast_jit(jax.export.deserialize(bytearray(data)).call)
+    expected = ensemble.voted_logits(each[:2], "majority")
+    close(np.asarray(run(odd_nets.images())), expected)
+
+
 class TestStableHlo:
+  def test_integers_alone(self):
+    pytest.importorskip("flatbuffers")
+    from jaxr18.deploy.to_stablehlo import program_to_stablehlo
+
+    program, images = odd_programs.program("4 bits"), odd_nets.images()
+    exported = jax.export.deserialize(bytearray(program_to_stablehlo(program)))
+    lines = exported.mlir_module().splitlines()
+    convolutions = [x for x in lines if "stablehlo.convolution" in x]
+    assert len(convolutions) >= len(program.steps)  # for each platform
+    assert all("xi8>" in x and "f32" not in x for x in convolutions)
+    got = odd_nets.fast_jit(exported.call)(images)
+    expected = np.float32(
+      run_program(program, images) / 2.0**program.logit_bits
+    )
+    np.testing.assert_array_equal(got, expected)
+
   def test_is_the_network(self):
     pytest.importorskip("flatbuffers")
     from jaxr18.deploy.to_stablehlo import to_stablehlo
@@ -195,9 +253,7 @@ def workdir(tmp_path_factory):
 
 
 class TestRun:
-  @pytest.mark.parametrize(
-    "name", [x for x in exporting.SUFFIXES if "litert" not in x]
-  )
+  @pytest.mark.parametrize("name", ["packed", "stablehlo", "onnx", "qonnx"])
   def test_exports_and_tests(self, name, workdir):
     for module in {"onnx": ("onnx", "onnxruntime"), "qonnx": ("qonnx",),
                    "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
@@ -213,11 +269,13 @@ class TestRun:
     assert after.exports[name] == found
     assert dataclasses.replace(after, exports=before.exports) == before
 
-  @pytest.mark.parametrize("name", ["litert", "litert4"])
-  def test_litert(self, name, workdir, monkeypatch):
-    pytest.importorskip("ai_edge_litert")
+  @pytest.mark.parametrize("name", ["stablehlo_int", "litert", "litert4"])
+  def test_integers_alone(self, name, workdir, monkeypatch):
+    if "litert" in name:
+      pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("flatbuffers")
     path, found = exporting.export_run(workdir, name)
-    assert path.parent == workdir / "export" and ".tflite" in path.name
+    assert path.name == f"network.{exporting.SUFFIXES[name]}"
     assert found.same_answers >= 80 and found.count == 96
     assert found.images_per_second > 0
     assert result_lib.read(workdir).exports[name] == found
@@ -364,7 +422,7 @@ class TestCommand:
       (
         ("--workdir=x", "--format=tflite"),
         2,
-        "packed, stablehlo, onnx, qonnx, c, litert, litert4",
+        "packed, stablehlo, stablehlo_int, onnx, qonnx, c, litert, litert4",
       ),
       (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
       (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
