@@ -66,7 +66,7 @@ def _litert(network, arrays, folder, training) -> Iterator[Form]:
   else:
     program = lower(network, arrays, SUM_BITS)
   for name, int4 in (("LiteRT", False), ("LiteRT, int4 kernels", True)):
-    data = to_litert(program, int4)
+    data = to_litert(program, int4=int4)
     path = folder / "network.tflite"
     path.write_bytes(data)
     yield name, len(data), load_litert(path)

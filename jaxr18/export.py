@@ -13,7 +13,7 @@ is jax.export's, for CPUs and CUDA (extra `export`), and stablehlo_int has
 integers alone; onnx is for ONNX Runtime (extra `onnx`); c is a folder with a
 program of integers alone and a test image; litert is for phones (extra
 `litert`), and litert4 has int4 kernels there. An ensemble goes into one file of
-onnx or stablehlo.
+onnx, stablehlo or litert.
 
 The file is loaded again and held against the network on the test split; what
 was found is printed and kept in WORKDIR/result.json under "export"; of a

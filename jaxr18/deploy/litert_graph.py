@@ -27,16 +27,22 @@ TYPES = {
 # Each operator's table of options, and its version for these types.
 _OPERATORS = {
   "ADD": ("AddOptions", 2),
+  "ADD_N": ("AddNOptions", 1),
+  "ARG_MAX": ("ArgMaxOptions", 2),
   "CAST": ("CastOptions", 1),
   "CONV_2D": ("Conv2DOptions", 7),
   "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", 7),
   "DEQUANTIZE": ("DequantizeOptions", 3),
   "FULLY_CONNECTED": ("FullyConnectedOptions", 12),
   "GATHER": ("GatherOptions", 2),
+  "LOG": ("", 1),
+  "LOG_SOFTMAX": ("LogSoftmaxOptions", 1),
   "MEAN": ("ReducerOptions", 2),
   "MUL": ("MulOptions", 2),
+  "ONE_HOT": ("OneHotOptions", 1),
   "PAD": ("PadOptions", 2),
   "QUANTIZE": ("QuantizeOptions", 3),
+  "SOFTMAX": ("SoftmaxOptions", 1),
   "TRANSPOSE": ("TransposeOptions", 1),
 }
 
@@ -51,9 +57,14 @@ class Tensor(NamedTuple):
 
 
 class Graph:
-  """Tensors and operators in the order in which they are made."""
+  """Tensors and operators in the order in which they are made.
+
+  Attributes:
+    prefix: of the names of what is made next.
+  """
 
   def __init__(self):
+    self.prefix = ""
     self.tensors, self.operators, self.codes = [], [], []
     self.buffers = [schema.BufferT()]  # the first is that of no data
     self.constants: dict[str, int] = {}
@@ -91,13 +102,14 @@ class Graph:
       axis: that axis.
       bits: 4 packs int8 of -8 to 7 in half as many bytes.
     """
-    if name not in self.constants:
+    key = self.prefix + name
+    if key not in self.constants:
       dtype = "int4" if bits == 4 else str(value.dtype)
       index = self._tensor(name, value.shape, dtype, step, 0, axis)
       data = _halved(value) if bits == 4 else value.tobytes()
       self.tensors[index].buffer = self._buffer(data)
-      self.constants[name] = index
-    return self.constants[name]
+      self.constants[key] = index
+    return self.constants[key]
 
   def _buffer(self, data: bytes) -> int:
     made: Any = schema.BufferT()
@@ -107,7 +119,8 @@ class Graph:
 
   def _tensor(self, name, shape, dtype, step, zero, axis=0) -> int:
     made: Any = schema.TensorT()
-    made.name, made.shape, made.type = name, list(shape), TYPES[dtype]
+    made.name, made.shape = self.prefix + name, list(shape)
+    made.type = TYPES[dtype]
     made.buffer = 0
     if step is not None:
       by: Any = schema.QuantizationParametersT()
@@ -128,8 +141,9 @@ class Graph:
     made.opcodeIndex = self.codes.index(op)
     made.inputs, made.outputs = inputs, [output.index]
     kind, _ = _OPERATORS[op]
-    made.builtinOptions = getattr(schema, f"{kind}T")()
-    made.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+    if kind:
+      made.builtinOptions = getattr(schema, f"{kind}T")()
+      made.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
     for name, value in options.items():
       assert hasattr(made.builtinOptions, name), name
       setattr(made.builtinOptions, name, value)

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from jaxr18.deploy.litert_graph import ACTIVATION, PADDING, TYPES, Graph, Tensor
+from jaxr18.deploy.litert_vote import voted
 from jaxr18.deploy.program import Program, Rescale, Step, reach
 from jaxr18.host.errors import ToldError
 
@@ -39,31 +40,34 @@ class LitertError(ToldError, ValueError):
   """A program that LiteRT cannot hold."""
 
 
-def to_litert(program: Program, int4: bool = False) -> bytes:
+def to_litert(
+  *programs: Program,
+  int4: bool = False,
+  vote: str = "",
+  weights: Sequence[float] | None = None,
+) -> bytes:
   """Makes the file: uint8 [n, size, size, channels] -> float32 logits.
 
   Args:
-    program: with residual sums of at most 8 bits.
+    programs: one, or the members of an ensemble, for the same images; with
+      residual sums of at most 8 bits.
     int4: whether convolutions of 4 bits or fewer have int4 kernels.
+    vote: of several, one of `ensemble.VOTES`; logits are then logarithms of
+      its probabilities.
+    weights: of the members; used by 'weighted' alone.
 
   Raises:
     LitertError: sums of more bits.
   """
-  if program.sum_bits > SUM_BITS:
-    raise LitertError(
-      f"residual sums have {program.sum_bits} bits, expected at most {SUM_BITS}"
-    )
-  graph = Graph()
-  size, channels = program.size, program.channels
-  image = logits = graph.tensor("images", (size, size, channels), "uint8")
-  tensors = {"image": image}
-  for step in program.steps:
-    x = _read(graph, step, tensors[step.source])
-    if step.target == "logits":
-      logits = _head(graph, step, x)
-    else:
-      tensors[step.target] = _layer(graph, step, x, tensors, int4)
-  return graph.file(image, logits, program.provenance)
+  graph, first = Graph(), programs[0]
+  shape = (first.size, first.size, first.channels)
+  image, each = graph.tensor("images", shape, "uint8"), []
+  for i, program in enumerate(programs):
+    graph.prefix = f"member{i}/" if vote else ""
+    each.append(_logits(graph, program, image, int4))
+  graph.prefix = ""
+  logits = voted(graph, each, vote, weights) if vote else each[0]
+  return graph.file(image, logits, first.provenance)
 
 
 def held(program: Program, int4: bool = False) -> Program:
@@ -104,6 +108,22 @@ def load_litert(
     return model.get_tensor(made["index"])
 
   return run
+
+
+def _logits(
+  graph: Graph, program: Program, image: Tensor, int4: bool
+) -> Tensor:
+  """Adds a program's operators; returns its logits."""
+  if program.sum_bits > SUM_BITS:
+    raise LitertError(
+      f"residual sums have {program.sum_bits} bits, expected at most {SUM_BITS}"
+    )
+  tensors = {"image": image}
+  for step in program.steps[:-1]:
+    x = _read(graph, step, tensors[step.source])
+    tensors[step.target] = _layer(graph, step, x, tensors, int4)
+  head = program.steps[-1]
+  return _head(graph, head, _read(graph, head, tensors[head.source]))
 
 
 def _read(graph: Graph, step: Step, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ SUFFIXES = {
 }
 FORMATS = (*SUFFIXES, "c")
 _EXACT = ("packed", "stablehlo")  # in the network's own order of operations
-_VOTING = ("onnx", "stablehlo")  # what holds an ensemble
+_VOTING = ("onnx", "stablehlo", "litert", "litert4")  # what holds an ensemble
 _UNTIMED = ("c", "qonnx")  # what runs them is elsewhere
 _COMPARED = 100  # images that C and LiteRT are held against the definition on
 _LOOKED_AT = 100  # training images whose residual sums LiteRT's grids cover
@@ -211,11 +211,12 @@ def _loaded(name, data: bytes, path) -> Callable[[np.ndarray], np.ndarray]:
     return load(name, file)
 
 
-def _numbers(nets, dataset, provenance) -> tuple[dict, dict]:
+def _numbers(net, dataset, provenance) -> tuple[dict, dict]:
   """What a packed file holds, as integers are made of it."""
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
     file = pathlib.Path(trial, "network")
-    file.write_bytes(_export("packed", nets, dataset, provenance)[0])
+    one = _Networks([net])
+    file.write_bytes(_export("packed", one, dataset, provenance)[0])
     return packed.read(file)
 
 
@@ -223,7 +224,9 @@ def _stablehlo_int(name, nets, dataset, provenance, path) -> _Made:
   """StableHLO's file of integers alone, as docs/integer.md defines them."""
   from jaxr18.deploy.to_stablehlo import program_to_stablehlo
 
-  data = program_to_stablehlo(lower(*_numbers(nets, dataset, provenance)))
+  data = program_to_stablehlo(
+    lower(*_numbers(nets.each[0], dataset, provenance))
+  )
   return _Made({path: data}, _loaded(name, data, path), {}, _check_answers)
 
 
@@ -231,16 +234,20 @@ def _litert(name, nets, dataset, provenance, path) -> _Made:
   """LiteRT's file, whose int8 is held against the definition on some images."""
   from jaxr18.deploy.to_litert import SUM_BITS, held, to_litert
 
-  numbers, int4 = _numbers(nets, dataset, provenance), name == "litert4"
-  images = dataset.train.images[:_LOOKED_AT]
-  program = lower_with_sums(*numbers, SUM_BITS, images)
-  data = to_litert(program, int4)
+  programs, int4 = [], name == "litert4"
+  for net in nets.each:
+    numbers = _numbers(net, dataset, provenance)
+    images = dataset.train.images[:_LOOKED_AT]
+    programs.append(lower_with_sums(*numbers, SUM_BITS, images))
+  vote, weights = nets.method or "", nets.weights
+  data = to_litert(*programs, int4=int4, vote=vote, weights=weights)
 
   def check(logits, reference):
     _check_answers(logits, reference)
     if not int4:  # whose kernels round otherwise
-      expected = runner(held(program))(dataset.test.images[:_COMPARED])
-      _check_same(name, logits[:_COMPARED], expected)
+      some = dataset.test.images[:_COMPARED]
+      expected = np.stack([runner(held(p))(some) for p in programs])
+      _check_same(name, logits[:_COMPARED], nets.vote(expected))
 
   return _Made({path: data}, _loaded(name, data, path), {}, check)
 
@@ -248,7 +255,7 @@ def _litert(name, nets, dataset, provenance, path) -> _Made:
 def _c(name, nets, dataset, provenance, path) -> _Made:
   """C's files; XLA computes the same integers, as some images show here."""
   del name
-  program = lower(*_numbers(nets, dataset, provenance))
+  program = lower(*_numbers(nets.each[0], dataset, provenance))
   source, run = to_c.to_c(program), runner(program)
   with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
     to_c.write(source, pathlib.Path(trial, "c"))

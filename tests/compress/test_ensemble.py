@@ -340,7 +340,9 @@ class TestExperiment:
       assert found.same_answers == found.count == 64
       assert found.correct == result.test.correct
       assert found.largest_difference < 1e-3
-    told = "an ensemble of 3 networks, and --format=packed one.*onnx or stable"
+    told = (
+      "an ensemble of 3 networks, and --format=packed one.*onnx or .*litert"
+    )
     with pytest.raises(export.ExportError, match=told):
       export.export_run(workdir, "packed", tmp_path / "packed")
 

@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: E402
 from ai_edge_litert.interpreter import OpResolverType  # noqa: E402
 
 from benchmarks.results import run as run_of  # noqa: E402
+from jaxr18.compress import ensemble  # noqa: E402
 from jaxr18.data import cifar10  # noqa: E402
 from jaxr18.data import dataset as data  # noqa: E402
 from jaxr18.deploy import packed  # noqa: E402
@@ -38,7 +39,7 @@ def logits(program, images=IMAGES):
 
 def by_litert(program, folder, int4=False, images=IMAGES, **how):
   path = folder / "net.tflite"
-  path.write_bytes(to_litert(program, int4))
+  path.write_bytes(to_litert(program, int4=int4))
   return load_litert(path, 1, **how)(images)
 
 
@@ -83,7 +84,7 @@ def test_any_number_of_images(tmp_path):
 
 def test_all_is_integers_but_the_logits():
   for int4 in (False, True):
-    data = to_litert(odd_programs.program("4 bits", 8), int4)
+    data = to_litert(odd_programs.program("4 bits", 8), int4=int4)
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     (graph,) = model.subgraphs
     types = collections.Counter(t.type for t in graph.tensors)
@@ -123,6 +124,21 @@ def test_the_shipped_network(tmp_path):
   assert abs(right - result.correct) < 0.01 * result.count
   some = test.images[:50]
   assert near(got[:50], runner(held(program))(some), 0.01) >= 45
+
+
+@pytest.mark.parametrize("method", ensemble.VOTES)
+def test_votes(method, tmp_path):
+  kinds = ("4 bits",), ("eights",), ("binary",)
+  programs, weights = (
+    [odd_programs.program(*k, 8) for k in kinds],
+    (0.5, 0.3, 0.2),
+  )
+  each = np.stack([by_litert(program, tmp_path) for program in programs])
+  path = tmp_path / "all.tflite"
+  path.write_bytes(to_litert(*programs, vote=method, weights=weights))
+  expected = ensemble.voted_logits(each, method, weights)
+  got = load_litert(path, 1)(IMAGES)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
 class TestSums:
