@@ -233,6 +233,7 @@ def _layer(
   inputs = [x, form.kernel(graph, layer, numbers)]
   side, pad = layer.kernel, layer.kernel // 2
   how = dict(
+    dilations=[1, 1],  # the default, but hls4ml wants it said
     group=layer.groups,
     kernel_shape=[side, side],
     pads=[pad] * 4,
