@@ -60,6 +60,11 @@ class Form(Protocol):
     """Of its nodes, beside ONNX's own."""
     ...
 
+  @property
+  def rounds_biases(self) -> bool:
+    """Whether a Conv of integers rounds its bias, which then follows it."""
+    ...
+
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     """Puts a layer's input on its grid.
 
@@ -120,24 +125,19 @@ def build(
     numbers = folded[first.path]
     numbers["input_bound"] = _same_codes(first, numbers, mean, std)
   count = iter(range(10**6))
-  logits = packed.walk(
+  packed.walk(
     units(spec),
     _normalized(graph, mean, std, size, spec.resolution),
     lambda layer, x: _layer(graph, form, layer, folded[layer.path], x),
     relu=lambda x: graph("Relu", x, name=f"relu{next(count)}"),
     add=lambda y, x, block: _add(graph, form, spec, folded, block, (y, x)),
     mean=lambda x: graph(
-      "ReduceMean",
-      x,
-      graph.constant("sides", np.array([2, 3])),
-      name="pooled",
-      keepdims=1,
+      "Flatten", graph("GlobalAveragePool", x, name="averaged"), name="pooled"
     ),
     enter=lambda x, block: _of_sum(
       graph, form, spec, folded, block, x, "first"
     ),
   )
-  graph("Flatten", logits, name="logits")
   shape = [batch, size, size, spec.channels]
   classes = [batch, spec.head.classes]
   model = helper.make_model(
@@ -166,19 +166,28 @@ def input_step(layer: Layer, bound) -> Any:
   )
 
 
-def oihw(kernel: np.ndarray) -> np.ndarray:
-  """Returns a kernel HWIO in ONNX's order."""
+def in_order(layer: Layer, kernel: np.ndarray) -> np.ndarray:
+  """Returns a kernel HWIO as ONNX has it: OIHW, or [in, out] if dense."""
+  if layer.kind == "dense":
+    return kernel[0, 0]
   return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
 
 
-def codes_and_scale(numbers: dict) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a kernel's integers, int8 OIHW, and scales above 0, float32 [out].
+def over_kernel(layer: Layer, values: np.ndarray) -> np.ndarray:
+  """Returns what each output channel has, so that it goes over a kernel."""
+  return values if layer.kind == "dense" else values.reshape(-1, 1, 1, 1)
+
+
+def codes_and_scale(
+  layer: Layer, numbers: dict
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a kernel's integers, int8, and scales above 0, float32 [out].
 
   A channel whose scale is 0 has codes of 0 and a scale of 1: 0 / 0 is not 0.
   """
   scale, codes = numbers["scale"], numbers["codes"]
-  codes = np.where(scale == 0, 0, codes).astype(np.int8)
-  return oihw(codes), np.where(scale == 0, 1, scale).astype(np.float32)
+  codes = in_order(layer, np.where(scale == 0, 0, codes).astype(np.int8))
+  return codes, np.where(scale == 0, 1, scale).astype(np.float32)
 
 
 def _same_codes(
@@ -231,24 +240,31 @@ def _layer(
 ) -> str:
   x, name = form.input(graph, layer, numbers, x), layer.path
   inputs = [x, form.kernel(graph, layer, numbers)]
-  side, pad = layer.kernel, layer.kernel // 2
-  how = dict(
+  op, how = _operation(layer)
+  out = "logits" if layer.kind == "dense" else name
+  if "bias" not in numbers:
+    return graph(op, *inputs, name=out, **how)
+  apart = op != "Conv" or ("codes" in numbers and form.rounds_biases)
+  if not apart:
+    bias = graph.constant(f"{name}/bias", numbers["bias"])
+    return graph(op, *inputs, bias, name=out, **how)
+  sums = graph(op, *inputs, name=f"{name}/sums", **how)
+  bias = numbers["bias"]
+  bias = bias if layer.kind == "dense" else bias.reshape(-1, 1, 1)
+  return graph("Add", sums, graph.constant(f"{name}/bias", bias), name=out)
+
+
+def _operation(layer: Layer) -> tuple[str, dict[str, Any]]:
+  """A layer's node and its attributes."""
+  if layer.kind == "dense":
+    return "MatMul", {}
+  return "Conv", dict(
     dilations=[1, 1],  # the default, but hls4ml wants it said
     group=layer.groups,
-    kernel_shape=[side, side],
-    pads=[pad] * 4,
+    kernel_shape=[layer.kernel] * 2,
+    pads=[layer.kernel // 2] * 4,
     strides=[layer.stride] * 2,
   )
-  if "bias" not in numbers:
-    return graph("Conv", *inputs, name=name, **how)
-  if "codes" not in numbers:
-    bias = graph.constant(f"{name}/bias", numbers["bias"])
-    return graph("Conv", *inputs, bias, name=name, **how)
-  # In a Conv of integers ONNX Runtime rounds the bias to their grid, to 0 or
-  # worse where a channel's scale is 0.
-  sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
-  bias = numbers["bias"].reshape(-1, 1, 1)
-  return graph("Add", sums, graph.constant(f"{name}/bias", bias), name=name)
 
 
 def _add(

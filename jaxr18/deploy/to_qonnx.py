@@ -23,8 +23,9 @@ from jaxr18.deploy.onnx_graph import (
   Graph,
   build,
   codes_and_scale,
+  in_order,
   input_step,
-  oihw,
+  over_kernel,
 )
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
@@ -104,6 +105,7 @@ class _Quants:
   """Quant nodes of a scale, a zero point of 0 and a number of bits."""
 
   domains = (DOMAIN,)
+  rounds_biases = False
 
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     if layer.a_bits == FLOAT_BITS:
@@ -122,11 +124,11 @@ class _Quants:
     if layer.w_bits == HALF_BITS:
       raise _not_held(layer, "weights of 16 bits")
     if layer.w_bits == FLOAT_BITS:
-      return graph.floats(name, oihw(numbers["kernel"]))
+      return graph.floats(name, in_order(layer, numbers["kernel"]))
     if has_four_levels(layer):
       raise _not_held(layer, "four levels of 2 bits, none of which is 0")
-    codes, scale = codes_and_scale(numbers)
-    scale = scale.reshape(-1, 1, 1, 1)
+    codes, scale = codes_and_scale(layer, numbers)
+    scale = over_kernel(layer, scale)
     if layer.w_bits == 1 and not codes.all():
       raise _not_held(layer, "weights of 1 bit that are masked")
     values = graph.floats(f"{name}/values", codes * scale)
