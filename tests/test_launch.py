@@ -428,7 +428,7 @@ def manifests():
 
 
 class TestManifests:
-  @pytest.mark.parametrize("name", ["jobset", "skypilot"])
+  @pytest.mark.parametrize("name", ["jobset", "search", "skypilot"])
   def test_schema(self, manifests, name):
     found = list(
       differences(manifests[name], manifests["launch_schemas"][name])
@@ -458,6 +458,20 @@ class TestManifests:
     assert names.index("COORDINATOR") < names.index("JAX_COORDINATOR_ADDRESS")
     assert "JAX_PROCESS_ID" in env
     assert container["command"] == ["python", "-m", "jaxr18.main"]
+
+  def test_a_searchs_pods_share_a_study(self, manifests):
+    spec = manifests["search"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    env = {e["name"]: e for e in container["env"]}
+    assert "--storage=$(STORAGE)" in container["args"]
+    secret = env["STORAGE"]["valueFrom"]["secretKeyRef"]
+    about = (LAUNCH / "search.yaml").read_text()
+    assert f"secret generic {secret['name']}" in about
+    assert f"--from-literal={secret['key']}=" in about
+    command = [sys.executable, *container["command"][1:], "--helpfull"]
+    flags = run(*command).stdout
+    for arg in container["args"]:
+      assert f"{arg.partition('=')[0]} " in f"{flags} "
 
   def test_skypilots_scripts(self, manifests, tmp_path):
     """What `run` starts on the second of two nodes."""

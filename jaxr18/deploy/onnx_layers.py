@@ -94,7 +94,7 @@ class Layers:
       if node.op_type not in ops:
         fail(node, f"stands where {' or '.join(sorted(ops))} is expected")
       grid, x = self.grid(node.input[0])
-      numbers, bits = self.layer(node, multiplier, bias, last=not parts)
+      numbers, bits = self._layer(node, multiplier, bias, last=not parts)
       parts.insert(0, Part(node, numbers, bits, grid))
       if x not in self.maker or self.maker[x].op_type != "Conv":
         return parts, x
@@ -121,7 +121,7 @@ class Layers:
       fail(node, "has a constant before its operator, expected it behind")
     return (m, b - c, layer) if node.op_type == "Sub" else (m / c, b / c, layer)
 
-  def layer(
+  def _layer(
     self, node: onnx.NodeProto, multiplier, bias, last: bool
   ) -> tuple[dict[str, Any], tuple[int, bool]]:
     """A layer's numbers as `fold` has them, and bits, of a weighted node."""
@@ -179,7 +179,7 @@ class Layers:
       if np.any(zero):
         fail(maker, "has a zero point, expected 0 for weights")
     else:
-      return self.floats(node, fact, maker, axis)
+      return self._floats(node, fact, maker, axis)
     features = codes.shape[axis]
     if scale.size > 1 and scale.shape[axis - codes.ndim] != scale.size:
       fail(maker, "has scales that are not by output channel")
@@ -187,7 +187,7 @@ class Layers:
     bits = _bits_of(codes, maker, self.known)
     return {"codes": codes.astype(np.int8), "scale": scale}, bits
 
-  def floats(self, node, fact: Fact, maker, axis: int):
+  def _floats(self, node, fact: Fact, maker, axis: int):
     """A kernel in 16 or 32 bits; one in 16 may be scaled behind its cast."""
     value = fact.array
     if maker is not None and maker.op_type == "Mul":

@@ -241,6 +241,19 @@ def _panel(lines, label: str, begins: Mapping[str, int], epochs):
   return alt.layer(*layers).properties(width=360, height=150)
 
 
+def growth(covered: Sequence[tuple[float, float]]) -> alt.Chart:
+  """Describes the share that a search's front covers, by hours of training."""
+  rows = [{"x": hours, "y": 100 * share} for hours, share in covered]
+  mark = alt.Chart(data(rows)).mark_line(
+    interpolate="step-after", color=palette.SERIES[0], strokeWidth=2, aria=False
+  )
+  y = alt.Y("y:Q", scale=alt.Scale(domain=(0, 100)), title="covered, %",
+            axis=alt.Axis(tickCount=5))  # fmt: skip
+  axis = alt.Axis(grid=False, tickCount=5)
+  x = alt.X("x:Q", title="hours of training", axis=axis)
+  return styled(mark.encode(x, y).properties(width=360, height=150))
+
+
 def data(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
   """Returns rows as a chart's data; a number that is not finite is left out."""
   finite = [

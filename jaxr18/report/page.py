@@ -148,6 +148,32 @@ def pareto(
 _WIDE, _NARROW = 26, 16  # letters of the longest label
 
 
+def growth(covered: Sequence[tuple[float, float]]) -> Markup:
+  """Returns how a search's front grew, as markup; '' where nothing can be seen.
+
+  Args:
+    covered: (hours, share of the plane that the front covers) so far.
+  """
+  if len(covered) < 2:
+    return Markup()
+  words = "".join(
+    f" {share:.0%} after {hours:.2g} hours," for hours, share in
+    (covered[0], covered[len(covered) // 2], covered[-1])
+  )  # fmt: skip
+  about = (
+    "Of the plane between the worst and the best accuracy and score that were"
+    f" found, the front covers{words[:-1]} of training."
+  )
+  drawn = Markup()
+  if not draw.missing():
+    from jaxr18.report import charts
+
+    with draw.quickly():
+      title = "How the front grew"
+      drawn = Markup(draw.inline(charts.growth(covered), "grown", title, about))
+  return _macros().growth({"about": about, "chart": drawn})
+
+
 def _drawn(points, key, score_label, split, goal) -> dict[str, Markup]:
   if draw.missing():
     return {"wide": Markup(), "narrow": Markup()}

@@ -2,13 +2,14 @@
 
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxr18.config.search import describe_candidate
 from jaxr18.host.files import write_atomically, write_json
-from jaxr18.report.page import document, pareto
+from jaxr18.report.page import document, growth, pareto
 from jaxr18.report.points import GOAL, Point, published_task
 from jaxr18.search import halving, storage
 from jaxr18.search.storage import Study
@@ -27,6 +28,46 @@ def front(rows: list[Row]) -> list[Row]:
   )
   best = [row for row, rank in zip(rows, ranks, strict=True) if rank == 0]
   return sorted(best, key=lambda row: row["score"])
+
+
+def covered(rows: list[Row]) -> list[tuple[float, float]]:
+  """Measures how the front grows: its hypervolume over the time trained.
+
+  The plane is that of accuracy and the logarithm of the score, between the
+  worst and the best value of either that was found; what lies below and to the
+  right of a candidate is covered (Zitzler and Thiele, 1998).
+
+  Returns:
+    (hours that all trials took so far, covered share of that rectangle) after
+    each candidate that was trained to its end, in the order of their numbers.
+    Of a study whose rectangle has no area, nothing.
+  """
+  complete = _with_numbers(rows, storage.COMPLETE)
+  points = [(-math.log10(r["score"]), r["accuracy"]) for r in complete
+            if r["score"] > 0]  # fmt: skip
+  if not points:
+    return []
+  low, high = np.min(points, 0), np.max(points, 0)
+  if not np.all(high > low):
+    return []
+  ends = {r["number"] for r in complete}
+  out, front, seconds = [], [], 0.0
+  for row in rows:
+    seconds += row["seconds"]
+    if row["number"] in ends:
+      at = np.array([-math.log10(row["score"]), row["accuracy"]])
+      front.append((at - low) / (high - low))
+      out.append((seconds / 3600, float(_area(front))))
+  return out
+
+
+def _area(points: Sequence[np.ndarray]) -> float:
+  """Of the union of rectangles from the origin to each point."""
+  area = height = 0.0
+  for width, top in sorted(map(tuple, points), reverse=True):
+    area += width * max(0.0, top - height)
+    height = max(height, top)
+  return area
 
 
 def write(study: Study, workdir: pathlib.Path) -> list[Row]:
@@ -66,6 +107,7 @@ def page(rows: list[Row], data: str) -> str:
       split="validation",
       goal=GOAL if data == published_task().data else None,
     )
+    markup += growth(covered(rows))
   return document(
     "Search",
     markup,

@@ -287,6 +287,11 @@ class TestStudy:
     assert any(r["state"] == storage.HALVED for r in rows)
     assert 'class="dash"' not in page  # the goal of 90% is CIFAR-10's
 
+  def test_the_page_shows_how_the_front_grew(self, studied):
+    _, workdir, _, rows = studied
+    assert len(table.covered(rows)) == 4
+    assert "How the front grew" in (workdir / "pareto.html").read_text()
+
   def test_what_has_no_number_is_not_drawn(self, studied):
     *_, rows = studied
     for number in (None, np.nan, np.inf):
@@ -491,6 +496,20 @@ class TestWork:
 
 
 @pytest.mark.slow
+def test_what_the_front_covers():
+  """Of three candidates, in halves of each axis, and one that adds nothing."""
+  found = [(0.01, 0.5), (0.1, 0.6), (1.0, 0.7), (0.1, 0.55)]
+  rows = [
+    {"number": i, "state": storage.COMPLETE, "score": score,
+     "accuracy": accuracy, "seconds": 1800}
+    for i, (score, accuracy) in enumerate(found)
+  ]  # fmt: skip
+  rows.insert(1, rows[0] | {"number": 9, "state": storage.FAILED})
+  expected = [(0.5, 0), (1.5, 0.25), (2, 0.25), (2.5, 0.25)]
+  np.testing.assert_allclose(table.covered(rows), expected, atol=1e-12)
+  assert table.covered(rows[:2]) == table.covered([]) == []
+
+
 def test_training_that_is_not_finite_fails_its_trial_alone(tmp_path):
   config = load(
     train__optimizer__learning_rate=100.0, train__optimizer__weight_decay=10.0
