@@ -47,6 +47,30 @@ def faults_table(r: dict[str, Any]) -> str:
   return table(header, rows)
 
 
+_READERS = {
+  "packed": "packed, run by NumPy",
+  "unpack": "packed, as a source",
+  "saved": "a file of `jaxr18.save`",
+  "weights": "PyTorch's names, in safetensors",
+  "judge": "ONNX, judged",
+  "onnx": "ONNX, as a source",
+  "qonnx": "QONNX, as a source",
+  "c": "images, by the C program with sanitizers",
+}
+
+
+def fuzz_table(r: dict[str, Any]) -> str:
+  """What `benchmarks.fuzz` found."""
+  rows = []
+  for name, about in _READERS.items():
+    found = r["readers"][name]
+    numbers = (found.get(k, 0) for k in ("refused", "read", "bad"))
+    rows.append([about, f"{r['count']:,}", *(f"{n:,}" for n in numbers)])
+  header = ["[fuzz](docs/results/fuzz/result.json)", "files", "refused", "read",
+            "bad"]  # fmt: skip
+  return table(header, rows)
+
+
 def ranged(row: dict[str, Any], name: str, digits: int = 2) -> str:
   """The median of the rounds, and the lowest and highest: NAME and NAMEs."""
   median, low, high = (f"{x:.{digits}f}" for x in (row[name], *row[name + "s"]))

@@ -1,8 +1,8 @@
 """Changes files at random and reads them: python -m benchmarks.fuzz
 
-For each reader of networks a small file is changed some thousand times: bits,
-bytes and whole pieces of it, or, behind its checksum, one field of what it
-holds. Each reader must give a network or an error that is meant for people,
+For each reader of networks a small file is changed 1,250 times, 10,000 in all:
+bits, bytes and whole pieces of it, or, behind its checksum, one field of what
+it holds. Each reader must give a network or an error that is meant for people,
 within --seconds. The C program, compiled with the address and the
 undefined-behaviour sanitizer, reads images that are changed in the same way.
 
@@ -275,7 +275,10 @@ def read_images(first: int, count: int, seconds: int) -> dict[str, int]:
       done = subprocess.run([program, *files], capture_output=True, text=True,
                             timeout=seconds)  # fmt: skip
       clean = done.returncode in (0, 1) and "ERROR" not in done.stderr
-      found["read or refused" if clean else "bad"] += len(files)
+      refused = len(done.stderr.splitlines())  # a line each
+      found["refused"] += refused if clean else 0
+      found["read"] += len(files) - refused if clean else 0
+      found["bad"] += 0 if clean else len(files)
       if not clean:
         print(f"c cases from {files[0]}:\n{done.stderr[:3000]}")
       for file in files:
@@ -306,9 +309,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--count", type=int, default=10_000, help="cases a reader"
-  )
+  parser.add_argument("--count", type=int, default=1250, help="cases a reader")
   parser.add_argument("--first", type=int, default=0, help="the first case")
   parser.add_argument("--seconds", type=int, default=20, help="a case may take")
   parser.add_argument("--reader", help="this one, here")

@@ -44,7 +44,7 @@ def load(path: Path, phase: str = "") -> Network:
 
   Args:
     path: a finished run's folder, a file of `save`, a packed file
-      (.safetensors, which trains on), or a file of PyTorch's.
+      (.safetensors, which trains on), an .onnx file of a ResNet, or PyTorch's.
     phase: of the run whose network is wanted; '' is the last.
 
   Raises:

@@ -34,6 +34,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
   os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_that_are_done():
+  """Frees compiled programs before the process has too many of them.
+
+  Each takes some maps of memory, of which Linux allows a process 65,530. One
+  process that tests everything would end in a segmentation fault in XLA.
+  """
+  yield
+  with open("/proc/self/maps", "rb") as maps:
+    count = sum(1 for _ in maps)
+  if count > 30_000:
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture
 def no_file_above():
   """A context in which no file grows beyond so many bytes, as on a full disk.

@@ -304,7 +304,7 @@ class _Reading:
       return self.outlooks[source]
     earlier = ", ".join(self.outlooks) or "none here"
     which = (
-      "must be a finished run's workdir, a file of PyTorch's weights or an"
+      "must be a finished run's workdir, a file of one network's weights or an"
       f" earlier phase ({earlier})"
     )
     if source in self.names:

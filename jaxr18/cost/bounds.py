@@ -88,8 +88,8 @@ def add_bounds(members: Sequence[Score | Bounds]) -> Bounds:
   def added(figures):
     return {
       name: Figure(
-        sum(f[name].params_term for f in figures),
-        sum(f[name].ops_term for f in figures),
+        math.fsum(f[name].params_term for f in figures),
+        math.fsum(f[name].ops_term for f in figures),
       )
       for name in FIGURES
     }

@@ -132,9 +132,8 @@ class Layers:
     if dense:
       kernel = kernel if outer else kernel.T
       numbers[name] = kernel[None, None]
-      if how.get("transA", 0) or {how.get("alpha", 1), how.get("beta", 1)} > {
-        1
-      }:
+      factors = {how.get("alpha", 1), how.get("beta", 1)}
+      if how.get("transA", 0) or factors != {1}:
         fail(node, "has transA, alpha or beta, expected none of them")
     else:
       _check_conv(node, kernel.shape)
@@ -185,6 +184,8 @@ class Layers:
       fail(maker, "has scales that are not by output channel")
     scale = np.broadcast_to(np.float64(scale).reshape(-1), features)
     bits = _bits_of(codes, maker, self.known)
+    if bits[0] > 8:
+      fail(maker, f"holds weights to {bits[0]} bits, expected 8 or fewer")
     return {"codes": codes.astype(np.int8), "scale": scale}, bits
 
   def _floats(self, node, fact: Fact, maker, axis: int):
@@ -199,7 +200,10 @@ class Layers:
     if fact.bits < HALF_BITS:
       fail(node, "has a kernel of integers whose scales were not found")
     dtype = np.float16 if fact.bits == HALF_BITS else np.float32
-    return {"kernel": value.astype(dtype)}, (fact.bits, False)
+    kernel = value.astype(dtype)
+    if not np.array_equal(kernel, value.astype(np.float32)):
+      fail(node, "has a kernel of bfloat16, expected float16 or float32")
+    return {"kernel": kernel}, (fact.bits, False)
 
   def grid(self, x: str) -> tuple[Grid, str]:
     """What holds a tensor to levels, if anything, and the tensor before it."""
@@ -243,7 +247,8 @@ class Layers:
     if node.op_type == "Mul" and first.op_type == "Round":
       return self.divided(node, first)
     if node.op_type == "Cast" and first.op_type == "Cast":
-      return first.input[0] if self.known[first.output[0]].bits == 16 else None
+      half = attributes(first)["to"] == onnx.TensorProto.FLOAT16
+      return first.input[0] if half else None
     return None
 
   def divided(self, node: onnx.NodeProto, rounding: onnx.NodeProto) -> str:

@@ -182,6 +182,11 @@ def other_operand(node, model):
   node.input[0] = first.output[0]
 
 
+def twice(node, model):
+  for name in ("alpha", "beta"):
+    node.attribute.append(helper.make_attribute(name, 2.0))
+
+
 def no_step(node, model):
   node.input[1] = "images"
 
@@ -193,12 +198,14 @@ def no_step(node, model):
     (another(4, shared=True).SerializeToString(), "operands on two grids"),
     (changed(another(), "Conv", set_pads), "padded by half"),
     (changed(another(), "Add", other_operand), "sums what comes from"),
+    (changed(another(), "Gemm", twice), "has transA, alpha or beta"),
+    (another(12).SerializeToString(), "weights to 12 bits, expected 8"),
     (changed(another(4), "Quant", no_step), "scale, zero point or bit width"),
     (to_onnx(odd_nets.net("mixed"), **HOW), "another grid|no constant step"),
     (another().SerializeToString()[:-40], "cannot be read"),
     (b"", "cannot be read"),
   ],
-  ids=["relu", "shared", "pads", "sum", "step", "dynamic", "cut", "empty"],
+  ids="relu shared pads sum gemm bits step dynamic cut empty".split(),
 )  # fmt: skip
 def test_the_node_that_does_not_fit(data, text, tmp_path):
   with pytest.raises(torch_weights.WeightsError, match=text):
