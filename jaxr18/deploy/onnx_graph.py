@@ -60,11 +60,6 @@ class Form(Protocol):
     """Of its nodes, beside ONNX's own."""
     ...
 
-  @property
-  def rounds_biases(self) -> bool:
-    """Whether a Conv of integers rounds its bias, which then follows it."""
-    ...
-
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     """Puts a layer's input on its grid.
 
@@ -77,7 +72,32 @@ class Form(Protocol):
     ...
 
   def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
-    """A layer's kernel, OIHW."""
+    """A convolution's kernel, OIHW."""
+    ...
+
+  def head(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
+    """Adds the last layer, whose output is called logits, [n, classes].
+
+    Args:
+      graph: takes the nodes.
+      layer: the head.
+      numbers: the layer's of `fold`.
+      x: pooled features [n, features, 1, 1], by name.
+    """
+    ...
+
+  def biased(
+    self, graph: Graph, layer: Layer, bias: np.ndarray, sums: str, name: str
+  ) -> str:
+    """Adds the bias to the sums of a convolution with an integer kernel.
+
+    Args:
+      graph: takes the nodes.
+      layer: the convolution.
+      bias: float32 [out].
+      sums: what it computes, by name.
+      name: of the node to make.
+    """
     ...
 
   def sum(
@@ -131,9 +151,7 @@ def build(
     lambda layer, x: _layer(graph, form, layer, folded[layer.path], x),
     relu=lambda x: graph("Relu", x, name=f"relu{next(count)}"),
     add=lambda y, x, block: _add(graph, form, spec, folded, block, (y, x)),
-    mean=lambda x: graph(
-      "Flatten", graph("GlobalAveragePool", x, name="averaged"), name="pooled"
-    ),
+    mean=lambda x: graph("GlobalAveragePool", x, name="pooled"),
     enter=lambda x, block: _of_sum(
       graph, form, spec, folded, block, x, "first"
     ),
@@ -166,27 +184,18 @@ def input_step(layer: Layer, bound) -> Any:
   )
 
 
-def in_order(layer: Layer, kernel: np.ndarray) -> np.ndarray:
-  """Returns a kernel HWIO as ONNX has it: OIHW, or [in, out] if dense."""
-  if layer.kind == "dense":
-    return kernel[0, 0]
+def oihw(kernel: np.ndarray) -> np.ndarray:
+  """Returns a kernel HWIO in ONNX's order."""
   return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
 
 
-def over_kernel(layer: Layer, values: np.ndarray) -> np.ndarray:
-  """Returns what each output channel has, so that it goes over a kernel."""
-  return values if layer.kind == "dense" else values.reshape(-1, 1, 1, 1)
-
-
-def codes_and_scale(
-  layer: Layer, numbers: dict
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a kernel's integers, int8, and scales above 0, float32 [out].
+def codes_and_scale(numbers: dict) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a kernel's integers, int8 HWIO, and scales above 0, float32 [out].
 
   A channel whose scale is 0 has codes of 0 and a scale of 1: 0 / 0 is not 0.
   """
   scale, codes = numbers["scale"], numbers["codes"]
-  codes = in_order(layer, np.where(scale == 0, 0, codes).astype(np.int8))
+  codes = np.where(scale == 0, 0, codes).astype(np.int8)
   return codes, np.where(scale == 0, 1, scale).astype(np.float32)
 
 
@@ -238,33 +247,41 @@ def _normalized(graph, mean, std, size, resolution) -> str:
 def _layer(
   graph: Graph, form: Form, layer: Layer, numbers: dict, x: str
 ) -> str:
-  x, name = form.input(graph, layer, numbers, x), layer.path
-  inputs = [x, form.kernel(graph, layer, numbers)]
-  op, how = _operation(layer)
-  out = "logits" if layer.kind == "dense" else name
-  if "bias" not in numbers:
-    return graph(op, *inputs, name=out, **how)
-  apart = op != "Conv" or ("codes" in numbers and form.rounds_biases)
-  if not apart:
-    bias = graph.constant(f"{name}/bias", numbers["bias"])
-    return graph(op, *inputs, bias, name=out, **how)
-  sums = graph(op, *inputs, name=f"{name}/sums", **how)
-  bias = numbers["bias"]
-  bias = bias if layer.kind == "dense" else bias.reshape(-1, 1, 1)
-  return graph("Add", sums, graph.constant(f"{name}/bias", bias), name=out)
-
-
-def _operation(layer: Layer) -> tuple[str, dict[str, Any]]:
-  """A layer's node and its attributes."""
   if layer.kind == "dense":
-    return "MatMul", {}
-  return "Conv", dict(
+    return form.head(graph, layer, numbers, x)
+  x = form.input(graph, layer, numbers, x)
+  return convolution(graph, form, layer, numbers, x, layer.path)
+
+
+def convolution(
+  graph: Graph, form: Form, layer: Layer, numbers: dict, x: str, name: str
+) -> str:
+  """Adds a convolution and its bias, if it has one; returns the output's name.
+
+  Args:
+    graph: takes the nodes.
+    form: of its kernel.
+    layer: which it is.
+    numbers: the layer's of `fold`.
+    x: its input on its grid, by name.
+    name: of its output.
+  """
+  inputs = [x, form.kernel(graph, layer, numbers)]
+  how = dict(
     dilations=[1, 1],  # the default, but hls4ml wants it said
     group=layer.groups,
     kernel_shape=[layer.kernel] * 2,
     pads=[layer.kernel // 2] * 4,
     strides=[layer.stride] * 2,
   )
+  if "bias" not in numbers:
+    return graph("Conv", *inputs, name=name, **how)
+  bias = numbers["bias"]
+  if "codes" not in numbers:
+    bias = graph.constant(f"{layer.path}/bias", bias)
+    return graph("Conv", *inputs, bias, name=name, **how)
+  sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
+  return form.biased(graph, layer, bias, sums, name)
 
 
 def _add(

@@ -25,9 +25,9 @@ from jaxr18.deploy.onnx_graph import (
   Graph,
   build,
   codes_and_scale,
-  in_order,
+  convolution,
   input_step,
-  over_kernel,
+  oihw,
 )
 from jaxr18.nn.network import Network
 from jaxr18.nn.quantize import SMALLEST_BOUND, input_levels
@@ -88,9 +88,6 @@ class _Integers:
   """ONNX's own nodes, see above."""
 
   domains = ()
-  # ONNX Runtime puts it on the sums' grid, to 0 or worse where a channel's
-  # scale is 0.
-  rounds_biases = True
 
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     name = f"{layer.path}/input"
@@ -103,9 +100,7 @@ class _Integers:
     signed = layer.signed_input
     levels = np.float32(input_levels(layer.a_bits, signed))
     if "input_bound" not in numbers:
-      axes = [1] if layer.kind == "dense" else [1, 2, 3]
-      step = _dynamic_step(graph, name, x, levels, axes)
-      return _rounded(graph, name, x, step)
+      return _rounded(graph, name, x, _dynamic_step(graph, name, x, levels))
     bound = numbers["input_bound"]
     step = graph.constant(f"{name}/step", input_step(layer, bound))
     if "codes" not in numbers:
@@ -120,22 +115,36 @@ class _Integers:
   def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
     name = f"{layer.path}/kernel"
     if "codes" not in numbers:
-      kernel = graph.constant(
-        f"{name}/stored", in_order(layer, numbers["kernel"])
-      )
+      kernel = graph.constant(f"{name}/stored", oihw(numbers["kernel"]))
       if layer.w_bits == HALF_BITS:
         kernel = graph("Cast", kernel, name=name, to=TensorProto.FLOAT)
       if "scale" in numbers:
-        scale = over_kernel(layer, numbers["scale"])
+        scale = numbers["scale"].reshape(-1, 1, 1, 1)
         scale = graph.constant(f"{layer.path}/scale", scale)
         kernel = graph("Mul", kernel, scale, name=f"{name}/scaled")
       return kernel
     make = graph.int4 if layer.w_bits <= 4 else graph.constant
-    codes, scale = codes_and_scale(layer, numbers)
-    codes = make(f"{name}/codes", codes)
+    codes, scale = codes_and_scale(numbers)
+    codes = make(f"{name}/codes", oihw(codes))
     scale = graph.constant(f"{layer.path}/scale", scale)
-    axis = 1 if layer.kind == "dense" else 0
-    return graph("DequantizeLinear", codes, scale, name=name, axis=axis)
+    return graph("DequantizeLinear", codes, scale, name=name, axis=0)
+
+  def head(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
+    # A MatMul's integers ONNX Runtime multiplies in another way, with logits
+    # off by 0.01 where each image has a bound of its own.
+    x = self.input(graph, layer, numbers, x)
+    x = convolution(graph, self, layer, numbers, x, layer.path)
+    return graph("Flatten", x, name="logits")
+
+  def biased(
+    self, graph: Graph, layer: Layer, bias: np.ndarray, sums: str, name: str
+  ) -> str:
+    # Within a Conv of integers ONNX Runtime puts it on the sums' grid, to 0 or
+    # worse where a channel's scale is 0.
+    bias = bias.reshape(-1, 1, 1)
+    return graph(
+      "Add", sums, graph.constant(f"{layer.path}/bias", bias), name=name
+    )
 
   def sum(
     self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
@@ -144,10 +153,10 @@ class _Integers:
     return _rounded(graph, name, x, step, -levels if signed else 0, levels)
 
 
-def _dynamic_step(graph: Graph, name: str, x: str, levels, axes) -> str:
+def _dynamic_step(graph: Graph, name: str, x: str, levels) -> str:
   """The step of each image's own grid, beyond which no value is."""
   size = graph("Abs", x, name=f"{name}/abs")
-  axes = graph.constant(f"{name}/axes", np.array(axes))
+  axes = graph.constant(f"{name}/axes", np.array([1, 2, 3]))
   size = graph("ReduceMax", size, axes, name=f"{name}/largest", keepdims=1)
   least = graph.floats(f"{name}/least", SMALLEST_BOUND)
   size = graph("Max", size, least, name=f"{name}/bound")

@@ -23,9 +23,8 @@ from jaxr18.deploy.onnx_graph import (
   Graph,
   build,
   codes_and_scale,
-  in_order,
   input_step,
-  over_kernel,
+  oihw,
 )
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
@@ -105,7 +104,6 @@ class _Quants:
   """Quant nodes of a scale, a zero point of 0 and a number of bits."""
 
   domains = (DOMAIN,)
-  rounds_biases = False
 
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     if layer.a_bits == FLOAT_BITS:
@@ -121,19 +119,39 @@ class _Quants:
 
   def kernel(self, graph: Graph, layer: Layer, numbers: dict) -> str:
     name = f"{layer.path}/kernel"
+    place = (lambda kernel: kernel[0, 0]) if layer.kind == "dense" else oihw
     if layer.w_bits == HALF_BITS:
       raise _not_held(layer, "weights of 16 bits")
     if layer.w_bits == FLOAT_BITS:
-      return graph.floats(name, in_order(layer, numbers["kernel"]))
+      return graph.floats(name, place(numbers["kernel"]))
     if has_four_levels(layer):
       raise _not_held(layer, "four levels of 2 bits, none of which is 0")
-    codes, scale = codes_and_scale(layer, numbers)
-    scale = over_kernel(layer, scale)
+    codes, scale = codes_and_scale(numbers)
     if layer.w_bits == 1 and not codes.all():
       raise _not_held(layer, "weights of 1 bit that are masked")
-    values = graph.floats(f"{name}/values", codes * scale)
-    step = graph.floats(f"{layer.path}/scale", scale)
+    scale = scale.reshape(1, 1, 1, -1)
+    values = graph.floats(f"{name}/values", place(codes * scale))
+    step = graph.floats(f"{layer.path}/scale", place(scale))
     return _quant(graph, name, values, step, layer.w_bits, signed=True)
+
+  def head(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
+    # A matrix product and a sum, which hls4ml and FINN take.
+    x = graph("Flatten", x, name="features")
+    x = self.input(graph, layer, numbers, x)
+    kernel = self.kernel(graph, layer, numbers)
+    x = graph("MatMul", x, kernel, name=f"{layer.path}/sums")
+    bias = graph.constant(f"{layer.path}/bias", numbers["bias"])
+    return graph("Add", x, bias, name="logits")
+
+  def biased(
+    self, graph: Graph, layer: Layer, bias: np.ndarray, sums: str, name: str
+  ) -> str:
+    # As the batch norm that it was: hls4ml moves a kernel's scales through a
+    # convolution without a bias alone, and takes no sum with a constant.
+    ones, zeros = np.ones_like(bias), np.zeros_like(bias)
+    numbers = dict(scale=ones, bias=bias, mean=zeros, var=ones)
+    inputs = (graph.floats(f"{name}/norm/{k}", v) for k, v in numbers.items())
+    return graph("BatchNormalization", sums, *inputs, name=name, epsilon=0.0)
 
   def sum(
     self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
