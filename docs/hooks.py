@@ -1,8 +1,8 @@
 """Makes the website's pages of what stands elsewhere in the repository.
 
-MkDocs calls `on_files` (mkdocs.yml). README.md becomes the front page, a
-notebook a page, every folder of the package a reference; a link that leaves
-docs/ leads to a page with that file's text.
+MkDocs calls what begins with `on_` (mkdocs.yml). README.md becomes the front
+page, a notebook a page, every folder of the package a reference; a link that
+leaves docs/ leads to a page with that file's text.
 """
 
 import json
@@ -32,14 +32,18 @@ LINK = re.compile(r"^```.*?^```|\]\(([^)\s#]+)(#[^)\s]*)?\)", re.S | re.M)
 LEXERS = {".cc": "cpp", ".py": "python"}
 
 
-def on_files(files, config):
-  """Adds the pages; see https://www.mkdocs.org/user-guide/plugins/#on_files."""
+def on_pre_build(config):
+  """Fetches ONNX Runtime Web before MkDocs lists the files in docs/."""
   try:
     vendor.fetch()
   except vendor.MissingError as e:
     log = get_plugin_logger("browser")
     # Who has no npm gets a website whose one page says what it lacks.
     (log.warning if vendor.npm() else log.info)("browser/index.html: %s", e)
+
+
+def on_files(files, config):
+  """Adds the pages; see https://www.mkdocs.org/user-guide/plugins/#on_files."""
   for name, text in pages().items():
     if name in files.src_uris:
       files.remove(files.src_uris[name])
