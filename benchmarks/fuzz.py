@@ -58,7 +58,7 @@ def small() -> Network:
 
 
 def changed(data: bytes, rng: np.random.Generator) -> bytes:
-  """The bytes with one to three changes; never the same."""
+  """The bytes with one to three changes, some of which change nothing."""
   out = bytearray(data)
   for _ in range(rng.integers(1, 4)):
     at, to = sorted(rng.integers(0, len(out) + 1, 2))

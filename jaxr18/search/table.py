@@ -42,20 +42,20 @@ def covered(rows: list[Row]) -> list[tuple[float, float]]:
     each candidate that was trained to its end, in the order of their numbers.
     Of a study whose rectangle has no area, nothing.
   """
-  complete = _with_numbers(rows, storage.COMPLETE)
-  points = [(-math.log10(r["score"]), r["accuracy"]) for r in complete
-            if r["score"] > 0]  # fmt: skip
+  points = {
+    row["number"]: np.array([-math.log10(row["score"]), row["accuracy"]])
+    for row in _with_numbers(rows, storage.COMPLETE)
+    if row["score"] > 0  # of which there is a logarithm
+  }
   if not points:
     return []
-  low, high = np.min(points, 0), np.max(points, 0)
+  low, high = (end(list(points.values()), 0) for end in (np.min, np.max))
   if not np.all(high > low):
     return []
-  ends = {r["number"] for r in complete}
   out, front, seconds = [], [], 0.0
   for row in rows:
     seconds += row["seconds"]
-    if row["number"] in ends:
-      at = np.array([-math.log10(row["score"]), row["accuracy"]])
+    if (at := points.get(row["number"])) is not None:
       front.append((at - low) / (high - low))
       out.append((seconds / 3600, float(_area(front))))
   return out

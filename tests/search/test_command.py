@@ -505,6 +505,7 @@ def test_what_the_front_covers():
     for i, (score, accuracy) in enumerate(found)
   ]  # fmt: skip
   rows.insert(1, rows[0] | {"number": 9, "state": storage.FAILED})
+  rows.append(rows[0] | {"number": 10, "score": 0.0})  # has no logarithm
   expected = [(0.5, 0), (1.5, 0.25), (2, 0.25), (2.5, 0.25)]
   np.testing.assert_allclose(table.covered(rows), expected, atol=1e-12)
   assert table.covered(rows[:2]) == table.covered([]) == []
