@@ -261,9 +261,7 @@ def read_images(first: int, count: int, seconds: int) -> dict[str, int]:
     described, arrays = packed.read(file)
     described = described | {"data": {"size": SIDE}}
     to_c.write(to_c.to_c(lower(described, arrays)), folder)
-    program = folder / "classify"
-    subprocess.run(["gcc", *SANITIZED, "-o", program, "main.c", "network.c"],
-                   cwd=folder, check=True)  # fmt: skip
+    program = to_c.compiled(folder, *SANITIZED, by="gcc")
     pixels = np.random.default_rng(0).bytes(SIDE * SIDE * 3)
     image = b"P6\n# drawn\n%d %d\n255\n" % (SIDE, SIDE) + pixels
     all_cases = list(cases(image, changed, first, count))
