@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -407,10 +406,7 @@ def _litert(net: Network, data: Dataset) -> bytes:
   from jaxr18.deploy.program_xla import lower_with_sums
   from jaxr18.deploy.to_litert import SUM_BITS, to_litert
 
-  with tempfile.TemporaryDirectory() as folder:
-    file = pathlib.Path(folder, "network")
-    file.write_bytes(_packed(net, data))
-    numbers = packed.read(file)
+  numbers = packed.parse(_packed(net, data), "the packed network")
   images = data.train.images[:100]
   return to_litert(lower_with_sums(*numbers, SUM_BITS, images))
 

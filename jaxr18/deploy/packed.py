@@ -43,7 +43,11 @@ class ImagesError(ValueError):
 
 def read(path):
   """Reads the network's description and its tensors by name."""
-  data = _bytes_of(path)
+  return parse(_bytes_of(path), path)
+
+
+def parse(data, path):
+  """As `read`, of a file's bytes; `path` names them in an error."""
   try:
     head, body, tensors, meta = _parts(data)
     found, digest = meta["format"], meta["sha256"].encode()

@@ -213,11 +213,8 @@ def _loaded(name, data: bytes, path) -> Callable[[np.ndarray], np.ndarray]:
 
 def _numbers(net, dataset, provenance) -> tuple[dict, dict]:
   """What a packed file holds, as integers are made of it."""
-  with tempfile.TemporaryDirectory() as trial, writing(pathlib.Path(trial)):
-    file = pathlib.Path(trial, "network")
-    one = _Networks([net])
-    file.write_bytes(_export("packed", one, dataset, provenance)[0])
-    return packed.read(file)
+  data, _ = _export("packed", _Networks([net]), dataset, provenance)
+  return packed.parse(data, "the packed network")
 
 
 def _stablehlo_int(name, nets, dataset, provenance, path) -> _Made:
