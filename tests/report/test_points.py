@@ -69,14 +69,14 @@ class TestPoints:
   def test_public_points_are_those_that_the_work_starts_from(self):
     found = points.reference_points()
     published = [p for p in found if p.series == "published results"]
-    assert len(published) == 15 and len(found) == 24
+    assert len(published) == 15 and len(found) == 28
     first, last = published[0], published[-1]
     assert first.label == "dense ResNet18 fp32"
     assert first[1:3] == pytest.approx((0.9360, 3.987780))
     assert last.label == "ensemble of five"
     assert last[1:3] == pytest.approx((0.9347, 0.597288))
     assert "selimgit-hub" in published[0].detail
-    assert len({p.label for p in found}) == 24
+    assert len({p.label for p in found}) == 28
     assert max(len(p.label) for p in found) <= 32
     by_label = {p.label: p for p in found}
     eight = by_label["ResNet-8, int8"]
@@ -87,7 +87,7 @@ class TestPoints:
 
   def test_published_points_stand_beside_their_task_alone(self):
     of = lambda **more: entries(run("a", test_count=10_000, **more))
-    assert len(entry.all_points(of(), "per_layer")) == 25
+    assert len(entry.all_points(of(), "per_layer")) == 29
     digits = values()["config"]
     digits["data"]["name"] = "digits"
     for other in (of(config=digits), entries(run("a"))):  # of 100 images
@@ -98,7 +98,7 @@ class TestPoints:
     assert len(entry.all_points(of(spec=coarse), "per_layer")) == 1
     members = [member(i, 7_000, count=10_000) for i in range(3)]
     three = entries(run("p", test_count=30_000, members=members))
-    assert len(entry.all_points(three, "per_layer")) == 25
+    assert len(entry.all_points(three, "per_layer")) == 29
 
   def test_what_did_not_end_is_no_front(self):
     halved = Point("halved", 0.9, 0.1, ended=False)
