@@ -51,6 +51,13 @@ def test_repr_is_one_line(small):
   assert re.search(r"<td>stem</td><td>3x3x3x4</td><td>1</td><td>32</td>", html)
 
 
+def test_repr_of_a_score_is_one_line(small):
+  text = repr(jaxr18.score(small))
+  assert re.fullmatch(
+    r"Score\(per_network=\S+, per_layer=\S+, on_disk=\S+, macs=[\d,]+\)", text
+  )
+
+
 def test_defaults_broadcast():
   spec = jaxr18.resnet((8, 16, 32), blocks=(1,), groups=2)
   assert [len(stage) for stage in spec.stages] == [1, 1, 1]

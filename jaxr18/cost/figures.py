@@ -101,6 +101,10 @@ class Score:
   members: int = 1
   views: int = 1
 
+  def __repr__(self) -> str:
+    figures = (f"{name}={figure.total:.6g}" for name, figure in self._figures())
+    return f"Score({', '.join(figures)}, macs={self.macs:,})"
+
   @property
   def macs(self) -> int:
     """For one image, over all members and views."""
