@@ -260,4 +260,5 @@ def data(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
     {k: v for k, v in r.items()
      if not isinstance(v, float) or math.isfinite(v)} for r in rows
   ]  # fmt: skip
-  return alt.InlineData(values=finite)
+  # Altair copies a chart when it is layered: lists are copied, tuples kept.
+  return alt.InlineData(values=tuple(finite))
