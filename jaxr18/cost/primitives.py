@@ -89,7 +89,8 @@ ONCE = frozenset(
   """
   call closed_call composite compute_on custom_jvp_call custom_jvp_call_jaxpr
   custom_linear_solve custom_partitioning custom_vjp_call custom_vmap_call
-  eval_jaxpr fused_call fusible jaxpr_call jit linear_call program_order
+  eval_jaxpr fused_call fusible jaxpr_call jit linear_call own_call
+  program_order
   remat2 remat_opt run_scoped run_state xla_metadata_call
   """.split()
 )

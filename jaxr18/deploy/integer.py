@@ -20,13 +20,18 @@ import functools
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax import lax
 
 from jaxr18.deploy import packed
 from jaxr18.deploy.fold import Folded
-from jaxr18.nn import quantize
+from jaxr18.nn import int8, quantize
 from jaxr18.nn.conv import conv
-from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, Layer, NetSpec
+from jaxr18.nn.spec import (
+  FLOAT_BITS,
+  HALF_BITS,
+  Layer,
+  NetSpec,
+  has_four_levels,
+)
 
 ARITHMETIC = ("int8", "float32")
 _TOLERANCE = 2.0**-20  # of float32's sums, relative to the largest
@@ -47,7 +52,7 @@ def forward(
     images: [batch, resolution, resolution, channels], normalized.
     arithmetic: 'int8', or 'float32', which multiplies the same codes as
       floats and is exact while sums stay below 2**24.
-    path: of float32's convolutions, see `nn.conv`.
+    path: of the convolutions, see `nn.conv` and `nn.int8`.
   """
   return _run(folded, spec, images, (arithmetic,), path)[0]
 
@@ -105,7 +110,7 @@ def _run(folded, spec, images, arithmetics, path):
     kernel = numbers.get("kernel", numbers.get("codes"))
     if integers:
       sums, *others = (
-        _int_sums(x, kernel, layer)
+        _int_sums(x, kernel, layer, path)
         if a == "int8"
         else _float_sums(x, kernel, layer, path)
         for a in arithmetics
@@ -167,23 +172,21 @@ def _float_sums(x, kernel, layer: Layer, path):
   )
 
 
-def _int_sums(x, codes, layer: Layer):
-  """Sums in int32, as float32; 8 bits without a sign are shifted by 128."""
-  shift = 128 if layer.a_bits == 8 and not layer.signed_input else 0
-  x = (x.astype(jnp.int16) - shift).astype(jnp.int8)
-  pad = layer.kernel // 2
-  x = jnp.pad(
-    x, [(0, 0), (pad, pad), (pad, pad), (0, 0)], constant_values=-shift
-  )
-  sums = lax.conv_general_dilated(
+def _int_sums(x, codes, layer: Layer, path=None):
+  """Sums in int32, as float32."""
+  sums = int8.conv(
     x,
     codes,
-    window_strides=(layer.stride, layer.stride),
-    padding="VALID",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=layer.groups,
-    preferred_element_type=jnp.int32,
+    stride=layer.stride,
+    groups=layer.groups,
+    codes=_sizes(layer),
+    path=path,
   )
-  if shift:
-    sums += shift * jnp.sum(codes, (0, 1, 2), jnp.int32)
   return sums.astype(jnp.float32)
+
+
+def _sizes(layer: Layer) -> int8.Codes:
+  """The largest codes of a layer; four levels are -3, -1, 1 and 3."""
+  inputs = quantize.input_levels(layer.a_bits, layer.signed_input)
+  weights = 3 if has_four_levels(layer) else 2 ** (layer.w_bits - 1)
+  return int8.Codes(layer.signed_input, inputs, weights)

@@ -148,29 +148,49 @@ def run(
   """
   tensors = {"image": images}
   for step in program.steps:
-    x = tensors[step.source]
-    if step.pooled:
-      x = xp.sum(x, axis=(1, 2), keepdims=True)
-    if step.resize is not None:
-      by = xp.asarray(step.resize)
-      x = xp.einsum("nhwc,hH,wW->nHWc", x.astype(xp.int64), by, by)
-    if step.table is not None:
-      channel = np.arange(step.in_features)
-      x = xp.asarray(step.table)[channel, x.astype(xp.int32)]
-    elif step.read is not None:
-      x = step.read(x, xp)
-    y = step.write((convolve or _convolve)(x, step), xp)
-    if step.to_sums:
-      watch(step, y)
-    if step.plus:
-      other = tensors[step.plus]
-      if step.shortcut is not None:
-        other = step.shortcut(other, xp)
-        watch(step, other)
-      y = y + other
-      y = xp.maximum(y, 0)
-    tensors[step.target] = y
+    x, other = tensors[step.source], tensors.get(step.plus)
+    tensors[step.target] = output(step, x, other, convolve, xp, watch)
   return tensors["logits"][:, 0, 0]
+
+
+def output(
+  step: Step,
+  x: Any,
+  other: Any = None,
+  convolve: Callable | None = None,
+  xp: Any = np,
+  watch: Callable[[Step, Any], None] = lambda step, operand: None,
+):
+  """Computes what one step writes, int64.
+
+  Args:
+    step: one of a program's.
+    x: what it reads.
+    other: the tensor that is added; None where there is none.
+    convolve, xp, watch: as `run` takes them.
+  """
+  y = step.write((convolve or _convolve)(codes(step, x, xp), step), xp)
+  if step.to_sums:
+    watch(step, y)
+  if step.plus:
+    if step.shortcut is not None:
+      other = step.shortcut(other, xp)
+      watch(step, other)
+    y = xp.maximum(y + other, 0)
+  return y
+
+
+def codes(step: Step, x: Any, xp: Any = np):
+  """Makes the codes that a step convolves of what it reads."""
+  if step.pooled:
+    x = xp.sum(x, axis=(1, 2), keepdims=True)
+  if step.resize is not None:
+    by = xp.asarray(step.resize)
+    x = xp.einsum("nhwc,hH,wW->nHWc", x.astype(xp.int64), by, by)
+  if step.table is not None:
+    channel = np.arange(step.in_features)
+    return xp.asarray(step.table)[channel, x.astype(xp.int32)]
+  return x if step.read is None else step.read(x, xp)
 
 
 def accumulators(program: Program) -> list[tuple[str, int, int]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxr18.deploy import packed
 from jaxr18.deploy.lower import lower
-from jaxr18.deploy.program import Program, Step, run
+from jaxr18.deploy.program import Program, Step, codes, output, run
+from jaxr18.nn import int8
 
 
 def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
@@ -30,29 +33,119 @@ def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
   return logits
 
 
-def forward(program: Program, images: jax.Array) -> jax.Array:
-  """Computes int64 logits; to be traced where 64 bits are enabled."""
-  return run(program, images, _convolve, jnp)
+def forward(
+  program: Program, images: jax.Array, path: str | None = None
+) -> jax.Array:
+  """Computes int64 logits; to be traced where 64 bits are enabled.
+
+  Args:
+    program: of `lower`.
+    images: uint8 [n, size, size, channels].
+    path: of the convolutions, as `nn.int8.conv` takes it.
+  """
+  tensors = {"image": _Tensor(images, 0, 255)}
+  for step in program.steps:
+    x, other = tensors[step.source], tensors.get(step.plus)
+    tensors[step.target] = _run(*_begin(step, x), other, path)
+  return tensors["logits"].values[:, 0, 0].astype(jnp.int64)
 
 
-def _convolve(x: jax.Array, step: Step) -> jax.Array:
-  """Sums in int32; codes of 8 bits without a sign are shifted by 128."""
-  shift = 128 if step.high > 127 else 0
-  pad = step.kernel.shape[0] // 2
-  x = jnp.pad(x.astype(jnp.int16) - jnp.int16(shift),
-              [(0, 0), (pad, pad), (pad, pad), (0, 0)],
-              constant_values=-shift)  # fmt: skip
-  sums = lax.conv_general_dilated(
-    x.astype(jnp.int8),
-    jnp.asarray(step.kernel),
-    window_strides=(step.stride, step.stride),
-    padding="VALID",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=step.groups,
-    preferred_element_type=jnp.int32,
+class _Tensor(NamedTuple):
+  """Integers from `low` to `high`."""
+
+  values: jax.Array
+  low: int
+  high: int
+
+
+_TYPES = "uint8", "int8", "uint16", "int16", "int32"  # of nn/int8.cc
+
+
+def _type(low: int, high: int) -> str:
+  """The smallest type for integers from `low` to `high`."""
+  for name in _TYPES:
+    if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+      return name
+  return "int64"
+
+
+def _begin(step: Step, x: _Tensor) -> tuple[Step, _Tensor]:
+  """Pools or resizes what a step reads, and gives the step without that."""
+  if step.resize is not None:
+    found = codes(step, x.values, jnp).astype(_type(step.low, step.high))
+    step = dataclasses.replace(step, resize=None, table=None, read=None)
+    x = _Tensor(found, step.low, step.high)
+  elif step.pooled:
+    pixels = x.values.shape[1] * x.values.shape[2]
+    low, high = min(0, x.low * pixels), x.high * pixels
+    dtype = jnp.promote_types(_type(low, high), jnp.int32)
+    total = x.values.sum((1, 2), keepdims=True, dtype=dtype)
+    step, x = dataclasses.replace(step, pooled=False), _Tensor(total, low, high)
+  elif step.read is None and step.table is None:
+    x = x._replace(values=x.values.astype(_type(step.low, step.high)))
+  return step, x
+
+
+def _run(step: Step, x: _Tensor, other: _Tensor | None, path) -> _Tensor:
+  """Computes a step, in one call where our own code serves (nn/int8.cc)."""
+  low, high = step.write.low, step.write.high
+  if other is not None:
+    low, high = 0, max(0, high + (step.shortcut or other).high)
+  dtype, plus = _type(low, high), x.values if other is None else other.values
+
+  def form(x, kernel, other, *_):
+    convolve = functools.partial(_convolve, path=path)
+    return output(step, x, other, convolve, jnp).astype(dtype)
+
+  if not {dtype, str(x.values.dtype), str(plus.dtype)} <= set(_TYPES):
+    return _Tensor(form(x.values, None, plus), low, high)
+  looks_up = step.table is not None
+  table = np.zeros(0, np.uint8)
+  if step.table is not None:
+    table = step.table.astype(_type(step.low, step.high))
+  numbers, rules = _numbers(step)
+  values = int8.call(
+    "int8_layer",
+    form,
+    (x.values, step.kernel, plus, table, *numbers),
+    _codes(step),
+    path,
+    stride=step.stride,
+    padding=step.kernel.shape[0] // 2,
+    groups=step.groups,
+    looks_up=looks_up,
+    adds=other is not None,
+    rules=rules,
   )
-  per_channel = step.kernel.astype(np.int32).sum((0, 1, 2))
-  return sums + jnp.asarray(np.int32(shift) * per_channel)
+  return _Tensor(values, low, high)
+
+
+def _numbers(step: Step):
+  """A step's multipliers and offsets, and what nn/int8.cc calls `rules`."""
+  given = step.read, step.write, step.shortcut
+  some = [rule for rule in given if rule is not None]
+  multipliers = np.concatenate([r.multiplier for r in some]).astype(np.int32)
+  rules: list[int] = []
+  for r in given:
+    rules += [0] * 4 if r is None else [len(r.offset), r.shift, r.low, r.high]
+  return (multipliers, np.concatenate([r.offset for r in some])), tuple(rules)
+
+
+def _codes(step: Step) -> int8.Codes:
+  weights = int(np.abs(step.kernel.astype(np.int16)).max())
+  return int8.Codes(step.low < 0, max(-step.low, step.high), weights)
+
+
+def _convolve(x: jax.Array, step: Step, path: str | None = None) -> jax.Array:
+  """Sums in int32."""
+  return int8.conv(
+    x.astype(_type(step.low, step.high)),
+    jnp.asarray(step.kernel),
+    stride=step.stride,
+    groups=step.groups,
+    codes=_codes(step),
+    path=path,
+  )
 
 
 def lower_with_sums(

@@ -63,7 +63,7 @@ def program_to_stablehlo(program: Program) -> bytes:
   """
 
   def logits(images):
-    codes = program_xla.forward(program, images)
+    codes = program_xla.forward(program, images, "xla")
     return codes.astype(jnp.float32) * 2.0**-program.logit_bits
 
   with jax.enable_x64(True):

@@ -1,8 +1,9 @@
 """Binds oneDNN's convolutions to XLA on the CPU, if this machine can.
 
-The library comes from PyPI (`pip install jaxr18[cpu]`), the binding is two C++
-files, compiled once with the system's compiler into the user's cache. The
-second, passes.cc, has loops of our own (nn/passes.py).
+The library comes from PyPI (`pip install jaxr18[cpu]`), the binding is three
+C++ files, compiled once with the system's compiler into the user's cache. The
+second, passes.cc, has loops of our own (nn/passes.py), the third, int8.cc,
+convolutions of integer codes (nn/int8.py).
 """
 
 import ctypes
@@ -30,7 +31,8 @@ from jaxr18.nn import conv_forms
 LIBRARY = "onednn-cpu-gomp"
 _HEADERS = "onednn-devel-cpu-gomp"
 _SOURCES = [
-  pathlib.Path(__file__).with_name(name) for name in ("onednn.cc", "passes.cc")
+  pathlib.Path(__file__).with_name(name)
+  for name in ("onednn.cc", "passes.cc", "int8.cc")
 ]
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-w")
 
@@ -49,6 +51,7 @@ _PASSES = {
   "quantize": "Quantize",
   "quantize_grad": "QuantizeGrad",
 }
+_INT8 = {"int8_conv": "Int8Conv", "int8_layer": "Int8Layer"}
 
 
 class Unavailable(Exception):
@@ -68,7 +71,8 @@ def call(
   """Runs one operation of oneDNN; call it only where `ready()` is true.
 
   Args:
-    name: 'conv' of images and kernel, 'conv_grad_input' of the output's
+    name: 'conv' of images and kernel, 'int8_conv' of uint8 or int8 images and
+      an int8 kernel with int32 sums, 'conv_grad_input' of the output's
       gradient and the kernel, or 'conv_grad_kernel' of images and the output's
       gradient; images as NHWC, kernels as HWIO. Images are float32, or bfloat16
       where `bfloat16_reason()` is None; a kernel is of their type or float32.
@@ -238,6 +242,24 @@ def bfloat16_reason() -> str | None:
     return _reasons()[1]
 
 
+def int8_exact(signed: bool, inputs: int, weights: int) -> bool:
+  """Returns whether int8 convolutions are exact here, where `ready()`.
+
+  Without the dot product of 8 bits (VNNI) two products are added in 16 bits,
+  and oneDNN halves the weights where inputs have a sign.
+
+  Args:
+    signed: whether inputs are int8; otherwise they are uint8.
+    inputs, weights: the largest size of a code of each.
+  """
+  pairs = not signed and 2 * inputs * weights < 2**15
+  with _LOCK:
+    if _library().dnnl_get_effective_cpu_isa() & _VNNI:
+      return _int8_reason(True) is None
+    return pairs and _int8_reason(False) is None
+
+
+_VNNI = 0x8 | 0x40  # with AVX2 and with AVX-512, in `_ISA`
 _LOCK = threading.Lock()
 
 
@@ -246,7 +268,7 @@ def _reasons() -> tuple[str | None, str | None]:
   """Why oneDNN does not serve for float32, and for bfloat16."""
   try:
     library = _library()
-    for name, symbol in (_SYMBOLS | _PASSES).items():
+    for name, symbol in (_SYMBOLS | _PASSES | _INT8).items():
       jax.ffi.register_ffi_target(
         f"jaxr18_{name}",
         jax.ffi.pycapsule(getattr(library, symbol)),
@@ -265,6 +287,21 @@ def _reasons() -> tuple[str | None, str | None]:
   except Unavailable as error:
     slow = str(error)
   return None, slow
+
+
+@functools.cache
+def _int8_reason(whole: bool) -> str | None:
+  """Says why int8 convolutions do not serve; None where they do.
+
+  Args:
+    whole: of all codes; otherwise of inputs up to 255 and weights up to 64.
+  """
+  try:
+    _check(_compare_int8, whole)
+  except Unavailable as error:
+    logging.info("oneDNN's int8 convolutions are not used: %s", error)
+    return str(error)
+  return None
 
 
 @functools.cache
@@ -455,6 +492,76 @@ def _compare_passes():
   ):
     if not np.allclose(got, want, rtol=0, atol=1e-5):
       raise Unavailable(f"{name} is off by {np.abs(got - want).max():.1e}")
+
+
+def _compare_int8(whole: bool):
+  """Compares convolutions of the largest codes with sums in 64 bits."""
+  rng = np.random.default_rng(0)
+  cases, arrays, expected = [], [], []
+  for case in _CASES:
+    in_features, features, groups, kernel, stride, padding = case
+    k_shape = (kernel, kernel, in_features // groups, features)
+    k = rng.choice([-128, 127] if whole else [-64, 64], k_shape)
+    for ends in [(0, 255), (-128 * whole, 127)]:
+      x = rng.choice(ends, (2, 8, 8, in_features))
+      dtype = np.int8 if ends[0] else np.uint8
+      cases.append(dict(stride=stride, padding=padding, groups=groups))
+      arrays.append((x.astype(dtype), k.astype(np.int8)))
+      expected.append(_int_sums(x, k, groups, stride, padding))
+
+  @jax.jit
+  def run(arrays):
+    of = lambda y: jax.ShapeDtypeStruct(y.shape, np.int32)
+    return [
+      call("int8_conv", of(y), x, k, **how)
+      for how, (x, k), y in zip(cases, arrays, expected, strict=True)
+    ]
+
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    results = jax.device_get(run(arrays))
+    for i, (got, want) in enumerate(zip(results, expected, strict=True)):
+      if not np.array_equal(got, want):
+        raise Unavailable(f"int8_conv of {_CASES[i // 2]} is not exact")
+    _compare_layer(arrays[0], expected[0])
+
+
+def _compare_layer(arrays, sums):
+  """Compares a rescaled convolution with the same of sums in 64 bits."""
+  n = sums.shape[-1]
+  multiplier = (np.arange(n) - n // 2) * (2**31 // n)
+  offset, other = np.arange(n) << 54, np.full(sums.shape, 99, np.uint8)
+
+  @jax.jit
+  def run(*arrays):
+    result = jax.ShapeDtypeStruct(sums.shape, np.int16)
+    options = dict.fromkeys(("stride", "padding", "groups"), np.int64(1))
+    return jax.ffi.ffi_call("jaxr18_int8_layer", result)(
+      *arrays,
+      **options,
+      looks_up=False,
+      adds=True,
+      rules=np.array([0, 0, 0, 0, n, 40, -900, 900, 0, 0, 0, 0]),
+    )
+
+  with jax.enable_x64(True):
+    got = run(*arrays, other, other[:0], multiplier.astype(np.int32), offset)
+  want = np.clip((sums * multiplier + offset) >> 40, -900, 900)
+  if not np.array_equal(got, np.maximum(want + 99, 0)):
+    raise Unavailable("int8_layer is not exact")
+
+
+def _int_sums(x, kernel, groups, stride, padding):
+  """A convolution in int64, tap by tap."""
+  pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+  x, (height, width, inputs, features) = np.pad(x, pads), kernel.shape
+  taps = []
+  for i, j in np.ndindex(height, width):
+    seen = x[:, i : x.shape[1] - height + i + 1 : stride]
+    seen = seen[:, :, j : x.shape[2] - width + j + 1 : stride]
+    seen = seen.reshape(*seen.shape[:3], groups, inputs)
+    tap = kernel[i, j].reshape(inputs, groups, features // groups)
+    taps.append(np.einsum("nhwgi,igo->nhwgo", seen, tap))
+  return sum(taps[1:], taps[0]).reshape(*taps[0].shape[:3], features)
 
 
 def _compare(dtype):

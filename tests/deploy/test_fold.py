@@ -163,8 +163,8 @@ class TestInteger:
   def test_a_device_that_is_wrong(self, monkeypatch, caplog):
     right = integer._int_sums
 
-    def wrong(x, codes, layer):  # as XLA's on GPUs once
-      sums = right(x, codes, layer)
+    def wrong(x, codes, layer, path):  # as XLA's on GPUs once
+      sums = right(x, codes, layer, path)
       return sums[..., ::-1] if layer.groups > 1 else sums
 
     monkeypatch.setattr(integer, "_int_sums", wrong)

@@ -13,6 +13,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import odd_nets
+import odd_programs
 import pytest
 from odd_programs import description, program, with_sums
 
@@ -22,6 +23,7 @@ from jaxr18.deploy.lower import ProgramError, lower
 from jaxr18.deploy.pack import pack
 from jaxr18.deploy.program import Rescale, accumulators, run
 from jaxr18.deploy.program_xla import forward, runner
+from jaxr18.nn import onednn
 
 # Networks have dense, grouped, depthwise, low-rank and 1x1 layers.
 COMPILERS = [c for c in ("gcc", "clang") if shutil.which(c)]
@@ -189,6 +191,33 @@ class TestXla:
       images = odd_nets.images(8, p.size)
       expected = run(p, images) / 2.0**p.logit_bits
       np.testing.assert_array_equal(runner(p)(images), np.float32(expected))
+
+  @pytest.mark.parametrize("path", ["auto", "xla"])
+  @pytest.mark.parametrize("seed", range(1, 9))
+  def test_any_numbers(self, seed, path):
+    """Multipliers, offsets, shifts and ends as large as they may be."""
+    p = odd_programs.anything(seed)
+    images = odd_nets.images(1 + 6 * (seed % 2))
+    if path == "auto":  # parts of the batch, and one that is smaller
+      images = np.concatenate([images] * 45)
+    sums = []
+    want = run(p, images, watch=lambda step, x: sums.append(x))
+    with jax.enable_x64(True):
+      got = jax.jit(functools.partial(forward, p, path=path))(images)
+    np.testing.assert_array_equal(got, want)
+    assert max(len(np.unique(x)) for x in sums) > 50  # not all saturates
+
+  @pytest.mark.skipif(not onednn.ready(), reason=f"oneDNN: {onednn.reason()}")
+  def test_is_our_own_code_alone(self, monkeypatch):
+    images = odd_nets.images(2)
+    with jax.enable_x64(True):
+      run = lambda x: forward(program("4 bits"), x)
+      text = jax.jit(run).lower(images).as_text()
+      assert text.count("@jaxr18_int8_layer") == len(program("4 bits").steps)
+      assert "stablehlo.convolution" not in text
+      monkeypatch.setenv("JAXR18_CONV", "xla")
+      run = lambda x: forward(program("4 bits"), x)
+      assert "jaxr18_" not in jax.jit(run).lower(images).as_text()
 
   def test_no_float_from_the_image_to_the_logits(self):
     with jax.enable_x64(True):

@@ -1,0 +1,599 @@
+// Convolutions of integer codes as XLA custom calls, exact to the last bit.
+//
+// Codes are int8 or uint8, kernels int8, sums int32, by oneDNN. A layer of
+// docs/integer.md is one call: its input is brought to codes, convolved, its sums
+// are rescaled in 64 bits, a residual is added, and what comes out is narrow
+// again. A call goes through the batch by a few images at a time, each part on
+// one thread, so that its sums stay in that core's cache and never reach memory.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <unordered_map>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+std::mutex& Turn();  // of onednn.cc: calls take turns
+
+namespace {
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+using Shape = ffi::Span<const int64_t>;
+using Type = ffi::DataType;
+using Any = ffi::AnyBuffer;
+using AnyOut = ffi::Result<ffi::AnyBuffer>;
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+constexpr int64_t kBlock = 2048;    // elements, about; in a core's first cache
+constexpr int64_t kPart = 1 << 16;  // sums of a part of the batch, about
+constexpr int64_t kValues = 256;    // of a byte
+
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));  // half as many
+typedef uint64_t Words __attribute__((vector_size(4 * kLanes)));
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * kLanes)));
+};
+template <typename T>
+using Of = typename VectorOf<T>::type;
+
+// By way of 16 bits, since GCC 12 takes 8 bits apart one by one.
+template <typename T>
+inline Ints Load(const T* p) {
+  constexpr bool sign = std::is_signed<T>::value;
+  Of<T> in;
+  std::memcpy(&in, p, sizeof(in));
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 1) {
+    return sign ? (Ints)_mm512_cvtepi8_epi32((__m128i)in)
+                : (Ints)_mm512_cvtepu8_epi32((__m128i)in);
+  } else if constexpr (sizeof(T) == 2) {
+    return sign ? (Ints)_mm512_cvtepi16_epi32((__m256i)in)
+                : (Ints)_mm512_cvtepu16_epi32((__m256i)in);
+  }
+#endif
+  if constexpr (sizeof(T) == 1) {
+    using Half = std::conditional_t<sign, int16_t, uint16_t>;
+    return __builtin_convertvector(__builtin_convertvector(in, Of<Half>), Ints);
+  } else {
+    return __builtin_convertvector(in, Ints);
+  }
+}
+
+template <typename T>
+inline void Store(T* p, Ints v) {
+  Of<T> out;
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 1) {
+    out = (Of<T>)_mm512_cvtepi32_epi8((__m512i)v);
+  } else if constexpr (sizeof(T) == 2) {
+    out = (Of<T>)_mm512_cvtepi32_epi16((__m512i)v);
+  } else {
+    out = (Of<T>)v;
+  }
+#else
+  if constexpr (sizeof(T) == 1) {
+    out = __builtin_convertvector(__builtin_convertvector(v, Of<int16_t>),
+                                  Of<T>);
+  } else {
+    out = __builtin_convertvector(v, Of<T>);
+  }
+#endif
+  std::memcpy(p, &out, sizeof(out));
+}
+
+// The products of the even ones of 32 bits, with their signs, in 64 bits.
+inline Longs Products(Ints a, Ints b) {
+#if defined(__AVX512F__)
+  return (Longs)_mm512_mul_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Longs)_mm256_mul_epi32((__m256i)a, (__m256i)b);
+#else
+  return (((Longs)a << 32) >> 32) * (((Longs)b << 32) >> 32);
+#endif
+}
+
+// The odd ones of 32 bits in the even ones' places. A shuffle has another port
+// of the processor than a shift, which has the products'.
+inline Ints Odd(Ints v) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_movehdup_ps((__m512)v);
+#else
+  return (Ints)_mm256_movehdup_ps((__m256)v);
+#endif
+}
+
+// clip((x * multiplier + offset) >> shift, low, high), by channel.
+class Rule {
+ public:
+  Rule() = default;
+  Rule(const int32_t* multipliers, const int64_t* offsets, int64_t channels,
+       const int64_t* shift_low_high)
+      : shift_(shift_low_high[0]),
+        low_(shift_low_high[1]),
+        high_(shift_low_high[2]),
+        period_(std::lcm<int64_t>(channels, kLanes)) {
+    // Of each vector: its multipliers, those of the odd lanes, the offsets of
+    // the even ones and of the odd ones.
+    numbers_.resize(2 * period_);
+    for (int64_t i = 0; i < period_; ++i) {
+      int64_t* of = numbers_.data() + 2 * (i - i % kLanes);
+      const int64_t lane = i % kLanes, half = lane / 2 + lane % 2 * kLanes / 2;
+      reinterpret_cast<int32_t*>(of)[lane] = multipliers[i % channels];
+      if (lane % 2) of[kLanes / 2 + lane / 2] = multipliers[i % channels];
+      of[kLanes + half] = offsets[i % channels];
+    }
+  }
+
+  explicit operator bool() const { return period_ > 0; }
+  bool has_sign() const { return low_ < 0; }
+
+  // Rescales `count` values, the first of which is of channel 0. If `adds`, what
+  // stands in `plus` is added, and what is below 0 becomes 0.
+  template <bool adds, typename In, typename Out>
+  void Apply(const In* from, const int32_t* plus, Out* to,
+             int64_t count) const {
+    const int64_t step =
+        std::max<int64_t>(1, kBlock / period_) * period_;
+    int64_t i = 0;
+    for (; i + period_ <= count; i += step) {
+      const int64_t n = std::min(step, (count - i) / period_ * period_);
+      Block<adds>(from + i, plus + i, to + i, n);
+    }
+    i = count / period_ * period_;
+    if (i == count) return;
+    std::vector<In> last(period_);
+    std::vector<int32_t> more(period_);
+    std::vector<Out> out(period_);
+    std::copy(from + i, from + count, last.begin());
+    if (adds) std::copy(plus + i, plus + count, more.begin());
+    Block<adds>(last.data(), more.data(), out.data(), period_);
+    std::copy_n(out.begin(), count - i, to + i);
+  }
+
+ private:
+  template <bool adds, typename In, typename Out>
+  void Block(const In* from, const int32_t* plus, Out* to,
+             int64_t count) const {
+    if (shift_ < 32) {
+      Block<adds, false>(from, plus, to, count);
+    } else {
+      Block<adds, true>(from, plus, to, count);
+    }
+  }
+
+  template <bool adds, bool high_half, typename In, typename Out>
+  void Block(const In* from, const int32_t* plus, Out* to,
+             int64_t count) const {
+    const int64_t shift = shift_, period = period_;
+    const Longs low = Longs{} + low_, high = Longs{} + high_;
+    const int32_t low32 = low_, high32 = high_;
+    for (int64_t v = 0; v < period; v += kLanes) {
+      struct {
+        Ints even, odd;
+        Longs even_offset, odd_offset;
+      } number;
+      std::memcpy(&number, numbers_.data() + 2 * v, sizeof(number));
+      for (int64_t i = v; i < count; i += period) {
+        const Ints x = Load(from + i);
+        Longs even = Products(x, number.even) + number.even_offset;
+        Longs odd = Products(Odd(x), number.odd) + number.odd_offset;
+        Ints y;
+        if (high_half) {  // its upper 32 bits are all that stays
+          y = Odd((Ints)even) & (Ints)(Longs{} + 0xffffffff);
+          y |= (Ints)((Words)odd & 0xffffffff00000000u);
+          y >>= static_cast<int32_t>(shift - 32);
+          y = y < low32 ? Ints{} + low32 : y;
+          y = y > high32 ? Ints{} + high32 : y;
+        } else {
+          even >>= shift;
+          odd >>= shift;
+          even = even < low ? low : even;
+          odd = odd < low ? low : odd;
+          even = even > high ? high : even;
+          odd = odd > high ? high : odd;
+          y = (Ints)((even & 0xffffffff) | (odd << 32));
+        }
+        if (adds) {
+          y += Load(plus + i);
+          y = y < 0 ? Ints{} : y;
+        }
+        Store(to + i, y);
+      }
+    }
+  }
+
+  int64_t shift_ = 0, low_ = 0, high_ = 0, period_ = 0;
+  std::vector<int64_t> numbers_;
+};
+
+// Calls run(T()) with the type of a tensor's elements.
+template <typename Run>
+void ByType(Type type, Run run) {
+  switch (type) {
+    case ffi::U8: return run(uint8_t());
+    case ffi::S8: return run(int8_t());
+    case ffi::U16: return run(uint16_t());
+    case ffi::S16: return run(int16_t());
+    case ffi::S32: return run(int32_t());
+    default: throw std::runtime_error("a tensor is of no type for integers");
+  }
+}
+
+int64_t Bytes(Type type) {
+  int64_t bytes = 0;
+  ByType(type, [&](auto t) { bytes = sizeof(t); });
+  return bytes;
+}
+
+// Memory that only grows.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(Arena&& other) { std::swap(data_, other.data_); }
+  ~Arena() { std::free(data_); }
+  void* Get(int64_t bytes) {
+    if (bytes > size_) {
+      size_ = (bytes + 4095) / 4096 * 4096;
+      std::free(data_);
+      data_ = std::aligned_alloc(4096, size_);
+      if (data_ == nullptr) {
+        size_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Primitives that are made or run in its life have one thread.
+class OneThread {
+ public:
+  OneThread() { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+
+ private:
+  int before_ = omp_get_max_threads();
+};
+
+// A convolution of one shape, ready to run on one thread.
+struct Plan {
+  memory::desc x, y, kernel, blocked, scratch, reorder_scratch;
+  dnnl::primitive convolve, reorder;
+};
+
+// What one thread works in.
+struct Desk {
+  dnnl::stream stream;
+  Arena scratch, codes, sums;
+};
+
+struct Library {
+  dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream{engine};
+  std::map<std::vector<int64_t>, Plan> plans;
+  Arena weights, scratch;
+  std::vector<Desk> desks;
+
+  memory Wrap(const memory::desc& desc, const void* data) {
+    return memory(desc, engine, const_cast<void*>(data));
+  }
+};
+
+Library& Lib() {
+  static Library* library = new Library;  // outlives XLA's threads
+  return *library;
+}
+
+struct Geometry {
+  Shape x, k, y;
+  int64_t stride, padding, groups;
+};
+
+// The plain kernels with AVX-512 where oneDNN 3.2's first choice is one of small
+// matrix products without AMX. Milliseconds on a core with VNNI: 16 to 16
+// channels, 8 images of 32x32 0.11 for 0.16; 32 at 16x16, 16 images 0.22 for
+// 0.42; 512 at 4x4, 64 images 8.4 for 13.5; 256 at 8x8, 8 images 1.26 for 1.08.
+template <typename Make>
+auto Choose(Make make) {
+  auto desc = make();
+  const std::string first = desc.impl_info_str();
+  if (first.rfind("brgconv", 0) || first.find("amx") != first.npos) return desc;
+  do {
+    if (std::string(desc.impl_info_str()).rfind("jit_int8:", 0) == 0) {
+      return desc;
+    }
+  } while (desc.next_impl());
+  return make();
+}
+
+Plan MakePlan(const Geometry& g, Type codes, int64_t images) {
+  using Tag = memory::format_tag;
+  using Data = memory::data_type;
+  const OneThread guard;
+  const auto type = codes == ffi::U8 ? Data::u8 : Data::s8;
+  const memory::dims dims =
+      g.groups == 1
+          ? memory::dims{g.k[3], g.k[2], g.k[0], g.k[1]}
+          : memory::dims{g.groups, g.k[3] / g.groups, g.k[2], g.k[0], g.k[1]};
+  const dnnl::engine& engine = Lib().engine;
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  Plan plan;
+  plan.x = memory::desc({images, g.x[3], g.x[1], g.x[2]}, type, Tag::nhwc);
+  plan.y = memory::desc({images, g.y[3], g.y[1], g.y[2]}, Data::s32, Tag::nhwc);
+  plan.kernel = memory::desc(dims, Data::s8,
+                             g.groups == 1 ? Tag::hwio : Tag::hwigo);
+  const memory::dims strides{g.stride, g.stride};
+  const memory::dims left{g.padding, g.padding};
+  memory::dims right = left;  // what the last output reads beyond the image
+  for (int i = 0; i < 2; ++i) {
+    right[i] = (g.y[1 + i] - 1) * g.stride + g.k[i] - g.x[1 + i] - g.padding;
+  }
+  const auto desc = Choose([&] {
+    return dnnl::convolution_forward::primitive_desc(
+        engine, dnnl::prop_kind::forward_inference,
+        dnnl::algorithm::convolution_direct, plan.x,
+        memory::desc(dims, Data::s8, Tag::any), plan.y, strides, left, right,
+        attr);
+  });
+  plan.convolve = dnnl::primitive(desc.get());
+  plan.scratch = desc.scratchpad_desc();
+  plan.blocked = desc.weights_desc();
+  if (plan.blocked != plan.kernel) {
+    const dnnl::reorder::primitive_desc reorder(engine, plan.kernel, engine,
+                                                plan.blocked, attr);
+    plan.reorder = dnnl::primitive(reorder.get());
+    plan.reorder_scratch = reorder.scratchpad_desc();
+  }
+  return plan;
+}
+
+const Plan& PlanOf(const Geometry& g, Type codes, int64_t images) {
+  std::vector<int64_t> key{static_cast<int64_t>(codes), images, g.stride,
+                           g.padding, g.groups};
+  for (Shape shape : {g.x, g.k, g.y}) {
+    key.insert(key.end(), shape.begin() + (shape.begin() != g.k.begin()),
+               shape.end());
+  }
+  auto& plans = Lib().plans;
+  auto found = plans.find(key);
+  if (found == plans.end()) {
+    Plan plan = MakePlan(g, codes, images);
+    found = plans.emplace(std::move(key), std::move(plan)).first;
+  }
+  return found->second;
+}
+
+struct Tensor {
+  Type type;
+  const void* data;
+  explicit Tensor(const Any& buffer)
+      : type(buffer.element_type()), data(buffer.untyped_data()) {}
+  void* at(int64_t element) const {
+    return static_cast<char*>(const_cast<void*>(data)) + element * Bytes(type);
+  }
+};
+
+// One layer. Without `read` and `table` its input is codes, without `write` its
+// output is the sums.
+struct Layer {
+  Geometry g;
+  Tensor x, kernel, other, table, y;
+  Rule read, write, shortcut;
+  bool looks_up, adds;
+
+  Type Codes() const {
+    if (looks_up) return table.type;
+    if (read) return read.has_sign() ? ffi::S8 : ffi::U8;
+    return x.type;
+  }
+
+  // The codes of some elements of the input, from `first` on.
+  const void* Encode(int64_t first, int64_t count, Arena& arena) const {
+    if (looks_up) {
+      auto* to = static_cast<uint8_t*>(arena.Get(count));
+      const auto* from = static_cast<const uint8_t*>(x.at(first));
+      const auto* codes = static_cast<const uint8_t*>(table.data);
+      const int64_t channels = g.x[3];
+      for (int64_t i = 0; i < count; i += channels) {
+        for (int64_t c = 0; c < channels; ++c) {
+          to[i + c] = codes[c * kValues + from[i + c]];
+        }
+      }
+      return to;
+    }
+    if (!read) return x.at(first);
+    void* to = arena.Get(count);
+    ByType(x.type, [&](auto t) {
+      const auto* from = static_cast<const decltype(t)*>(x.data) + first;
+      if (read.has_sign()) {
+        read.Apply<false>(from, nullptr, static_cast<int8_t*>(to), count);
+      } else {
+        read.Apply<false>(from, nullptr, static_cast<uint8_t*>(to), count);
+      }
+    });
+    return to;
+  }
+
+  // The output of sums, from element `first` on; `more` is room for as many.
+  void Finish(const int32_t* sums, int64_t first, int64_t count,
+              int32_t* more) const {
+    if (adds) {
+      ByType(other.type, [&](auto t) {
+        const auto* from = static_cast<const decltype(t)*>(other.data) + first;
+        if (shortcut) {
+          shortcut.Apply<false>(from, nullptr, more, count);
+        } else {
+          std::copy_n(from, count, more);
+        }
+      });
+    }
+    ByType(y.type, [&](auto t) {
+      auto* to = static_cast<decltype(t)*>(const_cast<void*>(y.data)) + first;
+      if (adds) {
+        write.Apply<true>(sums, more, to, count);
+      } else {
+        write.Apply<false>(sums, sums, to, count);
+      }
+    });
+  }
+
+  void Part(const Plan& plan, const void* blocked, int64_t image,
+            int64_t images, Desk& desk) const {
+    Library& lib = Lib();
+    const int64_t in = g.x[1] * g.x[2] * g.x[3];
+    const int64_t out = g.y[1] * g.y[2] * g.y[3], count = out * images;
+    const void* codes = Encode(image * in, images * in, desk.codes);
+    int32_t* sums = static_cast<int32_t*>(
+        write ? desk.sums.Get(8 * count) : y.at(image * out));
+    plan.convolve.execute(
+        desk.stream,
+        {{DNNL_ARG_SRC, lib.Wrap(plan.x, codes)},
+         {DNNL_ARG_WEIGHTS, lib.Wrap(plan.blocked, blocked)},
+         {DNNL_ARG_DST, lib.Wrap(plan.y, sums)},
+         {DNNL_ARG_SCRATCHPAD,
+          lib.Wrap(plan.scratch, desk.scratch.Get(plan.scratch.get_size()))}});
+    desk.stream.wait();
+    if (write) Finish(sums, image * out, count, sums + count);
+  }
+
+  void Run() const {
+    Library& lib = Lib();
+    const int64_t n = g.x[0], threads = omp_get_max_threads();
+    const int64_t out = std::max<int64_t>(1, g.y[1] * g.y[2] * g.y[3]);
+    const int64_t each = std::max<int64_t>(
+        1, std::min(kPart / out, (n + threads - 1) / threads));
+    const int64_t parts = (n + each - 1) / each, last = n - (parts - 1) * each;
+    const Plan& plan = PlanOf(g, Codes(), each);
+    const Plan& rest = last == each ? plan : PlanOf(g, Codes(), last);
+    const void* blocked = Blocked(plan);
+    const void* blocked_rest = rest.blocked == plan.blocked ? blocked : nullptr;
+    while (static_cast<int64_t>(lib.desks.size()) < threads) {
+      lib.desks.push_back({dnnl::stream(lib.engine), {}, {}, {}});
+    }
+    std::atomic<bool> failed{false};
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (int64_t i = 0; i < parts - (blocked_rest == nullptr); ++i) {
+      try {
+        const OneThread guard;
+        Part(i < parts - 1 ? plan : rest, blocked, i * each,
+             i < parts - 1 ? each : last, lib.desks[omp_get_thread_num()]);
+      } catch (const std::exception&) {
+        failed = true;
+      }
+    }
+    if (failed) throw std::runtime_error("a part of a convolution failed");
+    if (blocked_rest == nullptr) {
+      const OneThread guard;
+      Part(rest, Blocked(rest), (parts - 1) * each, last, lib.desks[0]);
+    }
+  }
+
+  const void* Blocked(const Plan& plan) const {
+    if (!plan.reorder) return kernel.data;
+    Library& lib = Lib();
+    const OneThread guard;
+    void* blocked = lib.weights.Get(plan.blocked.get_size());
+    plan.reorder.execute(
+        lib.stream,
+        {{DNNL_ARG_FROM, lib.Wrap(plan.kernel, kernel.data)},
+         {DNNL_ARG_TO, lib.Wrap(plan.blocked, blocked)},
+         {DNNL_ARG_SCRATCHPAD,
+          lib.Wrap(plan.reorder_scratch,
+                   lib.scratch.Get(plan.reorder_scratch.get_size()))}});
+    lib.stream.wait();
+    return blocked;
+  }
+};
+
+ffi::Error Run(const Layer& layer) {
+  std::lock_guard<std::mutex> lock(Turn());
+  try {
+    layer.Run();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("int8: ") + error.what());
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error ConvCall(Any x, Any kernel, AnyOut y, int64_t stride,
+                    int64_t padding, int64_t groups) {
+  const Geometry g{x.dimensions(), kernel.dimensions(), y->dimensions(),
+                   stride,         padding,             groups};
+  return Run({g, Tensor(x), Tensor(kernel), Tensor(x), Tensor(x), Tensor(*y),
+              Rule(), Rule(), Rule(), false, false});
+}
+
+// `rules` has of reading, writing and the shortcut: channels (0: no such rule),
+// shift, low, high. Their multipliers and offsets follow one another.
+ffi::Error LayerCall(Any x, Any kernel, Any other, Any table,
+                     ffi::Buffer<ffi::S32> multipliers,
+                     ffi::Buffer<ffi::S64> offsets, AnyOut y, int64_t stride,
+                     int64_t padding, int64_t groups, bool looks_up, bool adds,
+                     ffi::Span<const int64_t> rules) {
+  const Geometry g{x.dimensions(), kernel.dimensions(), y->dimensions(),
+                   stride,         padding,             groups};
+  Layer layer{g, Tensor(x), Tensor(kernel), Tensor(other), Tensor(table),
+              Tensor(*y), Rule(), Rule(), Rule(), looks_up, adds};
+  int64_t at = 0;
+  Rule* const made[] = {&layer.read, &layer.write, &layer.shortcut};
+  for (int i = 0; i < 3; ++i) {
+    const int64_t* rule = rules.begin() + 4 * i;
+    if (rule[0] == 0) continue;
+    *made[i] = Rule(multipliers.typed_data() + at, offsets.typed_data() + at,
+                    rule[0], rule + 1);
+    at += rule[0];
+  }
+  return Run(layer);
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8Conv, ConvCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Ret<Any>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("padding")
+                                  .Attr<int64_t>("groups"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8Layer, LayerCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S64>>()
+                                  .Ret<Any>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("padding")
+                                  .Attr<int64_t>("groups")
+                                  .Attr<bool>("looks_up")
+                                  .Attr<bool>("adds")
+                                  .Attr<ffi::Span<const int64_t>>("rules"));
