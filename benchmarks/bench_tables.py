@@ -167,6 +167,23 @@ def members_table(r: dict[str, Any]) -> str:
   return table(header, rows)
 
 
+def growth_table(r: dict[str, Any]) -> str:
+  """How time and memory grow, as `benchmarks.growth` measured."""
+  rows = []
+  for name, row in r["rows"].items():
+    seconds = " / ".join(f"{x:.3g}" for x in row["seconds"])
+    memory = " / ".join(f"{x / 2**20:,.0f}" for x in row["bytes"])
+    sizes = ", ".join(map(str, row["sizes"]))
+    exponents = [
+      "" if (e := row[f"{key}_exponent"]) is None else f"{e:.2f}"
+      for key in ("work", "seconds", "bytes")
+    ]
+    rows.append([f"{name}: {sizes}", seconds, memory, *exponents])
+  header = ["what grows: its sizes", "seconds", "MiB",
+            "exponent of the work", "of the time", "of the memory"]  # fmt: skip
+  return table(header, rows)
+
+
 def onnx_speed_table(r: dict[str, Any]) -> str:
   """From what `benchmarks.onnx_speed` measured."""
   what = {

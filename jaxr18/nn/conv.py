@@ -5,18 +5,22 @@ transpose of the others. A jaxpr therefore shows the mathematical operation, and
 only its lowering decides how it is computed on the platform.
 """
 
+import contextlib
 import functools
 import os
+from collections.abc import Callable
 
 import jax
 from jax import lax
 from jax import numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxr18.nn import conv_forms, onednn
 
 PATHS = ("auto", "xla", "blocks", "shifted", "onednn")
+BATCH_AXIS = "data"  # of a mesh over which batches are split
 
 # More members become groups of XLA's convolution where oneDNN does not serve.
 _MAX_UNROLLED = 16
@@ -66,10 +70,50 @@ def conv(
       "[kernel, kernel, in_features / groups, features]; got the shapes "
       f"{x.shape} and {kernel.shape}."
     )
-  x, kernel = varying_alike(x, kernel)
-  return conv_p.bind(
-    x, kernel, stride=stride, padding=padding, groups=groups, path=path
+  params = dict(stride=stride, padding=padding, groups=groups, path=path)
+  run = lambda *operands: conv_p.bind(*varying_alike(*operands), **params)
+  if is_split(x.shape[0]):
+    run = by_device(run, "bw", "b")
+  return run(x, kernel)
+
+
+def is_split(batch: int) -> bool:
+  """Returns whether devices of `split_over`'s mesh can share such a batch."""
+  mesh = jax.sharding.get_abstract_mesh()
+  ours = mesh.axis_names == (BATCH_AXIS,) and mesh.are_all_axes_auto
+  return ours and batch % mesh.size == 0
+
+
+def by_device(run: Callable, operands: str, results: str) -> Callable:
+  """Lets each device of `split_over`'s mesh run on its own part of a batch.
+
+  XLA partitions no custom call, so without this it would compute itself.
+
+  Args:
+    run: a function of arrays, where `is_split` holds.
+    operands: a letter each, 'b' where the first axis is the batch's, 'w' for
+      what is whole on each device.
+    results: the same of the results; one letter is a single array.
+  """
+  specs = {"b": PartitionSpec(BATCH_AXIS), "w": PartitionSpec()}
+  out = tuple(specs[letter] for letter in results)
+  return jax.shard_map(
+    run,
+    in_specs=tuple(specs[letter] for letter in operands),
+    out_specs=out if len(out) > 1 else out[0],
   )
+
+
+def split_over(mesh: Mesh) -> contextlib.AbstractContextManager:
+  """Tells what is traced inside that batches are split over a mesh's devices.
+
+  Args:
+    mesh: of one axis, `BATCH_AXIS`. One device changes nothing, and neither do
+      those that are no CPUs, since XLA's own operations serve there.
+  """
+  if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+    return contextlib.nullcontext()
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
@@ -106,16 +150,23 @@ def _conv(form, x, kernel, **options):
 
 def _conv_grad_input(form, dy, kernel, *, size, **options):
   shape = _conv_grad_input_shape(dy, kernel, size=size, **options)
-  x = jax.ShapeDtypeStruct(shape, dy.dtype)
+  x = _like(dy, shape)
   kernel = kernel.astype(dy.dtype)
   return jax.linear_transpose(lambda x: form(x, kernel, **options), x)(dy)[0]
 
 
 def _conv_grad_kernel(form, x, dy, *, size, dtype, **options):
-  shape = _conv_grad_kernel_shape(x, dy, size=size, **options)
-  kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+  kernel = _like(x, _conv_grad_kernel_shape(x, dy, size=size, **options))
   transposed = jax.linear_transpose(lambda k: form(x, k, **options), kernel)
   return transposed(dy)[0].astype(dtype)
+
+
+def _like(x, shape):
+  """An operand of a shape, to transpose in; inside shard_map it varies as x.
+
+  One that did not would be summed over the devices by its transpose.
+  """
+  return varying_alike(jnp.zeros(shape, x.dtype), x)[0]
 
 
 # Abstract evaluation: the result's shape. `size` is its height and width, and

@@ -48,6 +48,12 @@ _PASSES = {
   "batch_norm_add": "BatchNormAdd",
   "batch_norm_grad": "BatchNormGrad",
   "batch_norm_add_grad": "BatchNormAddGrad",
+  "batch_norm_moments": "BatchNormMoments",
+  "batch_norm_apply": "BatchNormApply",
+  "batch_norm_apply_add": "BatchNormApplyAdd",
+  "batch_norm_sums": "BatchNormSums",
+  "batch_norm_sums_add": "BatchNormSumsAdd",
+  "batch_norm_input": "BatchNormInput",
   "quantize": "Quantize",
   "quantize_grad": "QuantizeGrad",
 }

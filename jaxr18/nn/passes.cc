@@ -191,6 +191,17 @@ void TwoPasses(const Layout& layout, First first, Between between,
   }
 }
 
+template <typename Run>
+void EachBlock(const Layout& layout, Run run) {
+  const bool alone = layout.size < 16384;
+#pragma omp parallel if (!alone)
+  {
+    const NoDenormals guard;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < layout.blocks; ++i) run(i);
+  }
+}
+
 // Two sums by position in a period, of each block.
 class Sums {
  public:
@@ -240,117 +251,193 @@ class Coefficients {
   std::vector<float> values_;
 };
 
+// Where the sum of one block, and that of squares, go.
+template <typename T>
+void SumOf(const Layout& layout, int64_t block, const T* x, Sums* sums) {
+  Piece<T> in(layout, block, x);
+  const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
+  Chunks(layout.vectors, [&](auto width, int64_t v) {
+    constexpr int kWidth = width;
+    Vector total[kWidth] = {}, squares[kWidth] = {};
+    const T* p = in.get() + v * kLanes;
+    for (int64_t i = 0; i < periods; ++i, p += layout.period) {
+      EACH {
+        const Vector value = Load(p + w * kLanes);
+        total[w] += value;
+        squares[w] += value * value;
+      }
+    }
+    EACH {
+      Store(sums->Of(block, 0) + (v + w) * kLanes, total[w]);
+      Store(sums->Of(block, 1) + (v + w) * kLanes, squares[w]);
+    }
+  });
+}
+
+void Moments(const Layout& layout, Sums* sums, float* mean, float* var) {
+  const auto total = sums->Total(0), squares = sums->Total(1);
+  const double n = static_cast<double>(layout.size / layout.channels);
+  for (int64_t c = 0; c < layout.channels; ++c) {
+    const double m = total[c] / n, v = squares[c] / n - m * m;
+    mean[c] = static_cast<float>(m);
+    var[c] = static_cast<float>(v < 0 ? 0 : v);
+  }
+}
+
+// Coefficients of the affine function that batch norm is.
+struct Affine {
+  Coefficients center, factor, shift;
+
+  Affine(const Layout& layout, const float* bias)
+      : center(layout), factor(layout), shift(layout, bias) {}
+  void Set(const Layout& layout, const float* scale, const float* mean,
+           const float* var, float epsilon) {
+    for (int64_t c = 0; c < layout.channels; ++c) {
+      center.Set(c, mean[c]);
+      factor.Set(c, scale[c] / std::sqrt(var[c] + epsilon));
+    }
+  }
+};
+
+template <typename T, bool relu, bool adds>
+void Normalize(const Layout& layout, int64_t block, const T* x,
+               const T* residual, const Affine& by, T* y) {
+  Piece<T> in(layout, block, x), more(layout, block, adds ? residual : x);
+  Piece<T> out(layout, block, y);
+  const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
+  Chunks(layout.vectors, [&](auto width, int64_t v) {
+    constexpr int kWidth = width;
+    Vector mid[kWidth], mul[kWidth], add[kWidth];
+    EACH {
+      mid[w] = by.center[v + w], mul[w] = by.factor[v + w];
+      add[w] = by.shift[v + w];
+    }
+    const T* p = in.get() + v * kLanes;
+    const T* r = more.get() + v * kLanes;
+    T* q = out.get() + v * kLanes;
+    for (int64_t i = 0; i < periods; ++i) {
+      EACH {
+        const int64_t at = i * layout.period + w * kLanes;
+        Vector z = (Load(p + at) - mid[w]) * mul[w] + add[w];
+        if (adds) z += Load(r + at);
+        Store(q + at, relu ? Relu(z) : z);
+      }
+    }
+  });
+  out.WriteBack();
+}
+
 template <typename T, bool relu, bool adds>
 void Forward(const Layout& layout, const T* x, const T* residual,
              const float* scale, const float* bias, float epsilon, T* y,
              float* mean, float* var) {
   Sums sums(layout);
-  Coefficients center(layout), factor(layout), shift(layout, bias);
-  const auto sum = [&](int64_t block) {
-    Piece<T> in(layout, block, x);
-    const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
-    Chunks(layout.vectors, [&](auto width, int64_t v) {
-      constexpr int kWidth = width;
-      Vector total[kWidth] = {}, squares[kWidth] = {};
-      const T* p = in.get() + v * kLanes;
-      for (int64_t i = 0; i < periods; ++i, p += layout.period) {
-        EACH {
-          const Vector value = Load(p + w * kLanes);
-          total[w] += value;
-          squares[w] += value * value;
-        }
-      }
-      EACH {
-        Store(sums.Of(block, 0) + (v + w) * kLanes, total[w]);
-        Store(sums.Of(block, 1) + (v + w) * kLanes, squares[w]);
-      }
-    });
-  };
-  const auto statistics = [&] {
-    const auto total = sums.Total(0), squares = sums.Total(1);
-    const double n = static_cast<double>(layout.size / layout.channels);
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      const double m = total[c] / n, v = squares[c] / n - m * m;
-      mean[c] = static_cast<float>(m);
-      var[c] = static_cast<float>(v < 0 ? 0 : v);
-      center.Set(c, mean[c]);
-      factor.Set(c, scale[c] / std::sqrt(var[c] + epsilon));
-    }
-  };
-  const auto normalize = [&](int64_t block) {
-    Piece<T> in(layout, block, x), more(layout, block, adds ? residual : x);
-    Piece<T> out(layout, block, y);
-    const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
-    Chunks(layout.vectors, [&](auto width, int64_t v) {
-      constexpr int kWidth = width;
-      Vector mid[kWidth], mul[kWidth], add[kWidth];
-      EACH mid[w] = center[v + w], mul[w] = factor[v + w], add[w] = shift[v + w];
-      const T* p = in.get() + v * kLanes;
-      const T* r = more.get() + v * kLanes;
-      T* q = out.get() + v * kLanes;
-      for (int64_t i = 0; i < periods; ++i) {
-        EACH {
-          const int64_t at = i * layout.period + w * kLanes;
-          Vector z = (Load(p + at) - mid[w]) * mul[w] + add[w];
-          if (adds) z += Load(r + at);
-          Store(q + at, relu ? Relu(z) : z);
-        }
-      }
-    });
-    out.WriteBack();
-  };
-  TwoPasses(layout, sum, statistics, normalize);
+  Affine by(layout, bias);
+  TwoPasses(
+      layout, [&](int64_t block) { SumOf(layout, block, x, &sums); },
+      [&] {
+        Moments(layout, &sums, mean, var);
+        by.Set(layout, scale, mean, var, epsilon);
+      },
+      [&](int64_t block) {
+        Normalize<T, relu, adds>(layout, block, x, residual, by, y);
+      });
 }
 
-// `y` is given where a residual was added: it tells where ReLU let through.
-// `masked`, the residual's gradient, is then written and read again.
+// The sums of y's gradient, and of it times x less its mean, where ReLU let
+// through. `y` is given where a residual was added: it tells where that was.
+// `masked`, the residual's gradient, is then written.
+template <typename T, bool relu, bool adds>
+void SumGradients(const Layout& layout, int64_t block, const T* x, const T* y,
+                  const T* dy, const Affine& by, T* masked, Sums* sums) {
+  Piece<T> in(layout, block, x), grad(layout, block, dy);
+  Piece<T> after(layout, block, adds ? y : x);
+  Piece<T> out(layout, block, adds ? masked : const_cast<T*>(dy));
+  const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
+  Chunks(layout.vectors, [&](auto width, int64_t v) {
+    constexpr int kWidth = width;
+    Vector mid[kWidth], mul[kWidth], add[kWidth];
+    EACH {
+      mid[w] = by.center[v + w], mul[w] = by.factor[v + w];
+      add[w] = by.shift[v + w];
+    }
+    Vector total[kWidth] = {}, products[kWidth] = {};
+    const T* p = in.get() + v * kLanes;
+    const T* d = grad.get() + v * kLanes;
+    const T* a = after.get() + v * kLanes;
+    T* q = out.get() + v * kLanes;
+    for (int64_t i = 0; i < periods; ++i) {
+      EACH {
+        const int64_t at = i * layout.period + w * kLanes;
+        const Vector value = Load(p + at) - mid[w];
+        Vector g = Load(d + at);
+        if (adds) {
+          g = Load(a + at) > 0 ? g : Vector{};
+          Store(q + at, g);
+        } else if (relu) {
+          g = value * mul[w] + add[w] > 0 ? g : Vector{};
+        }
+        total[w] += g;
+        products[w] += g * value;
+      }
+    }
+    EACH {
+      Store(sums->Of(block, 0) + (v + w) * kLanes, total[w]);
+      Store(sums->Of(block, 1) + (v + w) * kLanes, products[w]);
+    }
+  });
+  if (adds) out.WriteBack();
+}
+
+// What of x's gradient goes through the mean and the variance.
+struct Through {
+  Coefficients offset, slope;
+
+  explicit Through(const Layout& layout) : offset(layout), slope(layout) {}
+};
+
+// `dy` is masked already where a residual was added.
+template <typename T, bool relu, bool adds>
+void InputGradient(const Layout& layout, int64_t block, const T* x,
+                   const T* dy, const Affine& by, const Through& less, T* dx) {
+  Piece<T> in(layout, block, x), grad(layout, block, dy);
+  Piece<T> out(layout, block, dx);
+  const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
+  Chunks(layout.vectors, [&](auto width, int64_t v) {
+    constexpr int kWidth = width;
+    Vector mid[kWidth], mul[kWidth], add[kWidth], off[kWidth], slope[kWidth];
+    EACH {
+      mid[w] = by.center[v + w], mul[w] = by.factor[v + w];
+      add[w] = by.shift[v + w];
+      off[w] = less.offset[v + w], slope[w] = less.slope[v + w];
+    }
+    const T* p = in.get() + v * kLanes;
+    const T* d = grad.get() + v * kLanes;
+    T* q = out.get() + v * kLanes;
+    for (int64_t i = 0; i < periods; ++i) {
+      EACH {
+        const int64_t at = i * layout.period + w * kLanes;
+        const Vector value = Load(p + at) - mid[w];
+        Vector g = Load(d + at);
+        if (relu && !adds) {
+          g = value * mul[w] + add[w] > 0 ? g : Vector{};
+        }
+        Store(q + at, (g - off[w] - value * slope[w]) * mul[w]);
+      }
+    }
+  });
+  out.WriteBack();
+}
+
 template <typename T, bool relu, bool adds>
 void Backward(const Layout& layout, const T* x, const T* y, const T* dy,
               const float* scale, const float* bias, const float* mean,
               const float* var, float epsilon, T* dx, float* dscale,
               float* dbias, T* masked) {
   Sums sums(layout);
-  Coefficients center(layout, mean), shift(layout, bias), factor(layout);
-  Coefficients offset(layout), slope(layout);
-  for (int64_t c = 0; c < layout.channels; ++c) {
-    factor.Set(c, scale[c] / std::sqrt(var[c] + epsilon));
-  }
-  const auto sum = [&](int64_t block) {
-    Piece<T> in(layout, block, x), grad(layout, block, dy);
-    Piece<T> after(layout, block, adds ? y : x);
-    Piece<T> out(layout, block, adds ? masked : dx);
-    const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
-    Chunks(layout.vectors, [&](auto width, int64_t v) {
-      constexpr int kWidth = width;
-      Vector mid[kWidth], mul[kWidth], add[kWidth];
-      EACH mid[w] = center[v + w], mul[w] = factor[v + w], add[w] = shift[v + w];
-      Vector total[kWidth] = {}, products[kWidth] = {};
-      const T* p = in.get() + v * kLanes;
-      const T* d = grad.get() + v * kLanes;
-      const T* a = after.get() + v * kLanes;
-      T* q = out.get() + v * kLanes;
-      for (int64_t i = 0; i < periods; ++i) {
-        EACH {
-          const int64_t at = i * layout.period + w * kLanes;
-          const Vector value = Load(p + at) - mid[w];
-          Vector g = Load(d + at);
-          if (adds) {
-            g = Load(a + at) > 0 ? g : Vector{};
-            Store(q + at, g);
-          } else if (relu) {
-            g = value * mul[w] + add[w] > 0 ? g : Vector{};
-          }
-          total[w] += g;
-          products[w] += g * value;
-        }
-      }
-      EACH {
-        Store(sums.Of(block, 0) + (v + w) * kLanes, total[w]);
-        Store(sums.Of(block, 1) + (v + w) * kLanes, products[w]);
-      }
-    });
-    if (adds) out.WriteBack();
-  };
+  Affine by(layout, bias);
+  by.Set(layout, scale, mean, var, epsilon);
+  Through less(layout);
   const auto gradients = [&] {
     const auto total = sums.Total(0), products = sums.Total(1);
     const double n = static_cast<double>(layout.size / layout.channels);
@@ -358,39 +445,20 @@ void Backward(const Layout& layout, const T* x, const T* y, const T* dy,
       const double inverse = 1 / (static_cast<double>(var[c]) + epsilon);
       dbias[c] = static_cast<float>(total[c]);
       dscale[c] = static_cast<float>(products[c] * std::sqrt(inverse));
-      offset.Set(c, static_cast<float>(total[c] / n));
-      slope.Set(c, static_cast<float>(products[c] * inverse / n));
+      less.offset.Set(c, static_cast<float>(total[c] / n));
+      less.slope.Set(c, static_cast<float>(products[c] * inverse / n));
     }
   };
-  const auto input = [&](int64_t block) {
-    Piece<T> in(layout, block, x), grad(layout, block, adds ? masked : dy);
-    Piece<T> out(layout, block, dx);
-    const int64_t periods = std::max<int64_t>(1, layout.Periods(block));
-    Chunks(layout.vectors, [&](auto width, int64_t v) {
-      constexpr int kWidth = width;
-      Vector mid[kWidth], mul[kWidth], add[kWidth], off[kWidth], by[kWidth];
-      EACH {
-        mid[w] = center[v + w], mul[w] = factor[v + w], add[w] = shift[v + w];
-        off[w] = offset[v + w], by[w] = slope[v + w];
-      }
-      const T* p = in.get() + v * kLanes;
-      const T* d = grad.get() + v * kLanes;
-      T* q = out.get() + v * kLanes;
-      for (int64_t i = 0; i < periods; ++i) {
-        EACH {
-          const int64_t at = i * layout.period + w * kLanes;
-          const Vector value = Load(p + at) - mid[w];
-          Vector g = Load(d + at);
-          if (relu && !adds) {
-            g = value * mul[w] + add[w] > 0 ? g : Vector{};
-          }
-          Store(q + at, (g - off[w] - value * by[w]) * mul[w]);
-        }
-      }
-    });
-    out.WriteBack();
-  };
-  TwoPasses(layout, sum, gradients, input);
+  TwoPasses(
+      layout,
+      [&](int64_t block) {
+        SumGradients<T, relu, adds>(layout, block, x, y, dy, by, masked, &sums);
+      },
+      gradients,
+      [&](int64_t block) {
+        InputGradient<T, relu, adds>(layout, block, x, adds ? masked : dy, by,
+                                     less, dx);
+      });
 }
 
 // Calls run(T()) with the type of a buffer's elements.
@@ -483,18 +551,143 @@ ffi::Error BatchNormAddGradCall(Any x, Any dy, Floats scale, Floats bias,
                                      dscale, dbias, *dresidual, epsilon);
 }
 
-// Elementwise: [members, elements].
+// The same in parts, between which devices that share a batch meet.
 
-template <typename Run>
-void EachBlock(const Layout& layout, Run run) {
-  const bool alone = layout.size < 16384;
-#pragma omp parallel if (!alone)
-  {
-    const NoDenormals guard;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < layout.blocks; ++i) run(i);
-  }
+ffi::Error MomentsCall(Any x, FloatsOut mean, FloatsOut var) {
+  const auto shape = x.dimensions();
+  const Layout layout(shape[1], shape[2]);
+  return ByType(x, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < shape[0]; ++i) {
+      const int64_t at = i * layout.size, c = i * layout.channels;
+      Sums sums(layout);
+      EachBlock(layout, [&](int64_t block) {
+        SumOf(layout, block, Data<T>(x) + at, &sums);
+      });
+      Moments(layout, &sums, mean->typed_data() + c, var->typed_data() + c);
+    }
+  });
 }
+
+template <bool relu, bool adds>
+ffi::Error ApplyOf(Any x, Floats scale, Floats bias, Floats mean, Floats var,
+                   const Any& residual, AnyOut y, float epsilon) {
+  const auto shape = x.dimensions();
+  const Layout layout(shape[1], shape[2]);
+  return ByType(x, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < shape[0]; ++i) {
+      const int64_t at = i * layout.size, c = i * layout.channels;
+      Affine by(layout, bias.typed_data() + c);
+      by.Set(layout, scale.typed_data() + c, mean.typed_data() + c,
+             var.typed_data() + c, epsilon);
+      EachBlock(layout, [&](int64_t block) {
+        Normalize<T, relu, adds>(layout, block, Data<T>(x) + at,
+                                 Data<T>(residual) + at, by, Data<T>(*y) + at);
+      });
+    }
+  });
+}
+
+ffi::Error ApplyCall(Any x, Floats scale, Floats bias, Floats mean, Floats var,
+                     AnyOut y, bool relu, float epsilon) {
+  return (relu ? ApplyOf<true, false> : ApplyOf<false, false>)(
+      x, scale, bias, mean, var, x, y, epsilon);
+}
+
+ffi::Error ApplyAddCall(Any x, Floats scale, Floats bias, Floats mean,
+                        Floats var, Any residual, AnyOut y, bool relu,
+                        float epsilon) {
+  return (relu ? ApplyOf<true, true> : ApplyOf<false, true>)(
+      x, scale, bias, mean, var, residual, y, epsilon);
+}
+
+template <bool relu, bool adds>
+ffi::Error GradientSumsOf(Any x, Any dy, Floats scale, Floats bias, Floats mean,
+                          Floats var, const Any& y, FloatsOut dscale,
+                          FloatsOut dbias, const Any& masked, float epsilon) {
+  const auto shape = x.dimensions();
+  const Layout layout(shape[1], shape[2]);
+  return ByType(x, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < shape[0]; ++i) {
+      const int64_t at = i * layout.size, first = i * layout.channels;
+      const float* variance = var.typed_data() + first;
+      Sums sums(layout);
+      Affine by(layout, bias.typed_data() + first);
+      by.Set(layout, scale.typed_data() + first, mean.typed_data() + first,
+             variance, epsilon);
+      EachBlock(layout, [&](int64_t block) {
+        SumGradients<T, relu, adds>(
+            layout, block, Data<T>(x) + at, Data<T>(y) + at, Data<T>(dy) + at,
+            by, Data<T>(masked) + at, &sums);
+      });
+      const auto total = sums.Total(0), products = sums.Total(1);
+      for (int64_t c = 0; c < layout.channels; ++c) {
+        const double inverse = 1 / (static_cast<double>(variance[c]) + epsilon);
+        dscale->typed_data()[first + c] =
+            static_cast<float>(products[c] * std::sqrt(inverse));
+        dbias->typed_data()[first + c] = static_cast<float>(total[c]);
+      }
+    }
+  });
+}
+
+ffi::Error GradientSumsCall(Any x, Any dy, Floats scale, Floats bias,
+                            Floats mean, Floats var, FloatsOut dscale,
+                            FloatsOut dbias, bool relu, float epsilon) {
+  return (relu ? GradientSumsOf<true, false> : GradientSumsOf<false, false>)(
+      x, dy, scale, bias, mean, var, x, dscale, dbias, x, epsilon);
+}
+
+ffi::Error GradientSumsAddCall(Any x, Any dy, Floats scale, Floats bias,
+                               Floats mean, Floats var, Any y,
+                               FloatsOut dscale, FloatsOut dbias,
+                               AnyOut dresidual, float epsilon) {
+  return GradientSumsOf<true, true>(x, dy, scale, bias, mean, var, y, dscale,
+                                    dbias, *dresidual, epsilon);
+}
+
+template <bool relu>
+ffi::Error InputGradientOf(Any x, Any dy, Floats scale, Floats bias,
+                           Floats mean, Floats var, Floats dscale,
+                           Floats dbias, AnyOut dx, float epsilon) {
+  const auto shape = x.dimensions();
+  const Layout layout(shape[1], shape[2]);
+  const double n = static_cast<double>(shape[1]);
+  return ByType(x, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < shape[0]; ++i) {
+      const int64_t at = i * layout.size, first = i * layout.channels;
+      const float* variance = var.typed_data() + first;
+      Affine by(layout, bias.typed_data() + first);
+      by.Set(layout, scale.typed_data() + first, mean.typed_data() + first,
+             variance, epsilon);
+      Through less(layout);
+      for (int64_t c = 0; c < layout.channels; ++c) {
+        const double inverse = 1 / (static_cast<double>(variance[c]) + epsilon);
+        const double of_scale = dscale.typed_data()[first + c];
+        less.offset.Set(c, static_cast<float>(dbias.typed_data()[first + c] / n));
+        less.slope.Set(c, static_cast<float>(of_scale * std::sqrt(inverse) / n));
+      }
+      EachBlock(layout, [&](int64_t block) {
+        InputGradient<T, relu, false>(layout, block, Data<T>(x) + at,
+                                      Data<T>(dy) + at, by, less,
+                                      Data<T>(*dx) + at);
+      });
+    }
+  });
+}
+
+ffi::Error InputGradientCall(Any x, Any dy, Floats scale, Floats bias,
+                             Floats mean, Floats var, Floats dscale,
+                             Floats dbias, AnyOut dx, bool relu,
+                             float epsilon) {
+  return (relu ? InputGradientOf<true> : InputGradientOf<false>)(
+      x, dy, scale, bias, mean, var, dscale, dbias, dx, epsilon);
+}
+
+// Elementwise: [members, elements].
 
 ffi::Error AddCall(Any a, Any b, AnyOut sum) {
   const auto shape = a.dimensions();
@@ -644,6 +837,70 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormAddGrad, BatchNormAddGradCall,
                                   .Ret<Floats>()
                                   .Ret<Floats>()
                                   .Ret<Any>()
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormMoments, MomentsCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormApply, ApplyCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Any>()
+                                  .Attr<bool>("relu")
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormApplyAdd, ApplyAddCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Any>()
+                                  .Ret<Any>()
+                                  .Attr<bool>("relu")
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormSums, GradientSumsCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<bool>("relu")
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormSumsAdd, GradientSumsAddCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Any>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Any>()
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(BatchNormInput, InputGradientCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Any>()
+                                  .Attr<bool>("relu")
                                   .Attr<float>("epsilon"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     AddGradients, AddCall,

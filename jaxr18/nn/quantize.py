@@ -15,7 +15,7 @@ from aqt.jax.v2 import utils
 from aqt.jax.v2.numerics import int_numerics
 
 from jaxr18.nn import passes
-from jaxr18.nn.conv import varying_alike
+from jaxr18.nn.conv import by_device, is_split, varying_alike
 from jaxr18.nn.spec import FLOAT_BITS, HALF_BITS, SCALES, TWO_BITS
 
 # AQT's decorator of dataclasses hides their parameters from type checkers.
@@ -447,8 +447,7 @@ def quantize_input(
     return straight_through(x, _half(x))
   if scales == "dynamic":
     bound = dynamic_bound(jax.lax.stop_gradient(x))
-  x, bound = varying_alike(x, jnp.asarray(bound))
-  return _quantize_input(x, bound, bits, signed, scales)
+  return _by_device(x, jnp.asarray(bound), bits, signed, scales)
 
 
 def sum_codes(
@@ -473,15 +472,22 @@ def quantize_sum(
   which the sum of two operands always is after its ReLU.
 
   Args:
-    x: of any shape.
+    x: [batch, ...].
     bound: scalar > 0, of the largest operand.
     bits: of a sum, 4 to 16.
     signed: whether x is an operand of a sum.
   """
   if not signed:
     bound = bound * (input_levels(bits, False) / input_levels(bits, True))
-  x, bound = varying_alike(x, jnp.asarray(bound))
-  return _quantize_input(x, bound, bits, signed, SCALES[0])
+  return _by_device(x, jnp.asarray(bound), bits, signed, SCALES[0])
+
+
+def _by_device(x, bound, *how) -> jax.Array:
+  """`_quantize_input`, by each device where devices share the batch."""
+  run = lambda *operands: _quantize_input(*varying_alike(*operands), *how)
+  if is_split(x.shape[0]):
+    run = by_device(run, "bb" if bound.ndim else "bw", "b")
+  return run(x, bound)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

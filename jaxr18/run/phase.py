@@ -209,4 +209,10 @@ def estimator(
   # A sum over images that are split may come out on a part of the devices.
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   everywhere = jax.jit(lambda net: net, out_shardings=whole)
-  return lambda net: everywhere(network.recalibrate(net, batches()))
+
+  def estimate(net):
+    with conv.split_over(mesh):
+      net = network.recalibrate(net, batches())
+    return everywhere(net)
+
+  return estimate

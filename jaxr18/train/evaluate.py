@@ -16,6 +16,7 @@ from jaxr18.data.dataset import Dataset
 from jaxr18.deploy import integer
 from jaxr18.deploy.fold import fold
 from jaxr18.host.files import STEADIER, NotFiniteError
+from jaxr18.nn.conv import split_over
 from jaxr18.nn.network import Network, forward, members
 from jaxr18.nn.spec import HALF_BITS, NetSpec
 from jaxr18.train.mesh import replicate, shard
@@ -36,10 +37,11 @@ class Evaluation(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("mean", "std", "mesh"))
 def _predict(net: Network, images, mean, std, mesh):
   x = normalize(images, mean, std, net.spec.resolution)
-  if members(net) is None:
-    logits = forward(net, x)
-  else:
-    logits = jnp.swapaxes(ensemble.forward_members(net, x), 0, 1)
+  with split_over(mesh):
+    if members(net) is None:
+      logits = forward(net, x)
+    else:
+      logits = jnp.swapaxes(ensemble.forward_members(net, x), 0, 1)
   replicated = NamedSharding(mesh, PartitionSpec())
   return jax.lax.with_sharding_constraint(logits, replicated)
 
@@ -47,7 +49,8 @@ def _predict(net: Network, images, mean, std, mesh):
 @functools.partial(jax.jit, static_argnames=("spec", "mean", "std", "mesh"))
 def _predict_folded(folded, images, spec, mean, std, mesh):
   x = normalize(images, mean, std, spec.resolution)
-  logits = integer.forward(folded, spec, x, "float32")
+  with split_over(mesh):
+    logits = integer.forward(folded, spec, x, "float32")
   replicated = NamedSharding(mesh, PartitionSpec())
   return jax.lax.with_sharding_constraint(logits, replicated)
 

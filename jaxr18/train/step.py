@@ -21,6 +21,7 @@ from jaxr18.data.augment import (
   draw_mixup,
   normalize,
 )
+from jaxr18.nn.conv import split_over
 from jaxr18.nn.network import (
   Network,
   apply_masks,
@@ -321,11 +322,12 @@ def _jitted(
   """Jits a function of (state, teachers, batch, key, epoch, member)."""
 
   def step(state, teachers, batch, key, epoch):
-    if not members:
-      return single(state, teachers, batch, key, epoch, Member())
-    each = Member(*map(jnp.array, zip(*members, strict=True)))
-    axes = (0, None, 0, 0, None, 0)
-    return jax.vmap(single, axes)(state, teachers, batch, key, epoch, each)
+    with split_over(mesh):
+      if not members:
+        return single(state, teachers, batch, key, epoch, Member())
+      each = Member(*map(jnp.array, zip(*members, strict=True)))
+      axes = (0, None, 0, 0, None, 0)
+      return jax.vmap(single, axes)(state, teachers, batch, key, epoch, each)
 
   replicated = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(*[None] * bool(members), "data"))

@@ -200,7 +200,8 @@ def test_jit_remat_and_scan_equal_eager():
     assert_close([jax.jit(jax.grad(function))(kernel)], [expected])
 
 
-def test_sharded_batch_over_two_devices():
+@pytest.mark.parametrize("chosen", ["auto", "xla", "blocks"])
+def test_sharded_batch_over_two_devices(chosen):
   out = run_python(
     """
     import jax, numpy as np
@@ -212,7 +213,7 @@ def test_sharded_batch_over_two_devices():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((4, 6, 6, 4)), jnp.float32)
     k = jnp.asarray(rng.standard_normal((3, 3, 2, 6)), jnp.float32)
-    def loss(x, k, path='auto'):
+    def loss(x, k, path=None):
       return (conv(x, k, stride=2, groups=2, path=path) ** 2).mean()
     def mapped(x, k):
       return jax.lax.pmean(loss(x, k), 'batch')
@@ -232,6 +233,7 @@ def test_sharded_batch_over_two_devices():
     print('custom_call @jaxr18' in text)
     """,
     XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    JAXR18_CONV=chosen,
   )
   assert out.split()[-1] == "False"  # what XLA partitions has no custom call
 
