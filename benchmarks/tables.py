@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "three_bits",
     "train_on_small",
     "three_bits_small",
+    "resnet8",
     "kd_quant",
   ),
   "factorized": lambda: run_tables.runs(

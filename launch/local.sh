@@ -5,8 +5,8 @@
 #   launch/local.sh --config=configs/kd_quant.py
 #   launch/local.sh --processes=2 --config=configs/kd_quant.py --workdir=runs/x
 #
-# Several processes are for several GPUs. On the CPUs of one host they train four
-# to seven times slower than one, which has all cores anyway.
+# Several processes are for several GPUs. On the CPUs of one host each gets cores
+# of its own; one process, which has all cores anyway, is still some 10% faster.
 #
 # All arguments but --processes (or NPROC, 1 by default) go to
 # `python -m jaxr18.main`; PYTHON names another interpreter. Several processes
@@ -35,6 +35,14 @@ for number in "$processes" "$patience"; do
   fi
 done
 processes=$((10#$processes)) patience=$((10#$patience))
+
+# cores: the numbers of the cores that are allowed; nothing where taskset lacks.
+cores() {
+  command -v taskset >/dev/null || return 0
+  taskset -cp $$ | sed 's/.*: //' | tr , '\n' |
+    while IFS=- read -r first last; do seq "$first" "${last:-$first}"; done
+}
+
 command=("${PYTHON:-python}" -m jaxr18.main ${arguments[@]+"${arguments[@]}"})
 if ((processes == 1)); then
   exec "${command[@]}"
@@ -54,8 +62,15 @@ export SLURM_NTASKS=$processes SLURM_STEP_NUM_TASKS=$processes
 # from here: a second signal would end a run without saving.
 set -m
 children=()
+read -r -a allowed <<<"$(cores | paste -sd ' ' -)"
+share=$((${#allowed[@]} / processes))
 for ((i = 0; i < processes; i++)); do
-  SLURM_PROCID=$i SLURM_LOCALID=$i "${command[@]}" </dev/null &
+  pinned=()
+  if ((share > 0)); then
+    pinned=(taskset -c "$(IFS=, && echo "${allowed[*]:i*share:share}")")
+  fi
+  SLURM_PROCID=$i SLURM_LOCALID=$i \
+    ${pinned[@]+"${pinned[@]}"} "${command[@]}" </dev/null &
   children+=($!)
 done
 trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP

@@ -110,14 +110,12 @@ def initialize_cluster(
 def _joined(
   env: Mapping[str, str], index: int, count: int, address: str
 ) -> str:
-  """Tells that a process has joined, and where that is slow."""
+  """Tells that a process has joined, and where one would be faster."""
   joined = f"Process {index} of {count}, joined at {address}."
   if index == 0 and _one_host(env) and jax.default_backend() == "cpu":
     joined += (
-      f" {count} processes on the CPUs of one host train several times slower"
-      " than one: only a process that trains alone has the fast convolutions,"
-      " and every step waits for the slowest. Start one process, unless this is"
-      " a trial of joining."
+      f" {count} processes on the CPUs of one host are some 10% slower than one,"
+      " which has all cores; start one, unless this is a trial of joining."
     )
   return joined
 

@@ -48,7 +48,7 @@ def conv(
       with one input channel each is a depthwise convolution.
     path: how to compute it and its gradients: 'xla' (XLA's own convolution),
       'blocks' (XLA's, dense, with a block-diagonal kernel), 'shifted' (a sum of
-      shifted products; depthwise only), 'onednn' (on one CPU device; bfloat16
+      shifted products; depthwise only), 'onednn' (on CPUs; bfloat16
       where the processor has AMX or AVX512_BF16) or 'auto', the fastest that
       can be had. By default the environment
       variable JAXR18_CONV, otherwise 'auto'.
@@ -260,7 +260,7 @@ def training_type(dtype, devices: int) -> tuple[jnp.dtype, str | None]:
   if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
     why = onednn.bfloat16_reason()
     if devices > 1:
-      why = f"a batch is split over {devices} devices, where XLA computes"
+      why = f"a batch is split over {devices} devices, where it was not tried"
   return (dtype, None) if why is None else (jnp.dtype(jnp.float32), why)
 
 

@@ -24,8 +24,8 @@ def arithmetic() -> dict[str, Any]:
     and JAX's own settings; the versions of what compiles and computes.
   """
   path = os.environ.get("JAXR18_CONV") or "auto"
-  alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-  serves = path in ("auto", "onednn") and alone and onednn.ready()
+  on_cpu = jax.default_backend() == "cpu"
+  serves = path in ("auto", "onednn") and on_cpu and onednn.ready()
   if path == "auto":
     path = "onednn" if serves else "xla"
   device = jax.devices()[0]

@@ -112,7 +112,7 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
 
   text = command.finish(command.start_local(workdir, *flags))
   assert "Process 1 of 2, joined at Slurm's job" in text
-  slower = "2 processes on the CPUs of one host train several times slower"
+  slower = "2 processes on the CPUs of one host are some 10% slower"
   assert text.count(slower) == 1
   assert text.count("train: goes on at step") == 1
   assert_close(workdir, runs[1])

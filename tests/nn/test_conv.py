@@ -528,7 +528,7 @@ def test_training_in_bfloat16_where_it_is_fast():
   )
   assert training_type("bfloat16", 2) == (
     whole,
-    "a batch is split over 2 devices, where XLA computes",
+    "a batch is split over 2 devices, where it was not tried",
   )
   assert training_type("float32", 2) == (whole, None)
 
