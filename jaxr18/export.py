@@ -2,7 +2,7 @@
 
     python -m jaxr18.export --workdir=runs/kd_quant --format=packed
     python -m jaxr18.export --workdir=runs/kd_quant --format=stablehlo
-    python -m jaxr18.export --workdir=runs/kd_quant --format=onnx
+    python -m jaxr18.export --workdir=runs/kd_quant --format=onnx_int
     python -m jaxr18.export --workdir=runs/kd_quant --format=c
     python -m jaxr18.export --workdir=runs/kd_quant --format=litert
 
@@ -10,8 +10,9 @@ All take uint8 images [n, size, size, channels] and give logits; normalization
 and folded batch norm are inside. packed is a safetensors file with each weight
 at its true bits, which jaxr18/deploy/packed.py runs with NumPy alone; stablehlo
 is jax.export's, for CPUs and CUDA (extra `export`), and stablehlo_int has
-integers alone; onnx is for ONNX Runtime (extra `onnx`); c is a folder with a
-program of integers alone and a test image; litert is for phones (extra
+integers alone; onnx is for ONNX Runtime (extra `onnx`), onnx_int is the fast
+form with residual sums of 8 bits, and onnx4 has int4 kernels; c is a folder
+with a program of integers alone and a test image; litert is for phones (extra
 `litert`), and litert4 has int4 kernels there. An ensemble goes into one file of
 onnx, stablehlo or litert.
 
@@ -33,6 +34,8 @@ _FORMATS = (
   "stablehlo",
   "stablehlo_int",
   "onnx",
+  "onnx_int",
+  "onnx4",
   "qonnx",
   "c",
   "litert",
@@ -107,6 +110,8 @@ def _need_extra(name: str) -> None:
     "stablehlo": ("export", "flatbuffers"),
     "stablehlo_int": ("export", "flatbuffers"),
     "onnx": ("onnx", "onnx", "onnxruntime"),
+    "onnx_int": ("onnx", "onnx", "onnxruntime"),
+    "onnx4": ("onnx", "onnx", "onnxruntime"),
     "qonnx": ("qonnx", "qonnx"),
     "litert": ("litert", "flatbuffers", "ai_edge_litert"),
     "litert4": ("litert", "flatbuffers", "ai_edge_litert"),

@@ -192,6 +192,7 @@ class TestPackage:
     assert importers("orbax") == {"train.checkpoint"}
     assert importers("onnx") == {
       "deploy.onnx_graph",
+      "deploy.onnx_values",
       "deploy.to_onnx",
       "deploy.to_qonnx",
       "deploy.judge",

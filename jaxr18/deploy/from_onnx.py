@@ -156,9 +156,14 @@ class _Reader(Layers):
   def blocks(self, x: str) -> tuple[list[_Block], str]:
     """Reads the blocks that end at a tensor, and what enters the first."""
     blocks: list[_Block] = []
-    while (add := self.maker.get(self.relu(x))) and self.is_sum(add):
+    while True:
+      _, x = self.grid(x)  # of a sum, which its operands' grid holds already
+      add = self.maker.get(self.relu(x))
+      if add is None or not self.is_sum(add):
+        return blocks, x
       long, short = sorted(add.input, key=self.depth.__getitem__)[::-1]
-      (grid, long), (other, short) = self.grid(long), self.grid(short)
+      grid, long = self.grid(long, operand=True)
+      other, short = self.grid(short, operand=True)
       # Of what comes from a ReLU the levels above 0 alone are in use.
       above = dataclasses.replace(grid, bits=grid.bits - 1, signed=False)
       if other not in (grid, above):
@@ -172,9 +177,6 @@ class _Reader(Layers):
         fail(add, f"sums what comes from {x!r} and from {entry!r}, expected a"
               " block's two convolutions and its input")  # fmt: skip
       blocks.insert(0, _Block(conv1, conv2, proj, grid))
-      if grid.bits < FLOAT_BITS and self.made(x, "ReLU").op_type != "Relu":
-        _, x = self.grid(x)  # the stem's output, above 0 alone
-    return blocks, x
 
   def pooled(self, x: str) -> str:
     """What enters average pooling over whole feature maps."""

@@ -32,7 +32,7 @@ _KEEP = frozenset(
 )
 # Arithmetic between layers, which the score does not charge; floats come out.
 _FLOAT = frozenset(
-  "Add Sub Pow Sqrt Exp Log Erf Neg Reciprocal Sum Mean Max Min Where Sigmoid"
+  "Sub Pow Sqrt Exp Log Erf Neg Reciprocal Sum Mean Max Min Where Sigmoid"
   " HardSigmoid HardSwish Tanh Softmax LogSoftmax LeakyRelu PRelu Elu Selu Celu"
   " Gelu Mish Softplus Softsign ThresholdedRelu AveragePool GlobalAveragePool"
   " LpPool GlobalLpPool ReduceMean ReduceSum ReduceMin ReduceProd ReduceL1"
@@ -69,6 +69,7 @@ class Fact:
     value: a constant's array, else None.
     scales: numbers that turn its codes into values.
     root: the initializer that a constant comes from.
+    zero: of integers, the code of zero.
   """
 
   bits: int = FLOAT_BITS
@@ -78,6 +79,7 @@ class Fact:
   value: np.ndarray | None = None
   scales: int = 0
   root: str = ""
+  zero: int = 0
 
   @property
   def array(self) -> np.ndarray:
@@ -269,8 +271,10 @@ def _quantize(node, inputs: Sequence[Fact]) -> Fact:
     )
   low, high = ends[0] - offset, ends[1] - offset
   if scale.value is None or scale.value.size != 1:
-    return Fact(bits_of(low, high), (low, high), scales=1)
-  return _held(x, float(scale.value.flat[0]), low, high)
+    return Fact(bits_of(low, high), (low, high), scales=1, zero=offset)
+  held = _held(x, float(scale.value.flat[0]), low, high)
+  # No more values come out than go in.
+  return dataclasses.replace(held, bits=min(held.bits, x.bits), zero=offset)
 
 
 def _held(x: Fact, step: float, low: int, high: int) -> Fact:
@@ -289,17 +293,41 @@ def _dequantize(node, inputs: Sequence[Fact]) -> Fact:
   if scale.value is None or scale.value.size != 1:
     return dataclasses.replace(_without_value(codes), low=-math.inf,
                                high=math.inf)  # fmt: skip
-  return _between(*codes.levels, float(scale.value.flat[0]), codes.scales)
+  out = _between(*codes.levels, float(scale.value.flat[0]), codes.scales)
+  return dataclasses.replace(out, bits=min(out.bits, codes.bits))
 
 
 def _clip(node, inputs: Sequence[Fact]) -> Fact:
   x, old = inputs[0], attributes(node)
+  ends = [f.value for f in inputs[1:] if f.value is not None]
+  if x.levels is not None and ends and ends[0].dtype.kind in "iu":
+    return _cut(x, inputs[1:])
   low, high = old.get("min", -math.inf), old.get("max", math.inf)
   for i, f in enumerate(inputs[1:]):
     if f.value is not None:
       low, high = (f.value.item(), high) if i == 0 else (low, f.value.item())
   low, high = max(low, x.low), min(high, x.high)
   return dataclasses.replace(_without_value(x), low=low, high=high)
+
+
+def _cut(x: Fact, ends: Sequence[Fact]) -> Fact:
+  """Integers between two of their own; the step between two stays."""
+  assert x.levels is not None
+  (low, high), step = x.levels, (x.high - x.low) / max(1, np.ptp(x.levels))
+  by = [None if f.value is None else int(f.value.flat[0]) - x.zero
+        for f in (*ends, Fact())[:2]]  # fmt: skip
+  low = low if by[0] is None else min(max(low, by[0]), high)
+  high = high if by[1] is None else max(min(high, by[1]), low)
+  out = _between(low, high, step, x.scales)
+  return dataclasses.replace(out, bits=min(out.bits, x.bits), zero=x.zero)
+
+
+def _added(node, inputs: Sequence[Fact]) -> Fact:
+  """Add: a 0 changes nothing."""
+  for x, other in (inputs, inputs[::-1]):
+    if other.value is not None and not other.value.any():
+      return _without_value(x)
+  return Fact()
 
 
 def _relu(node, inputs: Sequence[Fact]) -> Fact:
@@ -414,6 +442,7 @@ _RULES = {
   "QuantizeLinear": _quantize,
   "DequantizeLinear": _dequantize,
   "DynamicQuantizeLinear": _dynamic,
+  "Add": _added,
   "Clip": _clip,
   "Relu": _relu,
   "Abs": lambda node, inputs: Fact(low=0.0),

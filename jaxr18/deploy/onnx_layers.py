@@ -4,6 +4,8 @@ A layer is read from its output: batch norm, and multiplications and additions
 of constants by channel, are folded into the convolution before them. A tensor
 is quantized where nodes round it: QONNX's Quant, QuantizeLinear with
 DequantizeLinear, or Round between a division and a multiplication by one step.
+Integers may be cut between QuantizeLinear and DequantizeLinear, and their step
+may be multiplied behind it.
 """
 
 from __future__ import annotations
@@ -177,6 +179,9 @@ class Layers:
                                for i in range(codes.ndim)])  # fmt: skip
       if np.any(zero):
         fail(maker, "has a zero point, expected 0 for weights")
+      codes, scale = _in_lowest_terms(codes, scale)
+    elif maker is not None and (found := self._integers(maker)) is not None:
+      codes, scale = found
     else:
       return self._floats(node, fact, maker, axis)
     features = codes.shape[axis]
@@ -187,6 +192,18 @@ class Layers:
     if bits[0] > 8:
       fail(maker, f"holds weights to {bits[0]} bits, expected 8 or fewer")
     return {"codes": codes.astype(np.int8), "scale": scale}, bits
+
+  def _integers(self, maker: onnx.NodeProto):
+    """A kernel's integers and scale, where it is a product of the two."""
+    if maker.op_type != "Mul":
+      return None
+    cast = self.maker.get(maker.input[0])
+    if cast is None or cast.op_type != "Cast":
+      return None
+    codes = self.known[cast.input[0]]
+    if codes.value is None or codes.bits > 8:
+      return None
+    return codes.array.astype(np.int64), self.known[maker.input[1]].array
 
   def _floats(self, node, fact: Fact, maker, axis: int):
     """A kernel in 16 or 32 bits; one in 16 may be scaled behind its cast."""
@@ -205,23 +222,30 @@ class Layers:
       fail(node, "has a kernel of bfloat16, expected float16 or float32")
     return {"kernel": kernel}, (fact.bits, False)
 
-  def grid(self, x: str) -> tuple[Grid, str]:
-    """What holds a tensor to levels, if anything, and the tensor before it."""
+  def grid(self, x: str, operand: bool = False) -> tuple[Grid, str]:
+    """What holds a tensor to levels, if anything, and the tensor before it.
+
+    Args:
+      x: the tensor.
+      operand: whether it goes into a sum with a ReLU behind it, where levels
+        that are too low are none.
+    """
     x = self.reshaped(x)
     node, fact = self.maker.get(x), self.known[x]
     source = None if node is None else self.rounded(node)
     if node is None or source is None:
       return Grid(), x
-    before = self.maker.get(source)
-    if before is not None and before.op_type == "Clip":
-      source = before.input[0]
+    source = self._unchanged(source)
     if fact.levels is None and fact.bits == HALF_BITS:
       return Grid(HALF_BITS), source
     if fact.levels is None or not 0 < fact.high < np.inf:
       fail(node, "has no constant step")
     (low, high), signed = fact.levels, fact.levels[0] < 0
-    bits = bits_of(low, high)
-    if high != input_levels(bits, signed) or low < -high - 1:
+    low = max(low, -high) if operand else low
+    bits = min(fact.bits, bits_of(low, high))
+    levels = int(input_levels(bits, signed))
+    times = high // levels
+    if high != times * levels or low < -high - times:
       fail(node, f"has levels from {low} to {high}, which are not those of"
             f" {bits} bits")  # fmt: skip
     if low < -high:
@@ -229,7 +253,12 @@ class Layers:
         "%s has levels from %d to %d; %d becomes %d here", named(node), low,
         high, low, -high,
       )  # fmt: skip
-    return Grid(bits, fact.high, signed), source
+    grid = Grid(bits, fact.high, signed)
+    if times > 1:  # of integers that were on the same grid before
+      inner, before = self.grid(source)
+      if inner.bits == bits and np.isclose(inner.bound, grid.bound):
+        return inner, before
+    return grid, source
 
   def rounded(self, node: onnx.NodeProto) -> str | None:
     """What enters the nodes that round, of which this is the last."""
@@ -240,16 +269,42 @@ class Layers:
       return node.input[0]
     if first is None:
       return None
-    if node.op_type == "DequantizeLinear" and first.op_type == "QuantizeLinear":
-      if not self.equal(node.input[1], first.input[1]):
-        fail(node, f"has another scale than {named(first)}")
-      return first.input[0]
+    if node.op_type == "DequantizeLinear":
+      return self.dequantized(node, node.input[1])
+    if node.op_type == "Mul" and first.op_type == "DequantizeLinear":
+      one = self.known[first.input[1]].value
+      if one is None or np.any(one != 1):
+        fail(node, f"multiplies {named(first)}, whose scale is not 1")
+      return self.dequantized(first, node.input[1])
     if node.op_type == "Mul" and first.op_type == "Round":
       return self.divided(node, first)
     if node.op_type == "Cast" and first.op_type == "Cast":
       half = attributes(first)["to"] == onnx.TensorProto.FLOAT16
       return first.input[0] if half else None
     return None
+
+  def dequantized(self, node: onnx.NodeProto, step: str) -> str | None:
+    """What enters QuantizeLinear, from DequantizeLinear and their step."""
+    x = self.reshaped(node.input[0])
+    if (cut := self.maker.get(x)) is not None and cut.op_type == "Clip":
+      x = cut.input[0]
+    first = self.maker.get(x)
+    if first is None or first.op_type != "QuantizeLinear":
+      return None
+    if not self.equal(step, first.input[1]):
+      fail(node, f"has another scale than {named(first)}")
+    return first.input[0]
+
+  def _unchanged(self, x: str) -> str:
+    """What a Clip, or a sum with 0, before a grid starts from."""
+    node = self.maker.get(x)
+    if node is not None and node.op_type == "Clip":
+      return node.input[0]
+    if node is not None and node.op_type == "Add" and not self.is_sum(node):
+      values = [self.known[name].value for name in node.input]
+      if any(v is not None and not np.any(v) for v in values):
+        return node.input[0 if values[0] is None else 1]
+    return x
 
   def divided(self, node: onnx.NodeProto, rounding: onnx.NodeProto) -> str:
     """What is divided before a Round, and multiplied again behind it."""
@@ -309,6 +364,12 @@ def _bits_of(codes, maker, known: dict[str, Fact]) -> tuple[int, bool]:
     fail(maker, f"holds weights to {said} bits with a level of {-largest},"
           " expected as many levels below 0 as above")  # fmt: skip
   return said, False
+
+
+def _in_lowest_terms(codes: np.ndarray, scale: np.ndarray):
+  """Integers without a common factor, which their scale takes."""
+  factor = max(1, int(np.gcd.reduce(codes, axis=None)))
+  return codes // factor, scale.astype(np.float64) * factor
 
 
 def _by_channel(node: onnx.NodeProto, value, axis: int) -> Any:

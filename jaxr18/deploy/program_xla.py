@@ -15,6 +15,7 @@ from jaxr18.deploy import packed
 from jaxr18.deploy.lower import lower
 from jaxr18.deploy.program import Program, Step, codes, output, run
 from jaxr18.nn import int8
+from jaxr18.nn.network import Network
 
 
 def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
@@ -153,9 +154,8 @@ def lower_with_sums(
 ) -> Program:
   """Lowers a packed network with residual sums of no more than so many bits.
 
-  Sums that were trained in so few stay as they are. The grid of others reaches
-  as far as the operands of its sum do on some images; the one of the stem's
-  output is that of the first sum, and twice as long.
+  Sums that were trained in so few stay as they are; others get the grids of
+  `sum_bounds`.
 
   Args:
     network, arrays: as `packed.read` gives them.
@@ -168,6 +168,47 @@ def lower_with_sums(
   program = lower(network, arrays)
   if program.sum_bits <= bits:
     return program
+  found = sum_bounds(network, program, images)
+  bounds = {f"{block}.sum_bound": bound for block, bound in found.items()}
+  return lower(network | {"sum_bits": bits}, arrays | bounds)
+
+
+def with_sums(
+  net: Network, network: dict, arrays: dict, bits: int, images: np.ndarray
+) -> Network:
+  """Makes the network whose residual sums have no more than so many bits.
+
+  Args:
+    net: not stacked; itself where its sums were trained in so few.
+    network, arrays: of its packed file, as `packed.read` gives them.
+    bits, images: as `lower_with_sums` takes them.
+
+  Raises:
+    ProgramError: as `lower` does.
+  """
+  program = lower(network, arrays)
+  if program.sum_bits <= bits:
+    return net
+  params, masks = dict(net.params), dict(net.masks)
+  for block, bound in sum_bounds(network, program, images).items():
+    params[block] = {**params[block], "sum_bound": jnp.asarray(bound)}
+    masks[block] = {**masks[block], "sum_bound": jnp.asarray(True)}
+  spec = dataclasses.replace(net.spec, sum_bits=bits)
+  return net.replace(params=params, masks=masks, spec=spec)
+
+
+def sum_bounds(
+  network: dict, program: Program, images: np.ndarray
+) -> dict[str, np.float32]:
+  """Finds how far the operands of each block's sum reach on some images.
+
+  The stem's output is on the grid of the first sum, which goes twice as far.
+
+  Args:
+    network: as `packed.read` gives it.
+    program: it, with fine sums.
+    images: uint8 [n, size, size, channels].
+  """
   first, *_ = packed.blocks_of(network["units"])
 
   def reaches(images):
@@ -184,5 +225,4 @@ def lower_with_sums(
 
   with jax.enable_x64(True):
     found = jax.device_get(jax.jit(reaches)(jnp.asarray(images)))
-  bounds = {f"{k}.sum_bound": np.float32(v) for k, v in found.items()}
-  return lower(network | {"sum_bits": bits}, arrays | bounds)
+  return {block: np.float32(bound) for block, bound in found.items()}

@@ -25,6 +25,7 @@ from jaxr18.deploy.onnx_graph import (
   codes_and_scale,
   input_step,
   oihw,
+  shape_of,
 )
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
@@ -59,7 +60,7 @@ def to_qonnx(
   """
   model = build(
     net,
-    _Quants(),
+    lambda *_: _Quants(),
     mean=mean,
     std=std,
     size=size,
@@ -143,9 +144,17 @@ class _Quants:
     bias = graph.constant(f"{layer.path}/bias", numbers["bias"])
     return graph("Add", x, bias, name="logits")
 
-  def biased(
-    self, graph: Graph, layer: Layer, bias: np.ndarray, sums: str, name: str
+  def convolution(
+    self, graph: Graph, layer: Layer, numbers: dict, x: str, name: str
   ) -> str:
+    inputs, how = [x, self.kernel(graph, layer, numbers)], shape_of(layer)
+    if "bias" not in numbers:
+      return graph("Conv", *inputs, name=name, **how)
+    bias = numbers["bias"]
+    if "codes" not in numbers:
+      bias = graph.constant(f"{layer.path}/bias", bias)
+      return graph("Conv", *inputs, bias, name=name, **how)
+    sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
     # As the batch norm that it was: hls4ml moves a kernel's scales through a
     # convolution without a bias alone, and takes no sum with a constant.
     ones, zeros = np.ones_like(bias), np.zeros_like(bias)
@@ -157,6 +166,9 @@ class _Quants:
     self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
   ) -> str:
     return _quant(graph, name, x, step, bits, signed)
+
+  def relu(self, graph: Graph, x: str, name: str) -> str:
+    return graph("Relu", x, name=name)
 
 
 def _quant(

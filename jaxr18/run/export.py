@@ -25,7 +25,7 @@ from jaxr18.deploy import integer, packed, to_c
 from jaxr18.deploy.fold import fold
 from jaxr18.deploy.lower import lower
 from jaxr18.deploy.pack import bytes_of_data, pack
-from jaxr18.deploy.program_xla import lower_with_sums, runner
+from jaxr18.deploy.program_xla import lower_with_sums, runner, with_sums
 from jaxr18.deploy.speed import measure
 from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError, writing
@@ -52,16 +52,19 @@ SUFFIXES = {
   "stablehlo": "stablehlo",
   "stablehlo_int": "int.stablehlo",
   "onnx": "onnx",
+  "onnx_int": "int.onnx",
+  "onnx4": "int4.onnx",
   "qonnx": "qonnx.onnx",
   "litert": "tflite",
   "litert4": "int4.tflite",
 }
 FORMATS = (*SUFFIXES, "c")
 _EXACT = ("packed", "stablehlo")  # in the network's own order of operations
-_VOTING = ("onnx", "stablehlo", "litert", "litert4")  # what holds an ensemble
+# What holds an ensemble.
+_VOTING = ("onnx", "onnx_int", "onnx4", "stablehlo", "litert", "litert4")
 _UNTIMED = ("c", "qonnx")  # what runs them is elsewhere
 _COMPARED = 100  # images that C and LiteRT are held against the definition on
-_LOOKED_AT = 100  # training images whose residual sums LiteRT's grids cover
+_LOOKED_AT = 100  # training images whose residual sums grids of 8 bits cover
 
 
 def export_run(
@@ -249,6 +252,26 @@ def _litert(name, nets, dataset, provenance, path) -> _Made:
   return _Made({path: data}, _loaded(name, data, path), {}, check)
 
 
+def _onnx_int(name, nets, dataset, provenance, path) -> _Made:
+  """ONNX with residual sums of 8 bits, held against the network with these."""
+  from jaxr18.deploy.onnx_fused import SUM_BITS
+
+  images = dataset.train.images[:_LOOKED_AT]
+  each = [
+    with_sums(net, *_numbers(net, dataset, provenance), SUM_BITS, images)
+    for net in nets.each
+  ]
+  data, about = _export("onnx", nets._replace(each=each), dataset, provenance)
+
+  def check(logits, reference):
+    _check_answers(logits, reference)
+    some, mesh = dataset.test.images[:_COMPARED], make_mesh()
+    expected = [predict(net, some, dataset, len(some), mesh) for net in each]
+    _check_same(name, logits[:_COMPARED], nets.vote(np.stack(expected)))
+
+  return _Made({path: data}, _loaded(name, data, path), about, check)
+
+
 def _c(name, nets, dataset, provenance, path) -> _Made:
   """C's files; XLA computes the same integers, as some images show here."""
   del name
@@ -279,6 +302,7 @@ def _c(name, nets, dataset, provenance, path) -> _Made:
 
 _MAKING = {
   "stablehlo_int": _stablehlo_int,
+  "onnx_int": _onnx_int,
   "litert": _litert,
   "litert4": _litert,
   "c": _c,
@@ -333,6 +357,8 @@ def _runtime(name: str) -> str:
   """Names what runs a format, with its version."""
   program, package = {
     "onnx": ("ONNX Runtime", "onnxruntime"),
+    "onnx_int": ("ONNX Runtime", "onnxruntime"),
+    "onnx4": ("ONNX Runtime", "onnxruntime"),
     "qonnx": ("QONNX", "qonnx"),
     "litert": ("LiteRT", "ai-edge-litert"),
     "stablehlo": ("XLA", "jaxlib"),
@@ -345,7 +371,7 @@ def load(name: str, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from uint8 images to logits, from a file alone."""
   if name == "packed":
     return packed.load(path)[0]
-  if name == "onnx":
+  if name.startswith("onnx"):
     from jaxr18.deploy.to_onnx import load_onnx
 
     return load_onnx(path)
@@ -414,10 +440,11 @@ def _export(name, nets, dataset, provenance) -> tuple[bytes, dict[str, int]]:
     }
     return data, about
   more = how | dict(size=size, provenance=provenance)
-  if name == "onnx":
+  if name.startswith("onnx"):
     from jaxr18.deploy.onnx_vote import together
     from jaxr18.deploy.to_onnx import to_onnx
 
+    more["int4"] = name == "onnx4"
     models = [to_onnx(net, **more) for net in nets.each]
     if nets.method is None:
       return models[0], {}

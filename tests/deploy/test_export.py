@@ -57,11 +57,20 @@ class TestOnnx:
     close(run(odd_nets.images()), expected)
     close(run(odd_nets.images()[:3]), expected[:3])
 
-    model = onnx.load_from_string(data)
-    types = {t.data_type for t in model.graph.initializer}
+    small = to_onnx(
+      odd_nets.net(bits, density), **HOW, provenance={}, int4=True
+    )
+    path.write_bytes(small)
+    close(load_onnx(path, threads=1)(odd_nets.images()), expected)
+    types = {
+      t.data_type for t in onnx.load_from_string(small).graph.initializer
+    }
     assert (onnx.TensorProto.INT4 in types) == (bits != "float")
+
+    model = onnx.load_from_string(data)
     ops = [node.op_type for node in model.graph.node]
-    assert ops.count("Conv") == len(odd_nets.spec(bits).layers())
+    layers = ops.count("Conv") + ops.count("MatMul")
+    assert layers == len(odd_nets.spec(bits).layers())
     assert "BatchNormalization" not in ops
     assert model.metadata_props[0].key == "a"
 
@@ -253,9 +262,12 @@ def workdir(tmp_path_factory):
 
 
 class TestRun:
-  @pytest.mark.parametrize("name", ["packed", "stablehlo", "onnx", "qonnx"])
+  @pytest.mark.parametrize(
+    "name", ["packed", "stablehlo", "onnx", "onnx4", "qonnx"]
+  )
   def test_exports_and_tests(self, name, workdir):
     for module in {"onnx": ("onnx", "onnxruntime"), "qonnx": ("qonnx",),
+                   "onnx4": ("onnx", "onnxruntime"),
                    "stablehlo": ("flatbuffers",)}.get(name, ()):  # fmt: skip
       pytest.importorskip(module)
     before = result_lib.read(workdir)
@@ -269,11 +281,13 @@ class TestRun:
     assert after.exports[name] == found
     assert dataclasses.replace(after, exports=before.exports) == before
 
-  @pytest.mark.parametrize("name", ["stablehlo_int", "litert", "litert4"])
+  @pytest.mark.parametrize(
+    "name", ["stablehlo_int", "onnx_int", "litert", "litert4"]
+  )
   def test_integers_alone(self, name, workdir, monkeypatch):
     if "litert" in name:
       pytest.importorskip("ai_edge_litert")
-    pytest.importorskip("flatbuffers")
+    pytest.importorskip("onnxruntime" if "onnx" in name else "flatbuffers")
     path, found = exporting.export_run(workdir, name)
     assert path.name == f"network.{exporting.SUFFIXES[name]}"
     assert found.same_answers >= 80 and found.count == 96
@@ -422,7 +436,7 @@ class TestCommand:
       (
         ("--workdir=x", "--format=tflite"),
         2,
-        "packed, stablehlo, stablehlo_int, onnx, qonnx, c, litert, litert4",
+        "packed, stablehlo, stablehlo_int, onnx, onnx_int, onnx4, qonnx, c,",
       ),
       (("--workdir=x", "--format=onnx"), 2, "pip install 'jaxr18[onnx]'"),
       (("--workdir=x", "--format=stablehlo"), 2, "'jaxr18[export]'"),
