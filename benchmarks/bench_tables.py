@@ -190,6 +190,8 @@ def onnx_speed_table(r: dict[str, Any]) -> str:
     "simulated": "the network as trained, XLA",
     "integer": "int8 convolutions, XLA",
     "onnx": "ONNX, ONNX Runtime",
+    "onnx_int": "ONNX with sums of 8 bits, ONNX Runtime",
+    "onnx4": "ONNX with int4 kernels, ONNX Runtime",
     "stablehlo": "StableHLO, XLA",
     "packed": "packed, NumPy",
   }
@@ -202,3 +204,24 @@ def onnx_speed_table(r: dict[str, Any]) -> str:
   header = [f"{r['run']}, batches of {r['batch']}", "images/s",
             "to the first"]  # fmt: skip
   return table(header, rows)
+
+
+def onnx_forms_table(r: dict[str, Any]) -> str:
+  """From what `benchmarks.onnx_forms` measured."""
+  what = {
+    "float32": "float32",
+    "static": "ONNX Runtime's static quantization of it",
+    "onnx4": "`onnx4`",
+    "onnx": "`onnx`",
+    "onnx_int": "`onnx_int`",
+  }
+  networks = r["networks"]
+  rows = []
+  for form, name in what.items():
+    cells = [name]
+    for one in networks.values():
+      rates = one["images_per_s"]
+      share = rates[form] / rates["float32"]
+      cells.append(f"{rates[form]:,.0f} ({share:.2f})")
+    rows.append(cells)
+  return table(["images/s on one thread (to float32)", *networks], rows)

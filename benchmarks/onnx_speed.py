@@ -4,11 +4,12 @@
     python -m benchmarks.onnx_speed --workdir=runs/kd_quant \\
         --out docs/results/onnx_speed/result.json
 
-Measures ONNX Runtime on WORKDIR/export/network.onnx, the StableHLO program if
-it is there, and in XLA the simulation that was trained (`network.forward` with
-the fastest convolution here) and the integer path; all from uint8 images to
-logits, on the CPU with all its cores, in rounds of a few seconds each, so that
-what disturbs one round disturbs all. The numbers are medians over rounds.
+Measures ONNX Runtime on the ONNX files in WORKDIR/export/, the StableHLO
+program if it is there, and in XLA the simulation that was trained
+(`network.forward` with the fastest convolution here) and the integer path; all
+from uint8 images to logits, on the CPU with all its cores, in rounds of a few
+seconds each, so that what disturbs one round disturbs all. The numbers are
+medians over rounds.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def contenders(workdir: pathlib.Path, dataset, names: list[str]) -> dict:
       0
     ],
   }
-  for name in ("onnx", "stablehlo", "packed"):
+  for name in ("onnx", "onnx_int", "onnx4", "stablehlo", "packed"):
     path = workdir / "export" / f"network.{exporting.SUFFIXES[name]}"
     if path.exists():
       out[name] = exporting.load(name, path)

@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "pruning": lambda: bench_tables.pruning_tables(load("pruning")),
   "distill": lambda: bench_tables.distill_table(load("distill")),
   "members": lambda: bench_tables.members_table(load("members")),
+  "onnx_forms": lambda: bench_tables.onnx_forms_table(load("onnx_forms")),
   "onnx_speed": lambda: bench_tables.onnx_speed_table(load("onnx_speed")),
 }
 
