@@ -225,3 +225,20 @@ def onnx_forms_table(r: dict[str, Any]) -> str:
       cells.append(f"{rates[form]:,.0f} ({share:.2f})")
     rows.append(cells)
   return table(["images/s on one thread (to float32)", *networks], rows)
+
+
+def integers_table(r: dict[str, Any]) -> str:
+  """From what `benchmarks.integers` measured."""
+  what = {
+    "integer_xla": "`--integer`, XLA",
+    "integer_auto": "`--integer`, oneDNN",
+    "program_xla": "program of integers, XLA",
+    "program_auto": "program of integers, oneDNN",
+  }
+  rows = []
+  for name, rates in r["images_per_processor_s"].items():
+    base = rates["float32"]
+    cells = [f"{rates[k]:,.0f} ({rates[k] / base:.2f})" for k in what]
+    rows.append([name, f"{base:,.0f}", *cells])
+  header = [f"images/s, batches of {r['batch']}", "float32", *what.values()]
+  return table(header, rows)

@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "distill": lambda: bench_tables.distill_table(load("distill")),
   "members": lambda: bench_tables.members_table(load("members")),
   "onnx_forms": lambda: bench_tables.onnx_forms_table(load("onnx_forms")),
+  "integers": lambda: bench_tables.integers_table(load("integers")),
   "onnx_speed": lambda: bench_tables.onnx_speed_table(load("onnx_speed")),
 }
 

@@ -15,10 +15,12 @@ codes. `train/evaluate.py` tests the codes as floats; with fused multiply-add
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from jaxr18.deploy import packed
@@ -94,8 +96,12 @@ def _run(folded, spec, images, arithmetics, path):
 
   def apply(layer: Layer, x):
     numbers = folded[layer.path]
-    factor = numbers.get("scale", 1)
-    integers = layer.w_bits < HALF_BITS and layer.a_bits < HALF_BITS
+    integers = max(layer.w_bits, layer.a_bits) < HALF_BITS
+    if integers and "input_bound" in numbers and arithmetics == ("int8",):
+      if isinstance(x, _Pending):
+        x = x.compute((layer, numbers))
+      return _Pending(layer, numbers, x, path)
+    x, factor = _floats(x), numbers.get("scale", 1)
     if layer.a_bits < HALF_BITS:
       bound = numbers.get("input_bound", quantize.dynamic_bound(x))
       how = layer.a_bits, layer.signed_input
@@ -125,10 +131,11 @@ def _run(folded, spec, images, arithmetics, path):
 
   def on_grid(operands, block, signed):
     if spec.sum_bits == FLOAT_BITS:
-      return functools.reduce(jnp.add, operands)
+      return functools.reduce(_plus, operands)
     bound = folded[block]["sum_bound"]
     codes = [
-      quantize.sum_codes(v, bound, spec.sum_bits, signed) for v in operands
+      quantize.sum_codes(_floats(v), bound, spec.sum_bits, signed)
+      for v in operands
     ]
     step = quantize.input_step(bound, spec.sum_bits, True)
     return functools.reduce(jnp.add, codes) * step
@@ -137,12 +144,99 @@ def _run(folded, spec, images, arithmetics, path):
     units(spec),
     images,
     apply,
-    relu=jax.nn.relu,
+    relu=_relu,
     add=lambda y, x, block: on_grid((y, x), block, True),
-    mean=_mean,
-    enter=lambda x, block: on_grid((x,), block, False),
+    mean=lambda x: _mean(_floats(x)),
+    enter=lambda x, block: on_grid((_floats(x),), block, False),
   )
-  return logits[:, 0, 0], wrong
+  return _floats(logits)[:, 0, 0], wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+  """A layer of integers that waits for what follows, which goes with it.
+
+  Attributes:
+    layer: of the spec.
+    numbers: of the folded layer, with a bound of its input.
+    x: its input, float32, or its codes.
+    path: of its convolution.
+    relu: whether ReLU follows.
+    residual: what is added before that, float32; or None.
+  """
+
+  layer: Layer
+  numbers: dict
+  x: jax.Array
+  path: str | None
+  relu: bool = False
+  residual: jax.Array | None = None
+
+  def compute(self, following: tuple[Layer, dict] | None = None) -> jax.Array:
+    """Computes float32, or the codes of the input of a following layer."""
+    layer, numbers, codes = self.layer, self.numbers, self.numbers["codes"]
+    step, after = _grid(layer, numbers), _grid(*(following or (layer, numbers)))
+    features = codes.shape[-1:]
+    factor = jnp.broadcast_to(numbers["scale"] * step, features)
+    bias = jnp.broadcast_to(numbers.get("bias", np.float32(0)), features)
+    residual = np.zeros(0, np.float32)
+    if self.residual is not None:
+      residual = self.residual
+
+    def form(x, codes, residual, factor, bias, steps):
+      if x.dtype == jnp.float32:
+        how = layer.a_bits, layer.signed_input
+        x = quantize.codes_by_step(x, steps[0], *how)
+      y = _int_sums(x, codes, layer, self.path) * factor + bias
+      y = y if self.residual is None else y + residual
+      y = jax.nn.relu(y) if self.relu else y
+      if following is None:
+        return y
+      how = following[0].a_bits, following[0].signed_input
+      return quantize.codes_by_step(y, steps[1], *how)
+
+    ends = _ends(layer) + _ends(following[0] if following else layer)
+    return int8.call(
+      "int8_float",
+      form,
+      (self.x, codes, residual, factor, bias, jnp.stack([step, after])),
+      _sizes(layer),
+      self.path,
+      how=(layer.stride, layer.kernel // 2, layer.groups),
+      adds=self.residual is not None,
+      relu=self.relu,
+      ends=ends,
+    )
+
+
+def _grid(layer: Layer, numbers: dict) -> jax.Array:
+  """The step of a layer's input, float32 []."""
+  how = layer.a_bits, layer.signed_input
+  return quantize.input_step(numbers["input_bound"], *how)
+
+
+def _ends(layer: Layer) -> tuple[int, int]:
+  """The least and the largest code of a layer's input."""
+  high = quantize.input_levels(layer.a_bits, layer.signed_input)
+  return (-high if layer.signed_input else 0), high
+
+
+def _floats(x):
+  return x.compute() if isinstance(x, _Pending) else x
+
+
+def _relu(x):
+  if not isinstance(x, _Pending):
+    return jax.nn.relu(x)
+  x = dataclasses.replace(x, relu=True)
+  # Several layers read a residual sum, and one what is between two layers.
+  return x if x.residual is None else x.compute()
+
+
+def _plus(y, x):
+  if isinstance(y, _Pending):
+    return dataclasses.replace(y, residual=_floats(x))
+  return y + _floats(x)
 
 
 def _mean(x):

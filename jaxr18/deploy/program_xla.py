@@ -18,13 +18,19 @@ from jaxr18.nn import int8
 from jaxr18.nn.network import Network
 
 
-def runner(program: Program) -> Callable[[np.ndarray], np.ndarray]:
+def runner(
+  program: Program, path: str | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
   """Makes a function from uint8 images [n, size, size, channels] to logits.
 
   They are float32 [n, classes], divided by their unit outside of XLA; all else
   is integers, with 64 bits in the rescalings.
+
+  Args:
+    program: of `lower`.
+    path: of the convolutions, as `nn.int8.conv` takes it.
   """
-  compiled = jax.jit(lambda images: forward(program, images))
+  compiled = jax.jit(lambda images: forward(program, images, path))
 
   def logits(images: np.ndarray) -> np.ndarray:
     with jax.enable_x64(True):
@@ -111,9 +117,7 @@ def _run(step: Step, x: _Tensor, other: _Tensor | None, path) -> _Tensor:
     (x.values, step.kernel, plus, table, *numbers),
     _codes(step),
     path,
-    stride=step.stride,
-    padding=step.kernel.shape[0] // 2,
-    groups=step.groups,
+    how=(step.stride, step.kernel.shape[0] // 2, step.groups),
     looks_up=looks_up,
     adds=other is not None,
     rules=rules,

@@ -3,14 +3,13 @@
 // Codes are int8 or uint8, kernels int8, sums int32, by oneDNN. A layer of
 // docs/integer.md is one call: its input is brought to codes, convolved, its sums
 // are rescaled in 64 bits, a residual is added, and what comes out is narrow
-// again. A call goes through the batch by a few images at a time, each part on
+// again. So is a layer of deploy/integer.py, with floats in between. A call goes through the batch by a few images at a time, each part on
 // one thread, so that its sums stay in that core's cache and never reach memory.
 
 #include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -47,6 +46,7 @@ constexpr int64_t kPart = 1 << 16;  // sums of a part of the batch, about
 constexpr int64_t kValues = 256;    // of a byte
 
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));  // half as many
 typedef uint64_t Words __attribute__((vector_size(4 * kLanes)));
 
@@ -241,7 +241,8 @@ void ByType(Type type, Run run) {
 }
 
 int64_t Bytes(Type type) {
-  int64_t bytes = 0;
+  int64_t bytes = 4;
+  if (type == ffi::F32) return bytes;
   ByType(type, [&](auto t) { bytes = sizeof(t); });
   return bytes;
 }
@@ -399,22 +400,115 @@ struct Tensor {
   }
 };
 
-// One layer. Without `read` and `table` its input is codes, without `write` its
-// output is the sums.
+// What a call computes by parts of the batch.
 struct Layer {
   Geometry g;
-  Tensor x, kernel, other, table, y;
-  Rule read, write, shortcut;
-  bool looks_up, adds;
+  Tensor x, kernel, y;
+  bool has_sums;  // as its output
 
-  Type Codes() const {
+  Layer(const Any& x, const Any& kernel, const Any& y, Shape how, bool has_sums)
+      : g{x.dimensions(), kernel.dimensions(), y.dimensions(), how[0], how[1],
+          how[2]},
+        x(x), kernel(kernel), y(y), has_sums(has_sums) {}
+  virtual ~Layer() = default;
+  virtual Type Codes() const { return x.type; }
+
+  // The codes of some elements of the input, from `first` on.
+  virtual const void* Encode(int64_t first, int64_t, Arena&) const {
+    return x.at(first);
+  }
+
+  // The output of sums, from element `first` on; `more` is room for as many.
+  virtual void Finish(const int32_t*, int64_t, int64_t, int32_t*) const {}
+
+  void Part(const Plan& plan, const void* blocked, int64_t image,
+            int64_t images, Desk& desk) const {
+    Library& lib = Lib();
+    const int64_t in = g.x[1] * g.x[2] * g.x[3];
+    const int64_t out = g.y[1] * g.y[2] * g.y[3], count = out * images;
+    const void* codes = Encode(image * in, images * in, desk.codes);
+    int32_t* sums = static_cast<int32_t*>(
+        has_sums ? y.at(image * out) : desk.sums.Get(8 * count));
+    plan.convolve.execute(
+        desk.stream,
+        {{DNNL_ARG_SRC, lib.Wrap(plan.x, codes)},
+         {DNNL_ARG_WEIGHTS, lib.Wrap(plan.blocked, blocked)},
+         {DNNL_ARG_DST, lib.Wrap(plan.y, sums)},
+         {DNNL_ARG_SCRATCHPAD,
+          lib.Wrap(plan.scratch, desk.scratch.Get(plan.scratch.get_size()))}});
+    desk.stream.wait();
+    if (!has_sums) Finish(sums, image * out, count, sums + count);
+  }
+
+  void Run() const {
+    Library& lib = Lib();
+    const int64_t n = g.x[0], threads = omp_get_max_threads();
+    const int64_t out = std::max<int64_t>(1, g.y[1] * g.y[2] * g.y[3]);
+    const int64_t each = std::max<int64_t>(
+        1, std::min(kPart / out, (n + threads - 1) / threads));
+    const int64_t parts = (n + each - 1) / each, last = n - (parts - 1) * each;
+    const Plan& plan = PlanOf(g, Codes(), each);
+    const Plan& rest = last == each ? plan : PlanOf(g, Codes(), last);
+    const void* blocked = Blocked(plan);
+    const void* blocked_rest = rest.blocked == plan.blocked ? blocked : nullptr;
+    while (static_cast<int64_t>(lib.desks.size()) < threads) {
+      lib.desks.push_back({dnnl::stream(lib.engine), {}, {}, {}});
+    }
+    std::string failed;
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (int64_t i = 0; i < parts - (blocked_rest == nullptr); ++i) {
+      try {
+        const OneThread guard;
+        Part(i < parts - 1 ? plan : rest, blocked, i * each,
+             i < parts - 1 ? each : last, lib.desks[omp_get_thread_num()]);
+      } catch (const std::exception& error) {
+#pragma omp critical
+        failed = error.what();
+      }
+    }
+    if (!failed.empty()) throw std::runtime_error(failed);
+    if (blocked_rest == nullptr) {
+      const OneThread guard;
+      Part(rest, Blocked(rest), (parts - 1) * each, last, lib.desks[0]);
+    }
+  }
+
+  const void* Blocked(const Plan& plan) const {
+    if (!plan.reorder) return kernel.data;
+    Library& lib = Lib();
+    const OneThread guard;
+    void* blocked = lib.weights.Get(plan.blocked.get_size());
+    plan.reorder.execute(
+        lib.stream,
+        {{DNNL_ARG_FROM, lib.Wrap(plan.kernel, kernel.data)},
+         {DNNL_ARG_TO, lib.Wrap(plan.blocked, blocked)},
+         {DNNL_ARG_SCRATCHPAD,
+          lib.Wrap(plan.reorder_scratch,
+                   lib.scratch.Get(plan.reorder_scratch.get_size()))}});
+    lib.stream.wait();
+    return blocked;
+  }
+};
+
+// A step of a program of integers. Without `read` and `table` its input is codes.
+struct IntegerLayer : Layer {
+  Tensor other, table;
+  bool looks_up, adds;
+  Rule read, write, shortcut;
+
+  IntegerLayer(const Layer& layer, const Any& other, const Any& table,
+               bool looks_up, bool adds)
+      : Layer(layer), other(other), table(table), looks_up(looks_up),
+        adds(adds) {}
+
+  Type Codes() const override {
     if (looks_up) return table.type;
     if (read) return read.has_sign() ? ffi::S8 : ffi::U8;
     return x.type;
   }
 
-  // The codes of some elements of the input, from `first` on.
-  const void* Encode(int64_t first, int64_t count, Arena& arena) const {
+  const void* Encode(int64_t first, int64_t count,
+                     Arena& arena) const override {
     if (looks_up) {
       auto* to = static_cast<uint8_t*>(arena.Get(count));
       const auto* from = static_cast<const uint8_t*>(x.at(first));
@@ -440,9 +534,8 @@ struct Layer {
     return to;
   }
 
-  // The output of sums, from element `first` on; `more` is room for as many.
   void Finish(const int32_t* sums, int64_t first, int64_t count,
-              int32_t* more) const {
+              int32_t* more) const override {
     if (adds) {
       ByType(other.type, [&](auto t) {
         const auto* from = static_cast<const decltype(t)*>(other.data) + first;
@@ -462,72 +555,127 @@ struct Layer {
       }
     });
   }
+};
 
-  void Part(const Plan& plan, const void* blocked, int64_t image,
-            int64_t images, Desk& desk) const {
-    Library& lib = Lib();
-    const int64_t in = g.x[1] * g.x[2] * g.x[3];
-    const int64_t out = g.y[1] * g.y[2] * g.y[3], count = out * images;
-    const void* codes = Encode(image * in, images * in, desk.codes);
-    int32_t* sums = static_cast<int32_t*>(
-        write ? desk.sums.Get(8 * count) : y.at(image * out));
-    plan.convolve.execute(
-        desk.stream,
-        {{DNNL_ARG_SRC, lib.Wrap(plan.x, codes)},
-         {DNNL_ARG_WEIGHTS, lib.Wrap(plan.blocked, blocked)},
-         {DNNL_ARG_DST, lib.Wrap(plan.y, sums)},
-         {DNNL_ARG_SCRATCHPAD,
-          lib.Wrap(plan.scratch, desk.scratch.Get(plan.scratch.get_size()))}});
-    desk.stream.wait();
-    if (write) Finish(sums, image * out, count, sums + count);
+// A grid of codes: round(clip(x * inverse, low, high)).
+struct Grid {
+  float inverse = 0, low = 0, high = 0;
+
+  Ints Codes(Floats v) const {
+    const Floats least = Floats{} + low, most = Floats{} + high;
+    v = v * inverse;
+    v = v < least ? least : v;
+    v = v > most ? most : v;
+    v = (v + 12582912.0f) - 12582912.0f;  // halves to the even one
+    return __builtin_convertvector(v, Ints);
+  }
+};
+
+inline Floats MultiplyAdd(Floats a, Floats b, Floats c) {  // rounded once
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats LoadFloats(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+// A layer whose sums become floats: sum * factor + bias, plus a residual,
+// through ReLU, and onto the next layer's grid.
+struct FloatLayer : Layer {
+  Tensor residual;
+  const float *factor, *bias;
+  Grid in, out;
+  bool adds, relu;
+
+  FloatLayer(const Layer& layer, const Any& residual)
+      : Layer(layer), residual(residual) {}
+
+  bool encodes() const { return x.type == ffi::F32; }
+  Type Codes() const override {
+    if (!encodes()) return x.type;
+    return in.low < 0 ? ffi::S8 : ffi::U8;
   }
 
-  void Run() const {
-    Library& lib = Lib();
-    const int64_t n = g.x[0], threads = omp_get_max_threads();
-    const int64_t out = std::max<int64_t>(1, g.y[1] * g.y[2] * g.y[3]);
-    const int64_t each = std::max<int64_t>(
-        1, std::min(kPart / out, (n + threads - 1) / threads));
-    const int64_t parts = (n + each - 1) / each, last = n - (parts - 1) * each;
-    const Plan& plan = PlanOf(g, Codes(), each);
-    const Plan& rest = last == each ? plan : PlanOf(g, Codes(), last);
-    const void* blocked = Blocked(plan);
-    const void* blocked_rest = rest.blocked == plan.blocked ? blocked : nullptr;
-    while (static_cast<int64_t>(lib.desks.size()) < threads) {
-      lib.desks.push_back({dnnl::stream(lib.engine), {}, {}, {}});
+  const void* Encode(int64_t first, int64_t count,
+                     Arena& arena) const override {
+    if (!encodes()) return x.at(first);
+    const auto* from = static_cast<const float*>(x.data) + first;
+    auto* to = static_cast<uint8_t*>(arena.Get(count));  // int8 has the same bits
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      Store(to + i, in.Codes(LoadFloats(from + i)));
     }
-    std::atomic<bool> failed{false};
-#pragma omp parallel for schedule(static) if (parts > 1)
-    for (int64_t i = 0; i < parts - (blocked_rest == nullptr); ++i) {
-      try {
-        const OneThread guard;
-        Part(i < parts - 1 ? plan : rest, blocked, i * each,
-             i < parts - 1 ? each : last, lib.desks[omp_get_thread_num()]);
-      } catch (const std::exception&) {
-        failed = true;
+    float last[kLanes] = {};
+    uint8_t codes[kLanes];
+    std::copy(from + i, from + count, last);
+    Store(codes, in.Codes(LoadFloats(last)));
+    std::copy_n(codes, count - i, to + i);
+    return to;
+  }
+
+  void Finish(const int32_t* sums, int64_t first, int64_t count,
+              int32_t*) const override {
+    const auto* more = static_cast<const float*>(residual.data) + first;
+    if (y.type == ffi::F32) {
+      Scale(sums, more, static_cast<float*>(y.at(first)), count);
+    } else {
+      Scale(sums, more, static_cast<uint8_t*>(y.at(first)), count);
+    }
+  }
+
+  template <typename Out>
+  void Scale(const int32_t* sums, const float* more, Out* to,
+             int64_t count) const {
+    const int64_t period = std::lcm<int64_t>(g.k[3], kLanes);
+    std::vector<float> numbers(2 * period);
+    for (int64_t i = 0; i < period; ++i) {
+      numbers[i] = factor[i % g.k[3]];
+      numbers[period + i] = bias[i % g.k[3]];
+    }
+    const int64_t step = std::max<int64_t>(1, kBlock / period) * period;
+    const int64_t whole = count / period * period, rest = count - whole;
+    for (int64_t i = 0; i < whole; i += step) {
+      ScaleBlock(sums + i, more + i, to + i, std::min(step, whole - i), numbers);
+    }
+    if (rest == 0) return;
+    std::vector<int32_t> last(period);
+    std::vector<float> added(period);
+    std::vector<Out> made(period);
+    std::copy_n(sums + whole, rest, last.begin());
+    if (adds) std::copy_n(more + whole, rest, added.begin());
+    ScaleBlock(last.data(), added.data(), made.data(), period, numbers);
+    std::copy_n(made.begin(), rest, to + whole);
+  }
+
+  template <typename Out>
+  void ScaleBlock(const int32_t* sums, const float* more, Out* to,
+                  int64_t count, const std::vector<float>& numbers) const {
+    const int64_t period = numbers.size() / 2;
+    const Grid grid = out;
+    const bool plus = adds, cut = relu;
+    for (int64_t v = 0; v < period; v += kLanes) {
+      const Floats mul = LoadFloats(numbers.data() + v);
+      const Floats add = LoadFloats(numbers.data() + period + v);
+      for (int64_t i = v; i < count; i += period) {
+        const Floats sum = __builtin_convertvector(Load(sums + i), Floats);
+        Floats z = MultiplyAdd(sum, mul, add);
+        if (plus) z += LoadFloats(more + i);
+        if (cut) z = z < 0 ? Floats{} : z;
+        if constexpr (std::is_same<Out, float>::value) {
+          std::memcpy(to + i, &z, sizeof(z));
+        } else {
+          Store(to + i, grid.Codes(z));
+        }
       }
     }
-    if (failed) throw std::runtime_error("a part of a convolution failed");
-    if (blocked_rest == nullptr) {
-      const OneThread guard;
-      Part(rest, Blocked(rest), (parts - 1) * each, last, lib.desks[0]);
-    }
-  }
-
-  const void* Blocked(const Plan& plan) const {
-    if (!plan.reorder) return kernel.data;
-    Library& lib = Lib();
-    const OneThread guard;
-    void* blocked = lib.weights.Get(plan.blocked.get_size());
-    plan.reorder.execute(
-        lib.stream,
-        {{DNNL_ARG_FROM, lib.Wrap(plan.kernel, kernel.data)},
-         {DNNL_ARG_TO, lib.Wrap(plan.blocked, blocked)},
-         {DNNL_ARG_SCRATCHPAD,
-          lib.Wrap(plan.reorder_scratch,
-                   lib.scratch.Get(plan.reorder_scratch.get_size()))}});
-    lib.stream.wait();
-    return blocked;
   }
 };
 
@@ -541,25 +689,18 @@ ffi::Error Run(const Layer& layer) {
   return ffi::Error::Success();
 }
 
-ffi::Error ConvCall(Any x, Any kernel, AnyOut y, int64_t stride,
-                    int64_t padding, int64_t groups) {
-  const Geometry g{x.dimensions(), kernel.dimensions(), y->dimensions(),
-                   stride,         padding,             groups};
-  return Run({g, Tensor(x), Tensor(kernel), Tensor(x), Tensor(x), Tensor(*y),
-              Rule(), Rule(), Rule(), false, false});
+// `how` has the stride, the padding and the groups.
+ffi::Error ConvCall(Any x, Any kernel, AnyOut y, Shape how) {
+  return Run(Layer(x, kernel, *y, how, true));
 }
 
 // `rules` has of reading, writing and the shortcut: channels (0: no such rule),
 // shift, low, high. Their multipliers and offsets follow one another.
 ffi::Error LayerCall(Any x, Any kernel, Any other, Any table,
                      ffi::Buffer<ffi::S32> multipliers,
-                     ffi::Buffer<ffi::S64> offsets, AnyOut y, int64_t stride,
-                     int64_t padding, int64_t groups, bool looks_up, bool adds,
-                     ffi::Span<const int64_t> rules) {
-  const Geometry g{x.dimensions(), kernel.dimensions(), y->dimensions(),
-                   stride,         padding,             groups};
-  Layer layer{g, Tensor(x), Tensor(kernel), Tensor(other), Tensor(table),
-              Tensor(*y), Rule(), Rule(), Rule(), looks_up, adds};
+                     ffi::Buffer<ffi::S64> offsets, AnyOut y, Shape how,
+                     bool looks_up, bool adds, Shape rules) {
+  IntegerLayer layer({x, kernel, *y, how, false}, other, table, looks_up, adds);
   int64_t at = 0;
   Rule* const made[] = {&layer.read, &layer.write, &layer.shortcut};
   for (int i = 0; i < 3; ++i) {
@@ -572,16 +713,28 @@ ffi::Error LayerCall(Any x, Any kernel, Any other, Any table,
   return Run(layer);
 }
 
+// `steps` has those of the input's grid and of the output's, `ends` the least
+// and the largest code of each.
+ffi::Error FloatCall(Any x, Any kernel, Any residual,
+                     ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> bias,
+                     ffi::Buffer<ffi::F32> steps, AnyOut y, Shape how,
+                     bool adds, bool relu, Shape ends) {
+  FloatLayer layer({x, kernel, *y, how, false}, residual);
+  layer.factor = factor.typed_data(), layer.bias = bias.typed_data();
+  layer.adds = adds, layer.relu = relu;
+  Grid* const grids[] = {&layer.in, &layer.out};
+  for (int i = 0; i < 2; ++i) {
+    *grids[i] = {1 / steps.typed_data()[i], static_cast<float>(ends[2 * i]),
+                 static_cast<float>(ends[2 * i + 1])};
+  }
+  return Run(layer);
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8Conv, ConvCall,
-                              ffi::Ffi::Bind()
-                                  .Arg<Any>()
-                                  .Arg<Any>()
-                                  .Ret<Any>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("padding")
-                                  .Attr<int64_t>("groups"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    Int8Conv, ConvCall,
+    ffi::Ffi::Bind().Arg<Any>().Arg<Any>().Ret<Any>().Attr<Shape>("how"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8Layer, LayerCall,
                               ffi::Ffi::Bind()
                                   .Arg<Any>()
@@ -591,9 +744,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8Layer, LayerCall,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S64>>()
                                   .Ret<Any>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("padding")
-                                  .Attr<int64_t>("groups")
+                                  .Attr<Shape>("how")
                                   .Attr<bool>("looks_up")
                                   .Attr<bool>("adds")
-                                  .Attr<ffi::Span<const int64_t>>("rules"));
+                                  .Attr<Shape>("rules"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8Float, FloatCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<Any>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<Any>()
+                                  .Attr<Shape>("how")
+                                  .Attr<bool>("adds")
+                                  .Attr<bool>("relu")
+                                  .Attr<Shape>("ends"));

@@ -62,9 +62,9 @@ def conv(
   Returns:
     int32 sums [batch, out_height, out_width, features].
   """
-  how = dict(stride=stride, padding=kernel.shape[0] // 2, groups=groups)
-  form = functools.partial(_by_xla, **how)
-  return call("int8_conv", form, (x, kernel), codes, path, **how)
+  how = stride, kernel.shape[0] // 2, groups
+  form = functools.partial(_by_xla, how=how)
+  return call("int8_conv", form, (x, kernel), codes, path, how=how)
 
 
 def call(
@@ -78,12 +78,12 @@ def call(
   """Computes a convolution of codes by our own code, or else by its form.
 
   Args:
-    name: 'int8_conv' or 'int8_layer', of nn/int8.cc.
+    name: 'int8_conv', 'int8_layer' or 'int8_float', of nn/int8.cc.
     form: the same in JAX, a function of `arrays`; a jaxpr shows it.
     arrays: what the code is given, images and kernel first.
     codes, path: as `conv` takes them.
-    attributes: of the code: `stride`, `padding`, `groups`, and others, which
-      are bool, int or tuples of int.
+    attributes: of the code: `how`, which is stride, padding and groups, and
+      others, which are bool or tuples of int.
 
   Returns:
     What the form gives.
@@ -102,8 +102,9 @@ def call(
   )
 
 
-def _by_xla(x, kernel, *, stride, padding, groups):
+def _by_xla(x, kernel, *, how):
   """By XLA, which has no uint8 times int8: x is shifted by 128 then."""
+  stride, padding, groups = how
   shift = 0 if x.dtype == jnp.int8 else 128
   pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
   x = (x.astype(jnp.int16) - jnp.int16(shift)).astype(jnp.int8)
@@ -136,50 +137,55 @@ def _(*arrays, **params):
 
 
 def _lower(cpu, ctx, *arrays, call, jaxpr, codes, attributes):
-  how = dict(attributes)
+  attributes = dict(attributes)
   x, kernel, *_ = ctx.avals_in
   one = cpu and partitions(ctx.module_context.axis_context) == 1
   one = one and 0 not in (x.size, kernel.size) and onednn.ready()
   if one and onednn.int8_exact(*codes):
-    rule = functools.partial(_by_onednn, call, ctx.avals_out[0], how)
-  elif one and call == "int8_conv" and _as_floats(codes, kernel):
-    rule = lambda x, k: float_conv(
-      x.astype(jnp.float32), k.astype(jnp.float32), **how
-    ).astype(jnp.int32)
+    rule = functools.partial(_by_onednn, call, ctx.avals_out[0], attributes)
+  elif one and call == "int8_conv" and _fits_float32(codes, kernel):
+    rule = functools.partial(_by_floats, attributes["how"])
   else:
     rule = lambda *arrays: jax.extend.core.jaxpr_as_fun(jaxpr)(*arrays)[0]
   return mlir.lower_fun(rule, multiple_results=False)(ctx, *arrays)
 
 
-def _as_floats(codes: Codes, kernel) -> bool:
+def _by_floats(how, x, kernel):
+  stride, padding, groups = how
+  x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+  sums = float_conv(x, kernel, stride=stride, padding=padding, groups=groups)
+  return sums.astype(jnp.int32)
+
+
+def _fits_float32(codes: Codes, kernel) -> bool:
   """Whether float32 holds every sum."""
   products = int(np.prod(kernel.shape[:3]))
   return products * codes.inputs * codes.weights < 2**24
 
 
-def _by_onednn(name, out, how, x, kernel, *arrays):
+def _by_onednn(name, out, attributes, x, kernel, *arrays):
   """The call itself; groups of fewer than 8 channels are merged.
 
   Milliseconds on a core with VNNI, batch 128, 16 to 16 channels at 32x32: in 8
   groups 15.7, in 4 groups 2.8, in 2 groups 2.4.
   """
-  groups, by = how["groups"], 1
+  (stride, padding, groups), by = attributes["how"], 1
   size = min(kernel.shape[2], kernel.shape[3] // groups)
   while 1 < size * by < 8 and groups % (2 * by) == 0:
     by *= 2
   if by > 1:
     kernel = conv_forms.merge(kernel, groups=groups, by=by)
-  attributes = {
-    k: _attribute(v) for k, v in (how | {"groups": groups // by}).items()
-  }
+  attributes = attributes | {"how": (stride, padding, groups // by)}
   result = jax.ShapeDtypeStruct(out.shape, out.dtype)
   return jax.ffi.ffi_call(f"jaxr18_{name}", result)(
-    x, kernel, *arrays, **attributes
+    x,
+    kernel,
+    *arrays,
+    **{
+      k: v if isinstance(v, bool) else np.asarray(v, np.int64)
+      for k, v in attributes.items()
+    },
   )
-
-
-def _attribute(value):
-  return value if isinstance(value, bool) else np.asarray(value, np.int64)[()]
 
 
 for _platform in ("cpu", None):

@@ -57,7 +57,11 @@ _PASSES = {
   "quantize": "Quantize",
   "quantize_grad": "QuantizeGrad",
 }
-_INT8 = {"int8_conv": "Int8Conv", "int8_layer": "Int8Layer"}
+_INT8 = {
+  "int8_conv": "Int8Conv",
+  "int8_layer": "Int8Layer",
+  "int8_float": "Int8Float",
+}
 
 
 class Unavailable(Exception):
@@ -77,8 +81,7 @@ def call(
   """Runs one operation of oneDNN; call it only where `ready()` is true.
 
   Args:
-    name: 'conv' of images and kernel, 'int8_conv' of uint8 or int8 images and
-      an int8 kernel with int32 sums, 'conv_grad_input' of the output's
+    name: 'conv' of images and kernel, 'conv_grad_input' of the output's
       gradient and the kernel, or 'conv_grad_kernel' of images and the output's
       gradient; images as NHWC, kernels as HWIO. Images are float32, or bfloat16
       where `bfloat16_reason()` is None; a kernel is of their type or float32.
@@ -511,16 +514,16 @@ def _compare_int8(whole: bool):
     for ends in [(0, 255), (-128 * whole, 127)]:
       x = rng.choice(ends, (2, 8, 8, in_features))
       dtype = np.int8 if ends[0] else np.uint8
-      cases.append(dict(stride=stride, padding=padding, groups=groups))
+      cases.append(np.array([stride, padding, groups]))
       arrays.append((x.astype(dtype), k.astype(np.int8)))
       expected.append(_int_sums(x, k, groups, stride, padding))
 
   @jax.jit
   def run(arrays):
-    of = lambda y: jax.ShapeDtypeStruct(y.shape, np.int32)
+    results = [jax.ShapeDtypeStruct(y.shape, np.int32) for y in expected]
     return [
-      call("int8_conv", of(y), x, k, **how)
-      for how, (x, k), y in zip(cases, arrays, expected, strict=True)
+      jax.ffi.ffi_call("jaxr18_int8_conv", y)(x, k, how=how)
+      for how, (x, k), y in zip(cases, arrays, results, strict=True)
     ]
 
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
@@ -540,10 +543,9 @@ def _compare_layer(arrays, sums):
   @jax.jit
   def run(*arrays):
     result = jax.ShapeDtypeStruct(sums.shape, np.int16)
-    options = dict.fromkeys(("stride", "padding", "groups"), np.int64(1))
     return jax.ffi.ffi_call("jaxr18_int8_layer", result)(
       *arrays,
-      **options,
+      how=np.ones(3, np.int64),
       looks_up=False,
       adds=True,
       rules=np.array([0, 0, 0, 0, n, 40, -900, 900, 0, 0, 0, 0]),

@@ -376,7 +376,19 @@ def input_codes(
   Returns:
     int8 of the shape of x if signed, otherwise uint8.
   """
-  v = _in_steps(x, input_step(bound, bits, signed))
+  return codes_by_step(x, input_step(bound, bits, signed), bits, signed)
+
+
+def codes_by_step(
+  x: jax.Array, step: jax.Array, bits: int, signed: bool
+) -> jax.Array:
+  """Computes `input_codes` of what `input_step` gives.
+
+  Args:
+    x, bits, signed: as `input_codes` takes them.
+    step: of a shape that broadcasts with x.
+  """
+  v = _in_steps(x, step)
   return _rounded(v, bits, signed).astype(jnp.int8 if signed else jnp.uint8)
 
 
