@@ -145,7 +145,7 @@ def _convolve(x: jax.Array, step: Step, path: str | None = None) -> jax.Array:
   """Sums in int32."""
   return int8.conv(
     x.astype(_type(step.low, step.high)),
-    jnp.asarray(step.kernel),
+    step.kernel,
     stride=step.stride,
     groups=step.groups,
     codes=_codes(step),
