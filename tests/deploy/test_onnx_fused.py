@@ -10,8 +10,10 @@ import pytest
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from jaxr18.deploy import onnx_bias  # noqa: E402
+from jaxr18.cost.score import score  # noqa: E402
+from jaxr18.deploy import from_onnx, onnx_bias  # noqa: E402
 from jaxr18.deploy.fold import fold  # noqa: E402
+from jaxr18.deploy.judge import judge  # noqa: E402
 from jaxr18.deploy.onnx_bias import Grid, hold  # noqa: E402
 from jaxr18.deploy.onnx_fused import Fused  # noqa: E402
 from jaxr18.deploy.to_onnx import EXACT, saturates, to_onnx  # noqa: E402
@@ -67,6 +69,31 @@ def test_sums_of_integers_are_fused(bits, sum_bits, tmp_path):
   assert ops["QuantizeLinear"] == ops["DequantizeLinear"] == 2
   expected = odd_nets.forward(net, odd_nets.images())
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sum_bits", [8, 6])
+def test_it_is_judged_and_read_as_the_network(sum_bits, tmp_path):
+  """Multiples of codes are no more bits, nor are sums that go below."""
+  net = network([("stem|head", 8, 8), (".*", 3, 3)], sum_bits)
+  held = Fused(net.spec, fold(net)).held.values()
+  assert any(x.times > 1 for x in held) == (sum_bits == 8)
+  path = tmp_path / "net.onnx"
+  path.write_bytes(to_onnx(net, **HOW))
+  found, own = judge(path).score, score(net.spec)
+  assert [(r.a_bits, r.macs, r.weights) for r in found.rows] == [
+    (r.a_bits, r.macs, r.weights) for r in own.rows
+  ]
+  # Few weights may leave codes of their grid unused.
+  assert all(
+    f.w_bits == o.w_bits or (f.weights < 30 and f.w_bits < o.w_bits)
+    for f, o in zip(found.rows, own.rows, strict=True)
+  )
+  back = from_onnx.load(path)
+  assert back.spec.sum_bits == sum_bits
+  x = odd_nets.images(4)
+  np.testing.assert_allclose(
+    odd_nets.forward(back, x), odd_nets.forward(net, x), atol=2e-4, rtol=2e-4
+  )
 
 
 def test_eights_are_fused(tmp_path):
