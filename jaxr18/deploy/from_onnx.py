@@ -58,6 +58,7 @@ def load(path: str | os.PathLike) -> Network:
   """
   try:
     model = judge.load(path)
+    _merge(model.graph)
     reader = _Reader(model, facts(model))
     spec = reader.spec()
     check(spec)
@@ -212,6 +213,19 @@ class _Reader(Layers):
         " that it states"
       )
     return side or shape[2]
+
+
+def _merge(graph: onnx.GraphProto) -> None:
+  """Lets what reads one of several equal nodes read the first of them."""
+  first: dict[tuple, onnx.NodeProto] = {}
+  instead: dict[str, str] = {}
+  for node in graph.node:
+    node.input[:] = [instead.get(x, x) for x in node.input]
+    how = sorted(a.SerializeToString() for a in node.attribute)
+    key = (node.domain, node.op_type, *node.input, *how)
+    one = first.setdefault(key, node)
+    if one is not node:
+      instead |= zip(node.output, one.output, strict=True)
 
 
 def _conv_spec(unit: Unit) -> ConvSpec:

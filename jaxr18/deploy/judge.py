@@ -174,7 +174,9 @@ class _Graph:
       self._remark_grid(name, b)
     self.zeros += zeros
     gone = zeros if b.bits >= HALF_BITS or self.zeros_removed else 0
-    biases, biases_kept = self._biases(node)
+    scales, biases, biases_kept = self._behind(node)
+    if b.bits < HALF_BITS:  # by channel, once they are folded
+      b = dataclasses.replace(b, scales=max(b.scales, scales))
     self.params += weights + biases
     self.removed += gone + biases - biases_kept
     self._add(
@@ -255,26 +257,38 @@ class _Graph:
       )
     return self.shapes[name]
 
-  def _biases(self, node) -> tuple[int, int]:
-    """Numbers that are added by output channel, and those that are not 0.
+  def _behind(self, node) -> tuple[int, int, int]:
+    """Scales by output channel, biases, and those of them that are not 0.
 
-    They stand at the node or right behind it; a batch norm that follows folds
-    into one for each channel.
+    Biases stand at the node, or right behind it after a multiplication. A batch
+    norm that follows folds into one scale and one bias for each channel.
     """
     at = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8,
           "QGemm": 6}.get(node.op_type, len(node.input))  # fmt: skip
-    values = [self.known[name].value for name in node.input[at : at + 1]]
-    behind = self.users.get(node.output[0], [])
-    if len(behind) == 1 and behind[0].op_type == "BatchNormalization":
-      self.folds.add(behind[0].output[0])
-      scale = self.known[behind[0].input[1]].value
+    values = self._constants(node.input[at : at + 1])
+    behind, scales = self._user(node), 0
+    if behind is not None and behind.op_type == "Mul":
+      factors = self._constants(behind.input)
+      scales = max(map(np.size, factors), default=0)
+      behind = self._user(behind) if factors else None
+    if behind is not None and behind.op_type == "BatchNormalization":
+      self.folds.add(behind.output[0])
+      scale = self.known[behind.input[1]].value
       if scale is not None:
-        return scale.size, scale.size
-    if len(behind) == 1 and behind[0].op_type in ("Add", "Sub"):
-      values += [self.known[name].value for name in behind[0].input]
-    values = [v for v in values if v is not None]
+        return scale.size, scale.size, scale.size
+    if behind is not None and behind.op_type in ("Add", "Sub"):
+      values += self._constants(behind.input)
     value = max(values, key=np.size, default=np.zeros(0))
-    return value.size, int(np.count_nonzero(value))
+    return scales, value.size, int(np.count_nonzero(value))
+
+  def _user(self, node) -> onnx.NodeProto | None:
+    """The only node that takes a node's output."""
+    users = self.users.get(node.output[0], [])
+    return users[0] if len(users) == 1 else None
+
+  def _constants(self, names) -> list[np.ndarray]:
+    values = (self.known[name].value for name in names)
+    return [v for v in values if v is not None]
 
   def _remark_grid(self, name: str, b: Fact) -> None:
     if b.bits < FLOAT_BITS:

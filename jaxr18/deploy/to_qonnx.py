@@ -2,11 +2,12 @@
 
 QONNX (Pappalardo et al., 2022, arXiv 2206.07527) says of any tensor that it has
 so many bits: a Quant node holds floats to a grid of a scale and of any width,
-where ONNX itself has integers of 4, 8 and 16 bits alone. Kernels are floats on
-their grid before a Quant node with a scale for each output channel; weights of
-1 bit stand before a BipolarQuant. Grids are symmetric (`narrow`), halves are
-rounded to the even integer. The number of images is fixed, as those tools want
-it.
+where ONNX itself has integers of 4, 8 and 16 bits alone. Kernels are their
+codes before a Quant node, or a BipolarQuant for weights of 1 bit; each output
+channel's scale and bias follow the sums, as batch norm or for the head as Mul
+and Add. A convolution that another one follows at once has the scales in its
+Quant. Grids are symmetric (`narrow`), halves are rounded to the even integer.
+The number of images is fixed, as those tools want it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 
 from jaxr18.deploy.onnx_graph import (
@@ -106,6 +108,9 @@ class _Quants:
 
   domains = (DOMAIN,)
 
+  def __init__(self):
+    self.read: set[str] = set()  # by inputs' Quants
+
   def input(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     if layer.a_bits == FLOAT_BITS:
       return x
@@ -114,6 +119,9 @@ class _Quants:
     if "input_bound" not in numbers:
       raise _not_held(layer, "a bound of each image's own (scales='dynamic')")
     name = f"{layer.path}/input"
+    if x in self.read:
+      x = _again(graph, x)
+    self.read.add(x)
     step = input_step(layer, numbers["input_bound"])
     step = graph.floats(f"{name}/step", step)
     return _quant(graph, name, x, step, layer.a_bits, layer.signed_input)
@@ -130,17 +138,21 @@ class _Quants:
     codes, scale = codes_and_scale(numbers)
     if layer.w_bits == 1 and not codes.all():
       raise _not_held(layer, "weights of 1 bit that are masked")
-    scale = scale.reshape(1, 1, 1, -1)
-    values = graph.floats(f"{name}/values", place(codes * scale))
-    step = graph.floats(f"{layer.path}/scale", place(scale))
+    # Scales by channel follow the sums, where anything does.
+    step = 1 if "bias" in numbers else scale.reshape(-1, 1, 1, 1)
+    values = graph.floats(f"{name}/values", place(codes) * step)
+    step = graph.floats(f"{name}/step", step)
     return _quant(graph, name, values, step, layer.w_bits, signed=True)
 
   def head(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
-    # A matrix product and a sum, which hls4ml and FINN take.
+    # A matrix product and what follows it, which hls4ml and FINN take.
     x = graph("Flatten", x, name="features")
     x = self.input(graph, layer, numbers, x)
     kernel = self.kernel(graph, layer, numbers)
     x = graph("MatMul", x, kernel, name=f"{layer.path}/sums")
+    if "codes" in numbers:
+      scale = graph.floats(f"{layer.path}/scale", numbers["scale"])
+      x = graph("Mul", x, scale, name=f"{layer.path}/scaled")
     bias = graph.constant(f"{layer.path}/bias", numbers["bias"])
     return graph("Add", x, bias, name="logits")
 
@@ -155,11 +167,12 @@ class _Quants:
       bias = graph.constant(f"{layer.path}/bias", bias)
       return graph("Conv", *inputs, bias, name=name, **how)
     sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
-    # As the batch norm that it was: hls4ml moves a kernel's scales through a
-    # convolution without a bias alone, and takes no sum with a constant.
+    scale = numbers["scale"]
+    # As the batch norm that it was: hls4ml takes no sum with a constant, and
+    # of scales by channel none in the kernel beside the input's step.
     ones, zeros = np.ones_like(bias), np.zeros_like(bias)
-    numbers = dict(scale=ones, bias=bias, mean=zeros, var=ones)
-    inputs = (graph.floats(f"{name}/norm/{k}", v) for k, v in numbers.items())
+    norm = dict(scale=scale, bias=bias, mean=zeros, var=ones)
+    inputs = (graph.floats(f"{name}/norm/{k}", v) for k, v in norm.items())
     return graph("BatchNormalization", sums, *inputs, name=name, epsilon=0.0)
 
   def sum(
@@ -169,6 +182,18 @@ class _Quants:
 
   def relu(self, graph: Graph, x: str, name: str) -> str:
     return graph("Relu", x, name=name)
+
+
+def _again(graph: Graph, x: str) -> str:
+  """Copies the node that makes a tensor; returns the copy's output.
+
+  hls4ml 1.3.0 puts the scale of a tensor's second Quant before its first.
+  """
+  (node,) = (n for n in graph.nodes if x in n.output)
+  copy = graph(node.op_type, *node.input, name=f"{x}/again")
+  how = onnx.NodeProto(domain=node.domain, attribute=node.attribute)
+  graph.nodes[-1].MergeFrom(how)
+  return copy
 
 
 def _quant(

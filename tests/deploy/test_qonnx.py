@@ -44,6 +44,16 @@ def test_quantized_sums(tmp_path):
   np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
+def test_is_written_as_hls4ml_reads_it():
+  """No tensor has two Quants, and what is scaled by channel are sums."""
+  model = ModelWrapper(to_qonnx(odd_nets.net("4 bits"), **HOW))
+  quants = model.get_nodes_by_op_type("Quant")
+  assert len({x.input[0] for x in quants}) == len(quants)
+  for norm in model.get_nodes_by_op_type("BatchNormalization"):
+    kernel = model.find_producer(model.find_producer(norm.input[0]).input[1])
+    assert model.get_initializer(kernel.input[1]) == 1
+
+
 def test_its_counter_finds_our_macs_and_bits():
   spec = with_bits(odd_nets.spec("float"), [("stem", 8, 8), (".*", 3, 5)])
   data = to_qonnx(odd_nets.numbers(spec), **HOW)
