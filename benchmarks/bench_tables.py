@@ -242,3 +242,61 @@ def integers_table(r: dict[str, Any]) -> str:
     rows.append([name, f"{base:,.0f}", *cells])
   header = [f"images/s, batches of {r['batch']}", "float32", *what.values()]
   return table(header, rows)
+
+
+FORMS = {
+  "definition": "definition, XLA and oneDNN",
+  "c": "C",
+  "stablehlo_int": "StableHLO, integers alone, XLA",
+  "packed": "packed, NumPy",
+  "stablehlo": "StableHLO, XLA",
+  "onnx": "ONNX Runtime",
+  "onnx4": "ONNX Runtime, int4 kernels",
+  "onnx_int": "ONNX Runtime, sums of 8 bits",
+  "qonnx": "QONNX's executor",
+  "litert": "LiteRT, XNNPACK",
+  "litert_own": "LiteRT's own kernels",
+  "litert4": "LiteRT, int4 kernels",
+}
+DEPLOY_HEADER = ["form", "right answers", "answers that are not the"
+                 " definition's", "bytes", "bytes of memory",
+                 "images a second"]  # fmt: skip
+
+
+def deploy_row(name: str, row: dict[str, Any]) -> list[str] | None:
+  """One row of `deploy_table`; None of what is only held against others."""
+  if name not in FORMS:
+    return None
+  memory = "" if row["memory"] is None else f"{row['memory']:,}"
+  other = row["other_than"].get("definition", 0)
+  return [
+    FORMS[name],
+    f"{row['right']:,}",
+    f"{other:,}",
+    f"{row['bytes']:,}",
+    memory,
+    f"{row['images_per_s']:,.0f}",
+  ]
+
+
+def deploy_table(r: dict[str, Any]) -> str:
+  """All forms of a network, as `benchmarks.deploy` measured."""
+  found = r["forms"]
+  rows = [deploy_row(k, found[k]) for k in FORMS if k in found]
+  peak = ["an image's activations, in closed form", "", "", "",
+          f"{r['peak_bytes']:,}", ""]  # fmt: skip
+  return table(DEPLOY_HEADER, [*(row for row in rows if row), peak])
+
+
+def litert_table(r: dict[str, Any]) -> str:
+  """LiteRT's forms beside the network and the definition of their own."""
+  rows = []
+  for name in ("litert", "litert_own", "litert4"):
+    row, own = r["forms"][name], "definition_litert"
+    own += "4" if name == "litert4" else ""
+    numbers = [row["bytes"], row["right"], row["other_than"]["packed"],
+               row["other_than"][own]]  # fmt: skip
+    rows.append([FORMS[name], *(f"{n:,}" for n in numbers)])
+  header = ["form", "bytes", "right answers", "not the network's answers",
+            "not those of the definition with its sums and biases"]  # fmt: skip
+  return table(header, rows)

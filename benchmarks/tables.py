@@ -48,6 +48,8 @@ TABLES: dict[str, Callable[[], str]] = {
   "members": lambda: bench_tables.members_table(load("members")),
   "onnx_forms": lambda: bench_tables.onnx_forms_table(load("onnx_forms")),
   "integers": lambda: bench_tables.integers_table(load("integers")),
+  "deploy": lambda: bench_tables.deploy_table(load("deploy")),
+  "litert": lambda: bench_tables.litert_table(load("deploy")),
   "onnx_speed": lambda: bench_tables.onnx_speed_table(load("onnx_speed")),
 }
 
