@@ -83,7 +83,10 @@ def test_channels_shrink(small, digits):
   masked = jaxr18.prune(small, 0.5, structured=True)
   shrunk = jaxr18.shrink(masked)
   assert jaxr18.score(shrunk).macs < jaxr18.score(small).macs
-  assert jaxr18.evaluate(shrunk, digits) == jaxr18.evaluate(masked, digits)
+  one, two = (jaxr18.evaluate(net, digits) for net in (shrunk, masked))
+  assert one[:2] == two[:2]
+  # Kernels of other sizes may add up in another order.
+  assert one.loss == pytest.approx(two.loss, rel=1e-6)
 
 
 def test_quantized_networks_get_their_bounds(small, digits):

@@ -114,8 +114,8 @@ def _joined(
   joined = f"Process {index} of {count}, joined at {address}."
   if index == 0 and _one_host(env) and jax.default_backend() == "cpu":
     joined += (
-      f" {count} processes on the CPUs of one host are some 10% slower than one,"
-      " which has all cores; start one, unless this is a trial of joining."
+      f" {count} processes on the CPUs of one host are some 10% slower than"
+      " one, which has all cores; start one, unless this is a trial of joining."
     )
   return joined
 

@@ -187,7 +187,8 @@ def _sums_add_form(x, dy, scale, bias, mean, var, y, *, epsilon):
   return [*_sums_form(x, dy, scale, bias, mean, var, **how), dy]
 
 
-def _input_form(x, dy, scale, bias, mean, var, dscale, dbias, *, relu, epsilon):
+def _input_form(x, dy, *by_channel, relu, epsilon):
+  scale, bias, mean, var, dscale, dbias = by_channel
   g, value = _passed(x, dy, scale, bias, mean, var, relu, epsilon)
   inverse, rows = lax.rsqrt(var + epsilon), x.shape[1]
   off = g - dbias[:, None] / rows

@@ -96,11 +96,11 @@ def by_device(run: Callable, operands: str, results: str) -> Callable:
     results: the same of the results; one letter is a single array.
   """
   specs = {"b": PartitionSpec(BATCH_AXIS), "w": PartitionSpec()}
-  out = tuple(specs[letter] for letter in results)
+  out = [specs[letter] for letter in results]
   return jax.shard_map(
     run,
     in_specs=tuple(specs[letter] for letter in operands),
-    out_specs=out if len(out) > 1 else out[0],
+    out_specs=tuple(out) if len(out) > 1 else out[0],
   )
 
 
