@@ -228,7 +228,7 @@ def onnx_forms_table(r: dict[str, Any]) -> str:
 
 
 def integers_table(r: dict[str, Any]) -> str:
-  """From what `benchmarks.integers` measured."""
+  """From what `benchmarks.integer_speed` measured."""
   what = {
     "integer_xla": "`--integer`, XLA",
     "integer_auto": "`--integer`, oneDNN",

@@ -5,8 +5,9 @@ python -m jaxr18.main --config=configs/integers.py
 From a clone, since it begins with docs/results/train_on_small, whose residual
 sums are floats. With sums on learned grids of 8 bits, no float is left between
 the image and the logits, and C, LiteRT and ONNX Runtime compute one network:
-docs/integer.md. The score stays, since it does not charge sums. `:tiny` takes
-seconds on the digits, from new weights.
+docs/integer.md. The score stays, since it does not charge sums. On one CPU core
+with AVX-512: 87.66% at 0.0040 in 56 minutes (docs/results/integers). `:tiny`
+takes seconds on the digits, from new weights.
 """
 
 from jaxr18.config import base, tiny

@@ -263,6 +263,8 @@ def place_labels(
 ) -> dict[int, tuple[float, float]]:
   """Puts labels beside their points where they cover nothing.
 
+  A label is never nearer to another point than to its own.
+
   Args:
     points: (x, y) of every point.
     sizes: (width, height) of every point's label.
@@ -278,7 +280,7 @@ def place_labels(
   used = np.empty((len(taken) + len(marks) + len(order), 4))
   count = len(taken) + len(marks)
   used[:count] = np.array([*taken, *marks]).reshape(-1, 4)
-  out = {}
+  spots, out = np.array(points).reshape(-1, 2), {}
   for i in order:
     (x, y), (w, h) = points[i], sizes[i]
     for left, top in _places(x, y, w, h, radius + 2):
@@ -287,7 +289,8 @@ def place_labels(
         new[0] >= box[0] and new[1] >= box[1]
         and new[2] <= box[2] and new[3] <= box[3]
       )  # fmt: skip
-      if inside and not _overlaps(new, used[:count]):
+      free = inside and not _overlaps(new, used[:count])
+      if free and _nearest(new, spots, i):
         used[count] = new
         count += 1
         out[i] = (left, top)
@@ -308,6 +311,14 @@ def _places(x, y, w, h, gap):
     for dx in (g / 2, -w - g / 2):
       for dy in (-h - g / 2, g / 2):
         yield x + dx, y + dy
+
+
+def _nearest(box, points: np.ndarray, own: int) -> bool:
+  """Returns whether no point is nearer to the box than its own."""
+  left, top, right, bottom = box
+  inside = np.clip(points, (left, top), (right, bottom))
+  away = np.hypot(*(points - inside).T)
+  return bool(away[own] <= away.min() + 1e-9)
 
 
 def _overlaps(box, others: np.ndarray) -> bool:

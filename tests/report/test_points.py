@@ -437,6 +437,23 @@ class TestDrawing:
       assert one[0] >= 0 and one[1] >= 0 and one[2] <= 400 and one[3] <= 300
       assert all(apart(one, other) for other in marks + boxes[:i])
 
+  def test_a_label_is_nearest_to_its_own_point(self):
+    draw = random.Random(2)
+    spots = [(draw.uniform(0, 400), draw.uniform(0, 300)) for _ in range(80)]
+    placed = places.place_labels(spots, [(30, 10)] * 80, range(80),
+                                 (0, 0, 400, 300), radius=2.0)  # fmt: skip
+    assert len(placed) > 20
+
+    def away(spot, left, top):
+      x, y = spot
+      return math.hypot(
+        x - min(max(x, left), left + 30), y - min(max(y, top), top + 10)
+      )
+
+    for i, corner in placed.items():
+      others = [away(spot, *corner) for spot in spots]
+      assert others[i] <= min(others) + 1e-9
+
   def test_ticks(self):
     assert places.ticks(0.2, 10.3) == [2, 4, 6, 8, 10]
     assert places.ticks(81.1, 82.2) == [81.2, 81.4, 81.6, 81.8, 82, 82.2]

@@ -1,6 +1,6 @@
 """Images a second of quantized networks in float32 and in integers, by turns.
 
-    python -m benchmarks.integers --out docs/results/integers/result.json
+    python -m benchmarks.integer_speed --out FILE
 
 Each network is computed in float32 as a network of its shape that was never
 quantized, and in integers as `evaluate --integer` and as a program of integers
