@@ -437,7 +437,22 @@ def _bipolar(node, inputs: Sequence[Fact]) -> Fact:
   return Fact(1, (-1, 1), value=value, scales=size, root=x.root)
 
 
-_QONNX = {"Quant": _quant, "IntQuant": _quant, "BipolarQuant": _bipolar}
+def _trunc(node, inputs: Sequence[Fact]) -> Fact:
+  """QONNX's Trunc, which keeps the upper bits of codes, as after pooling.
+
+  It has the scale and bits of its input, then its own bits; since version 2 its
+  own scale stands before them.
+  """
+  x, scale, zero, _, *own = inputs
+  return _quant(node, (x, own[0] if len(own) > 1 else scale, zero, own[-1]))
+
+
+_QONNX = {
+  "Quant": _quant,
+  "IntQuant": _quant,
+  "BipolarQuant": _bipolar,
+  "Trunc": _trunc,
+}
 _RULES = {
   "QuantizeLinear": _quantize,
   "DequantizeLinear": _dequantize,

@@ -176,6 +176,24 @@ class TestOthers:
     )  # fmt: skip
     assert (found.score.rows[0].w_bits, found.zeros) == (1, 0)
 
+  @pytest.mark.parametrize("own", [["four"], ["xs", "four"]])
+  def test_trunc_keeps_the_bits_that_it_names_last(self, own, judged):
+    here = dict(domain="qonnx.custom_op.general")
+    scalars = {"zero": 0, "xs": 0.1, "four": 4, "eight": 8}
+    scalars = {k: np.array(v, np.float32) for k, v in scalars.items()}
+    found = judged(
+      [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Quant", ["r", "xs", "zero", "eight"], ["q"],
+                         signed=0, narrow=0, rounding_mode="ROUND", **here),
+        helper.make_node("Trunc", ["q", "xs", "zero", "eight", *own], ["t"],
+                         signed=0, rounding_mode="FLOOR", **here),
+        helper.make_node("Conv", ["t", "w"], ["y"]),
+      ],
+      {"w": kernel(6, 4, 1, 1), **scalars},
+    )  # fmt: skip
+    assert found.score.rows[0].a_bits == 4
+
   @pytest.mark.parametrize(
     "codes, bits",
     [([-7, 7, 0, 1], 4), ([-8, 7, 0], 4), ([-1, 0, 1], 2), ([-1, 1, 1], 1),
