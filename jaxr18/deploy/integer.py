@@ -217,8 +217,8 @@ def _grid(layer: Layer, numbers: dict) -> jax.Array:
 
 def _ends(layer: Layer) -> tuple[int, int]:
   """The least and the largest code of a layer's input."""
-  high = quantize.input_levels(layer.a_bits, layer.signed_input)
-  return (-high if layer.signed_input else 0), high
+  low, high = quantize.input_ends(layer.a_bits, layer.signed_input)
+  return int(low), int(high)
 
 
 def _floats(x):

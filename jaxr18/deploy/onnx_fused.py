@@ -33,12 +33,13 @@ from jaxr18.deploy.onnx_bias import TOP, Grid, Held, hold
 from jaxr18.deploy.onnx_graph import (
   Graph,
   codes_and_scale,
+  conv,
   input_step,
   oihw,
-  shape_of,
+  sum_step,
 )
 from jaxr18.deploy.onnx_values import Values, in_bytes, moved
-from jaxr18.nn.quantize import input_levels
+from jaxr18.nn.quantize import input_ends, input_levels
 from jaxr18.nn.spec import HALF_BITS, Layer, NetSpec, has_four_levels
 
 SUM_BITS = 8  # of residual sums, at most
@@ -95,7 +96,7 @@ class Fused(Values):
       unit = graph.constant(f"{name_of}/unit", held.scale * held.step)
       bias = graph.constant(f"{name_of}/codes", held.bias)
       inputs.append(graph("DequantizeLinear", bias, unit, name=name_of, axis=0))
-    return graph("Conv", *inputs, name=name, **shape_of(layer))
+    return conv(graph, layer, name, *inputs)
 
   def head(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
     """Adds the last layer; Args: see `Form`."""
@@ -145,7 +146,7 @@ def results(spec: NetSpec, folded: Folded) -> Iterator[tuple[Layer, Grid]]:
     summed = part in ("conv2", "proj") and spec.sum_bits <= SUM_BITS
     if summed and _is_integer(layers[-1], folded[layers[-1].path]):
       high = int(input_levels(spec.sum_bits, True))
-      step = folded[block]["sum_bound"] * np.float32(1 / high)
+      step = sum_step(spec, folded[block]["sum_bound"])
       yield layers[-1], Grid(step, -high, high)
 
 
@@ -156,9 +157,9 @@ def _is_integer(layer: Layer, numbers: dict) -> bool:
 
 def _grid(layer: Layer, numbers: dict) -> Grid:
   """Of a layer's input."""
-  high = int(input_levels(layer.a_bits, layer.signed_input))
-  low = -high if layer.signed_input else 0
-  return Grid(input_step(layer, numbers["input_bound"]), low, high)
+  low, high = input_ends(layer.a_bits, layer.signed_input)
+  step = input_step(layer, numbers["input_bound"])
+  return Grid(step, int(low), int(high))
 
 
 def _hold(layer: Layer, numbers: dict, y: Grid) -> Held:

@@ -18,7 +18,7 @@ from jaxr18.deploy import packed
 from jaxr18.deploy.fold import Folded, fold
 from jaxr18.deploy.integer import units
 from jaxr18.nn.network import Network
-from jaxr18.nn.quantize import input_levels
+from jaxr18.nn.quantize import input_ends, input_levels
 from jaxr18.nn.spec import FLOAT_BITS, Layer, NetSpec
 
 OPSET = 21  # the first with int4
@@ -186,6 +186,11 @@ def input_step(layer: Layer, bound) -> Any:
   )
 
 
+def sum_step(spec: NetSpec, bound) -> Any:
+  """Returns the step of a block's residual sum, float32, as `input_step`."""
+  return bound * np.float32(1 / input_levels(spec.sum_bits, True))
+
+
 def oihw(kernel: np.ndarray) -> np.ndarray:
   """Returns a kernel HWIO in ONNX's order."""
   return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
@@ -211,7 +216,6 @@ def _same_codes(
   some that go to the other code, and half of their logits are then off.
   """
   bits, signed = layer.a_bits, layer.signed_input
-  levels = np.float32(input_levels(bits, signed))
   pixels = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1)
   pixels = np.repeat(pixels, len(mean), axis=-1)
   network = {"mean": mean, "std": std, "resolution": 1}
@@ -219,13 +223,13 @@ def _same_codes(
   wanted, _ = packed.quantize(images, bound, bits, signed)
   own = np.float32(pixels) / np.float32(255) - np.array(mean, np.float32)
   own = own / np.array(std, np.float32)
-  low = -levels if signed else 0
+  low, high = input_ends(bits, signed)
   for away in sorted(range(-64, 65), key=abs):
     moved = np.float32(bound * (1 + away * 2.0**-23))
     step = input_step(layer, moved)
     # Forms divide by the step, or multiply by what is 1 over it.
     if all(
-      np.array_equal(np.rint(np.clip(x, low, levels)), wanted)
+      np.array_equal(np.rint(np.clip(x, low, high)), wanted)
       for x in (own / step, own * (1 / step))
     ):
       return np.asarray(moved)
@@ -260,15 +264,32 @@ def _layer(
   return form.convolution(graph, layer, numbers, x, layer.path)
 
 
-def shape_of(layer: Layer) -> dict[str, Any]:
-  """Returns the attributes of a layer's Conv."""
-  return dict(
+def conv(graph: Graph, layer: Layer, name: str, *inputs: str) -> str:
+  """Adds a layer's Conv.
+
+  Args:
+    graph: takes the node.
+    layer: whose it is.
+    name: of its output.
+    inputs: x, kernel and maybe bias, by name.
+  """
+  return graph(
+    "Conv",
+    *inputs,
+    name=name,
     dilations=[1, 1],  # the default, but hls4ml wants it said
     group=layer.groups,
     kernel_shape=[layer.kernel] * 2,
     pads=[layer.kernel // 2] * 4,
     strides=[layer.stride] * 2,
   )
+
+
+def float_bias(graph: Graph, layer: Layer, numbers: dict) -> tuple[str, ...]:
+  """Adds the bias that a Conv of floats takes; () where there is none."""
+  if "bias" not in numbers:
+    return ()
+  return (graph.constant(f"{layer.path}/bias", numbers["bias"]),)
 
 
 def _add(
@@ -289,6 +310,6 @@ def _of_sum(
   if spec.sum_bits == FLOAT_BITS:
     return x
   signed, name = name != "first", f"{block}/{name}"
-  part = np.float32(1 / input_levels(spec.sum_bits, True))
-  step = graph.constant(f"{name}/step", folded[block]["sum_bound"] * part)
+  step = sum_step(spec, folded[block]["sum_bound"])
+  step = graph.constant(f"{name}/step", step)
   return form.sum(graph, name, x, step, spec.sum_bits, signed)

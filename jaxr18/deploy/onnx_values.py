@@ -16,11 +16,12 @@ from jaxr18.deploy.onnx_bias import MIDDLE, TOP
 from jaxr18.deploy.onnx_graph import (
   Graph,
   codes_and_scale,
+  conv,
+  float_bias,
   input_step,
   oihw,
-  shape_of,
 )
-from jaxr18.nn.quantize import SMALLEST_BOUND, input_levels
+from jaxr18.nn.quantize import SMALLEST_BOUND, input_ends, input_levels
 from jaxr18.nn.spec import HALF_BITS, Layer
 
 INT4_BITS = 4
@@ -54,7 +55,8 @@ class Values:
     bound = numbers["input_bound"]
     step = graph.constant(f"{name}/step", input_step(layer, bound))
     if "codes" not in numbers:
-      return _rounded(graph, name, x, step, -levels if signed else 0, levels)
+      ends = input_ends(layer.a_bits, signed)
+      return _rounded(graph, name, x, step, *ends)
     if graph.makers[x] == "DequantizeLinear":
       x = moved(graph, name, x)
     zero = MIDDLE if signed else 0
@@ -118,17 +120,16 @@ class Values:
     self, graph: Graph, layer: Layer, numbers: dict, x: str, name: str
   ) -> str:
     """Adds a convolution; Args: see `Form`."""
-    inputs, how = [x, self.kernel(graph, layer, numbers)], shape_of(layer)
-    if "bias" not in numbers:
-      return graph("Conv", *inputs, name=name, **how)
-    bias = numbers["bias"]
-    if "codes" not in numbers:
-      bias = graph.constant(f"{layer.path}/bias", bias)
-      return graph("Conv", *inputs, bias, name=name, **how)
+    inputs = x, self.kernel(graph, layer, numbers)
+    if not {"bias", "codes"} <= set(numbers):
+      return conv(
+        graph, layer, name, *inputs, *float_bias(graph, layer, numbers)
+      )
     # Within a Conv of integers ONNX Runtime puts it on the sums' grid, to 0 or
     # worse where a channel's scale is 0.
-    sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
-    bias = graph.constant(f"{layer.path}/bias", bias.reshape(-1, 1, 1))
+    sums = conv(graph, layer, f"{name}/sums", *inputs)
+    bias = numbers["bias"].reshape(-1, 1, 1)
+    bias = graph.constant(f"{layer.path}/bias", bias)
     return graph("Add", sums, bias, name=name)
 
   def head(self, graph: Graph, layer: Layer, numbers: dict, x: str) -> str:
@@ -143,8 +144,7 @@ class Values:
     self, graph: Graph, name: str, x: str, step: str, bits: int, signed: bool
   ) -> str:
     """Adds what puts an operand on its grid; Args: see `Form`."""
-    levels = np.float32(input_levels(bits, signed))
-    return _rounded(graph, name, x, step, -levels if signed else 0, levels)
+    return _rounded(graph, name, x, step, *input_ends(bits, signed))
 
   def relu(self, graph: Graph, x: str, name: str) -> str:
     return graph("Relu", x, name=name)

@@ -25,9 +25,10 @@ from jaxr18.deploy.onnx_graph import (
   Graph,
   build,
   codes_and_scale,
+  conv,
+  float_bias,
   input_step,
   oihw,
-  shape_of,
 )
 from jaxr18.host.errors import ToldError
 from jaxr18.host.inputs import read_bytes
@@ -159,15 +160,13 @@ class _Quants:
   def convolution(
     self, graph: Graph, layer: Layer, numbers: dict, x: str, name: str
   ) -> str:
-    inputs, how = [x, self.kernel(graph, layer, numbers)], shape_of(layer)
-    if "bias" not in numbers:
-      return graph("Conv", *inputs, name=name, **how)
-    bias = numbers["bias"]
-    if "codes" not in numbers:
-      bias = graph.constant(f"{layer.path}/bias", bias)
-      return graph("Conv", *inputs, bias, name=name, **how)
-    sums = graph("Conv", *inputs, name=f"{name}/sums", **how)
-    scale = numbers["scale"]
+    inputs = x, self.kernel(graph, layer, numbers)
+    if not {"bias", "codes"} <= set(numbers):
+      return conv(
+        graph, layer, name, *inputs, *float_bias(graph, layer, numbers)
+      )
+    sums = conv(graph, layer, f"{name}/sums", *inputs)
+    scale, bias = numbers["scale"], numbers["bias"]
     # As the batch norm that it was: hls4ml takes no sum with a constant, and
     # of scales by channel none in the kernel beside the input's step.
     ones, zeros = np.ones_like(bias), np.zeros_like(bias)

@@ -52,15 +52,19 @@ def batch_norm(
   return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
+def _rows(x):
+  """One member's rows, [1, rows, channels]."""
+  return x.reshape(1, -1, x.shape[-1])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _batch_norm(x, scale, bias, rest, relu, epsilon) -> Any:
   name = batch_norm_add_p if rest else batch_norm_p
-  rows = lambda v: v.reshape(1, -1, v.shape[-1])
   y, mean, var = name.bind(
-    rows(x),
+    _rows(x),
     scale[None],
     bias[None],
-    *map(rows, rest),
+    *map(_rows, rest),
     relu=relu,
     epsilon=epsilon,
   )
@@ -78,12 +82,11 @@ def _forward(x, scale, bias, rest, relu, epsilon):
 def _backward(relu, epsilon, saved, gradients):
   x, scale, bias, mean, var, after, adds = saved
   dy = gradients[0]
-  rows = lambda v: v.reshape(1, -1, v.shape[-1])
-  operands = [rows(x), rows(dy)]
+  operands = [_rows(x), _rows(dy)]
   operands += [v[None] for v in (scale, bias, mean, var)]
   if after:
     dx, dscale, dbias, dresidual = batch_norm_add_grad_p.bind(
-      *operands, rows(after[0]), epsilon=epsilon
+      *operands, _rows(after[0]), epsilon=epsilon
     )
   else:
     dx, dscale, dbias = batch_norm_grad_p.bind(
@@ -107,13 +110,12 @@ def _batch_norm_of_parts(x, scale, bias, rest, relu, epsilon) -> Any:
 
 
 def _forward_of_parts(x, scale, bias, rest, relu, epsilon):
-  rows = lambda v: v.reshape(1, -1, v.shape[-1])
-  mean, var = batch_norm_moments_p.bind(rows(x))
+  mean, var = batch_norm_moments_p.bind(_rows(x))
   mean, square = lax.pmean((mean, var + jnp.square(mean)), BATCH_AXIS)
   var = jnp.maximum(square - jnp.square(mean), 0)
   name = batch_norm_apply_add_p if rest else batch_norm_apply_p
-  operands = varying_alike(rows(x), scale[None], bias[None], mean, var)
-  (y,) = name.bind(*operands, *map(rows, rest), relu=relu, epsilon=epsilon)
+  operands = varying_alike(_rows(x), scale[None], bias[None], mean, var)
+  (y,) = name.bind(*operands, *map(_rows, rest), relu=relu, epsilon=epsilon)
   y = y.reshape(x.shape)
   after = (y,) if rest and relu else ()
   saved = x, scale, bias, mean[0], var[0], after, (None,) * len(rest)
@@ -123,19 +125,18 @@ def _forward_of_parts(x, scale, bias, rest, relu, epsilon):
 def _backward_of_parts(relu, epsilon, saved, gradients):
   x, scale, bias, mean, var, after, adds = saved
   dy = gradients[0]
-  rows = lambda v: v.reshape(1, -1, v.shape[-1])
-  each = varying_alike(rows(x), *(v[None] for v in (scale, bias, mean, var)))
+  each = varying_alike(_rows(x), *(v[None] for v in (scale, bias, mean, var)))
   x_rows, *by_channel = each
   if after:
     *sums, dresidual = batch_norm_sums_add_p.bind(
-      x_rows, rows(dy), *by_channel, rows(after[0]), epsilon=epsilon
+      x_rows, _rows(dy), *by_channel, _rows(after[0]), epsilon=epsilon
     )
     passed, relu = dresidual, False
   else:
     sums = batch_norm_sums_p.bind(
-      x_rows, rows(dy), *by_channel, relu=relu, epsilon=epsilon
+      x_rows, _rows(dy), *by_channel, relu=relu, epsilon=epsilon
     )
-    passed = dresidual = rows(dy)
+    passed = dresidual = _rows(dy)
   means = lax.pmean(tuple(sums), BATCH_AXIS)
   operands = varying_alike(x_rows, passed, *by_channel, *means)
   (dx,) = batch_norm_input_p.bind(*operands, relu=relu, epsilon=epsilon)

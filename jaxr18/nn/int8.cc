@@ -1,12 +1,12 @@
 // Convolutions of integer codes as XLA custom calls, exact to the last bit.
 //
 // Codes are int8 or uint8, kernels int8, sums int32, by oneDNN. A layer of
-// docs/integer.md is one call: its input is brought to codes, convolved, its sums
-// are rescaled in 64 bits, a residual is added, and what comes out is narrow
-// again. So is a layer of deploy/integer.py, with floats in between. A call goes through the batch by a few images at a time, each part on
-// one thread, so that its sums stay in that core's cache and never reach memory.
+// docs/integer.md is one call: its input is brought to codes, convolved, its
+// sums are rescaled in 64 bits, a residual is added, and what comes out is
+// narrow again. So is a layer of deploy/integer.py, with floats in between. A
+// call goes through the batch by a few images at a time, each part on one
+// thread, so that its sums stay in that core's cache and never reach memory.
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -14,7 +14,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -22,25 +21,15 @@
 #include <unordered_map>
 #include <vector>
 
+#include "common.h"
 #include "oneapi/dnnl/dnnl.hpp"
-#include "xla/ffi/api/ffi.h"
-
-std::mutex& Turn();  // of onednn.cc: calls take turns
 
 namespace {
 
-namespace ffi = xla::ffi;
 using dnnl::memory;
 using Shape = ffi::Span<const int64_t>;
 using Type = ffi::DataType;
-using Any = ffi::AnyBuffer;
-using AnyOut = ffi::Result<ffi::AnyBuffer>;
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16;
-#else
-constexpr int kLanes = 8;
-#endif
 constexpr int64_t kBlock = 2048;    // elements, about; in a core's first cache
 constexpr int64_t kPart = 1 << 16;  // sums of a part of the batch, about
 constexpr int64_t kValues = 256;    // of a byte
@@ -123,6 +112,26 @@ inline Ints Odd(Ints v) {
 #endif
 }
 
+// Calls run(from, more, to, n) for whole periods of a tensor, a few at a time,
+// and for what is left over, filled up to a period. `more` is read if `adds`.
+template <typename In, typename More, typename Out, typename Run>
+void Periods(int64_t period, int64_t count, const In* from, const More* more,
+             bool adds, Out* to, Run run) {
+  const int64_t step = std::max<int64_t>(1, kBlock / period) * period;
+  const int64_t whole = count / period * period, rest = count - whole;
+  for (int64_t i = 0; i < whole; i += step) {
+    run(from + i, more + i, to + i, std::min(step, whole - i));
+  }
+  if (rest == 0) return;
+  std::vector<In> last(period);
+  std::vector<More> added(period);
+  std::vector<Out> made(period);
+  std::copy_n(from + whole, rest, last.begin());
+  if (adds) std::copy_n(more + whole, rest, added.begin());
+  run(last.data(), added.data(), made.data(), period);
+  std::copy_n(made.begin(), rest, to + whole);
+}
+
 // clip((x * multiplier + offset) >> shift, low, high), by channel.
 class Rule {
  public:
@@ -148,27 +157,15 @@ class Rule {
   explicit operator bool() const { return period_ > 0; }
   bool has_sign() const { return low_ < 0; }
 
-  // Rescales `count` values, the first of which is of channel 0. If `adds`, what
-  // stands in `plus` is added, and what is below 0 becomes 0.
+  // Rescales `count` values, the first of which is of channel 0. If `adds`,
+  // what stands in `plus` is added, and what is below 0 becomes 0.
   template <bool adds, typename In, typename Out>
   void Apply(const In* from, const int32_t* plus, Out* to,
              int64_t count) const {
-    const int64_t step =
-        std::max<int64_t>(1, kBlock / period_) * period_;
-    int64_t i = 0;
-    for (; i + period_ <= count; i += step) {
-      const int64_t n = std::min(step, (count - i) / period_ * period_);
-      Block<adds>(from + i, plus + i, to + i, n);
-    }
-    i = count / period_ * period_;
-    if (i == count) return;
-    std::vector<In> last(period_);
-    std::vector<int32_t> more(period_);
-    std::vector<Out> out(period_);
-    std::copy(from + i, from + count, last.begin());
-    if (adds) std::copy(plus + i, plus + count, more.begin());
-    Block<adds>(last.data(), more.data(), out.data(), period_);
-    std::copy_n(out.begin(), count - i, to + i);
+    Periods(period_, count, from, plus, adds, to,
+            [&](const In* x, const int32_t* more, Out* y, int64_t n) {
+              Block<adds>(x, more, y, n);
+            });
   }
 
  private:
@@ -315,8 +312,8 @@ struct Geometry {
   int64_t stride, padding, groups;
 };
 
-// The plain kernels with AVX-512 where oneDNN 3.2's first choice is one of small
-// matrix products without AMX. Milliseconds on a core with VNNI: 16 to 16
+// The plain kernels with AVX-512 where oneDNN 3.2's first choice is one of
+// small matrix products without AMX. Milliseconds on a core with VNNI: 16 to 16
 // channels, 8 images of 32x32 0.11 for 0.16; 32 at 16x16, 16 images 0.22 for
 // 0.42; 512 at 4x4, 64 images 8.4 for 13.5; 256 at 8x8, 8 images 1.26 for 1.08.
 template <typename Make>
@@ -490,7 +487,8 @@ struct Layer {
   }
 };
 
-// A step of a program of integers. Without `read` and `table` its input is codes.
+// A step of a program of integers. Without `read` and `table` its input is
+// codes.
 struct IntegerLayer : Layer {
   Tensor other, table;
   bool looks_up, adds;
@@ -608,7 +606,8 @@ struct FloatLayer : Layer {
                      Arena& arena) const override {
     if (!encodes()) return x.at(first);
     const auto* from = static_cast<const float*>(x.data) + first;
-    auto* to = static_cast<uint8_t*>(arena.Get(count));  // int8 has the same bits
+    // int8 has the same bits.
+    auto* to = static_cast<uint8_t*>(arena.Get(count));
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
       Store(to + i, in.Codes(LoadFloats(from + i)));
@@ -640,19 +639,10 @@ struct FloatLayer : Layer {
       numbers[i] = factor[i % g.k[3]];
       numbers[period + i] = bias[i % g.k[3]];
     }
-    const int64_t step = std::max<int64_t>(1, kBlock / period) * period;
-    const int64_t whole = count / period * period, rest = count - whole;
-    for (int64_t i = 0; i < whole; i += step) {
-      ScaleBlock(sums + i, more + i, to + i, std::min(step, whole - i), numbers);
-    }
-    if (rest == 0) return;
-    std::vector<int32_t> last(period);
-    std::vector<float> added(period);
-    std::vector<Out> made(period);
-    std::copy_n(sums + whole, rest, last.begin());
-    if (adds) std::copy_n(more + whole, rest, added.begin());
-    ScaleBlock(last.data(), added.data(), made.data(), period, numbers);
-    std::copy_n(made.begin(), rest, to + whole);
+    Periods(period, count, sums, more, adds, to,
+            [&](const int32_t* sum, const float* plus, Out* y, int64_t n) {
+              ScaleBlock(sum, plus, y, n, numbers);
+            });
   }
 
   template <typename Out>

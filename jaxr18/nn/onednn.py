@@ -34,6 +34,7 @@ _SOURCES = [
   pathlib.Path(__file__).with_name(name)
   for name in ("onednn.cc", "passes.cc", "int8.cc")
 ]
+_SHARED = pathlib.Path(__file__).with_name("common.h")  # of the last two
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-w")
 
 # The operation's name here -> the symbol in the sources.
@@ -349,7 +350,7 @@ def _build() -> pathlib.Path:
     f"{package} {importlib.metadata.version(package)}"
     for package in ("jaxlib", LIBRARY, _HEADERS)
   ]
-  sources = [source.read_text() for source in _SOURCES]
+  sources = [source.read_text() for source in (*_SOURCES, _SHARED)]
   text = "\n".join([*sources, str(library), *_FLAGS, *versions, instructions()])
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   target = _own_folder(cache.folder()) / f"onednn-{digest}.so"

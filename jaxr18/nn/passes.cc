@@ -7,36 +7,24 @@
 // coefficients and sums. Sums are made by blocks whose size depends on the shape
 // alone and added up in their order, so that results do not depend on threads.
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-std::mutex& Turn();  // of onednn.cc: calls take turns
+#include "common.h"
 
 namespace {
 
-namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
-using Any = ffi::AnyBuffer;
-using AnyOut = ffi::Result<ffi::AnyBuffer>;
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16;
-#else
-constexpr int kLanes = 8;
-#endif
 constexpr int kChunk = 4;  // vectors of a period whose sums stay in registers
 constexpr int64_t kBlock = 32768;  // elements, about; in a core's cache
 
@@ -290,6 +278,11 @@ struct Affine {
 
   Affine(const Layout& layout, const float* bias)
       : center(layout), factor(layout), shift(layout, bias) {}
+  Affine(const Layout& layout, const float* scale, const float* bias,
+         const float* mean, const float* var, float epsilon)
+      : Affine(layout, bias) {
+    Set(layout, scale, mean, var, epsilon);
+  }
   void Set(const Layout& layout, const float* scale, const float* mean,
            const float* var, float epsilon) {
     for (int64_t c = 0; c < layout.channels; ++c) {
@@ -429,22 +422,31 @@ void InputGradient(const Layout& layout, int64_t block, const T* x,
   out.WriteBack();
 }
 
+// The gradients of scale and bias, of the sums of `SumGradients`.
+void ScaleGradients(const std::vector<double>& total,
+                    const std::vector<double>& products, const float* var,
+                    float epsilon, float* dscale, float* dbias) {
+  for (size_t c = 0; c < total.size(); ++c) {
+    const double inverse = 1 / (static_cast<double>(var[c]) + epsilon);
+    dscale[c] = static_cast<float>(products[c] * std::sqrt(inverse));
+    dbias[c] = static_cast<float>(total[c]);
+  }
+}
+
 template <typename T, bool relu, bool adds>
 void Backward(const Layout& layout, const T* x, const T* y, const T* dy,
               const float* scale, const float* bias, const float* mean,
               const float* var, float epsilon, T* dx, float* dscale,
               float* dbias, T* masked) {
   Sums sums(layout);
-  Affine by(layout, bias);
-  by.Set(layout, scale, mean, var, epsilon);
+  const Affine by(layout, scale, bias, mean, var, epsilon);
   Through less(layout);
   const auto gradients = [&] {
     const auto total = sums.Total(0), products = sums.Total(1);
+    ScaleGradients(total, products, var, epsilon, dscale, dbias);
     const double n = static_cast<double>(layout.size / layout.channels);
     for (int64_t c = 0; c < layout.channels; ++c) {
       const double inverse = 1 / (static_cast<double>(var[c]) + epsilon);
-      dbias[c] = static_cast<float>(total[c]);
-      dscale[c] = static_cast<float>(products[c] * std::sqrt(inverse));
       less.offset.Set(c, static_cast<float>(total[c] / n));
       less.slope.Set(c, static_cast<float>(products[c] * inverse / n));
     }
@@ -482,20 +484,37 @@ T* Data(const Any& buffer) {
   return static_cast<T*>(buffer.untyped_data());
 }
 
-template <bool relu, bool adds>
-ffi::Error BatchNormOf(Any x, const Any& residual, Floats scale, Floats bias,
-                       AnyOut y, FloatsOut mean, FloatsOut var, float epsilon) {
+// Calls run(T(), layout, member) for each member of [members, rows, channels].
+template <typename Run>
+ffi::Error EachMember(const Any& x, Run run) {
   const auto shape = x.dimensions();
   const Layout layout(shape[1], shape[2]);
   return ByType(x, [&](auto type) {
+    for (int64_t i = 0; i < shape[0]; ++i) run(type, layout, i);
+  });
+}
+
+// A member's elements.
+template <typename T>
+T* Of(const Any& buffer, const Layout& layout, int64_t member) {
+  return Data<T>(buffer) + member * layout.size;
+}
+
+// What a member has by channel.
+template <typename Buffer>
+auto* By(Buffer&& buffer, const Layout& layout, int64_t member) {
+  return buffer.typed_data() + member * layout.channels;
+}
+
+template <bool relu, bool adds>
+ffi::Error BatchNormOf(Any x, const Any& residual, Floats scale, Floats bias,
+                       AnyOut y, FloatsOut mean, FloatsOut var, float epsilon) {
+  return EachMember(x, [&](auto type, const Layout& layout, int64_t i) {
     using T = decltype(type);
-    for (int64_t i = 0; i < shape[0]; ++i) {
-      const int64_t at = i * layout.size, c = i * layout.channels;
-      Forward<T, relu, adds>(
-          layout, Data<T>(x) + at, Data<T>(residual) + at,
-          scale.typed_data() + c, bias.typed_data() + c, epsilon,
-          Data<T>(*y) + at, mean->typed_data() + c, var->typed_data() + c);
-    }
+    Forward<T, relu, adds>(layout, Of<T>(x, layout, i),
+                           Of<T>(residual, layout, i), By(scale, layout, i),
+                           By(bias, layout, i), epsilon, Of<T>(*y, layout, i),
+                           By(*mean, layout, i), By(*var, layout, i));
   });
 }
 
@@ -518,19 +537,14 @@ ffi::Error BatchNormGradOf(Any x, const Any& y, Any dy, Floats scale,
                            Floats bias, Floats mean, Floats var, AnyOut dx,
                            FloatsOut dscale, FloatsOut dbias,
                            const Any& masked, float epsilon) {
-  const auto shape = x.dimensions();
-  const Layout layout(shape[1], shape[2]);
-  return ByType(x, [&](auto type) {
+  return EachMember(x, [&](auto type, const Layout& layout, int64_t i) {
     using T = decltype(type);
-    for (int64_t i = 0; i < shape[0]; ++i) {
-      const int64_t at = i * layout.size, c = i * layout.channels;
-      Backward<T, relu, adds>(
-          layout, Data<T>(x) + at, Data<T>(y) + at, Data<T>(dy) + at,
-          scale.typed_data() + c, bias.typed_data() + c, mean.typed_data() + c,
-          var.typed_data() + c, epsilon, Data<T>(*dx) + at,
-          dscale->typed_data() + c, dbias->typed_data() + c,
-          Data<T>(masked) + at);
-    }
+    Backward<T, relu, adds>(
+        layout, Of<T>(x, layout, i), Of<T>(y, layout, i), Of<T>(dy, layout, i),
+        By(scale, layout, i), By(bias, layout, i), By(mean, layout, i),
+        By(var, layout, i), epsilon, Of<T>(*dx, layout, i),
+        By(*dscale, layout, i), By(*dbias, layout, i),
+        Of<T>(masked, layout, i));
   });
 }
 
@@ -554,38 +568,27 @@ ffi::Error BatchNormAddGradCall(Any x, Any dy, Floats scale, Floats bias,
 // The same in parts, between which devices that share a batch meet.
 
 ffi::Error MomentsCall(Any x, FloatsOut mean, FloatsOut var) {
-  const auto shape = x.dimensions();
-  const Layout layout(shape[1], shape[2]);
-  return ByType(x, [&](auto type) {
-    using T = decltype(type);
-    for (int64_t i = 0; i < shape[0]; ++i) {
-      const int64_t at = i * layout.size, c = i * layout.channels;
-      Sums sums(layout);
-      EachBlock(layout, [&](int64_t block) {
-        SumOf(layout, block, Data<T>(x) + at, &sums);
-      });
-      Moments(layout, &sums, mean->typed_data() + c, var->typed_data() + c);
-    }
+  return EachMember(x, [&](auto type, const Layout& layout, int64_t i) {
+    Sums sums(layout);
+    EachBlock(layout, [&](int64_t block) {
+      SumOf(layout, block, Of<decltype(type)>(x, layout, i), &sums);
+    });
+    Moments(layout, &sums, By(*mean, layout, i), By(*var, layout, i));
   });
 }
 
 template <bool relu, bool adds>
 ffi::Error ApplyOf(Any x, Floats scale, Floats bias, Floats mean, Floats var,
                    const Any& residual, AnyOut y, float epsilon) {
-  const auto shape = x.dimensions();
-  const Layout layout(shape[1], shape[2]);
-  return ByType(x, [&](auto type) {
+  return EachMember(x, [&](auto type, const Layout& layout, int64_t i) {
     using T = decltype(type);
-    for (int64_t i = 0; i < shape[0]; ++i) {
-      const int64_t at = i * layout.size, c = i * layout.channels;
-      Affine by(layout, bias.typed_data() + c);
-      by.Set(layout, scale.typed_data() + c, mean.typed_data() + c,
-             var.typed_data() + c, epsilon);
-      EachBlock(layout, [&](int64_t block) {
-        Normalize<T, relu, adds>(layout, block, Data<T>(x) + at,
-                                 Data<T>(residual) + at, by, Data<T>(*y) + at);
-      });
-    }
+    const Affine by(layout, By(scale, layout, i), By(bias, layout, i),
+                    By(mean, layout, i), By(var, layout, i), epsilon);
+    EachBlock(layout, [&](int64_t block) {
+      Normalize<T, relu, adds>(layout, block, Of<T>(x, layout, i),
+                               Of<T>(residual, layout, i), by,
+                               Of<T>(*y, layout, i));
+    });
   });
 }
 
@@ -606,30 +609,18 @@ template <bool relu, bool adds>
 ffi::Error GradientSumsOf(Any x, Any dy, Floats scale, Floats bias, Floats mean,
                           Floats var, const Any& y, FloatsOut dscale,
                           FloatsOut dbias, const Any& masked, float epsilon) {
-  const auto shape = x.dimensions();
-  const Layout layout(shape[1], shape[2]);
-  return ByType(x, [&](auto type) {
+  return EachMember(x, [&](auto type, const Layout& layout, int64_t i) {
     using T = decltype(type);
-    for (int64_t i = 0; i < shape[0]; ++i) {
-      const int64_t at = i * layout.size, first = i * layout.channels;
-      const float* variance = var.typed_data() + first;
-      Sums sums(layout);
-      Affine by(layout, bias.typed_data() + first);
-      by.Set(layout, scale.typed_data() + first, mean.typed_data() + first,
-             variance, epsilon);
-      EachBlock(layout, [&](int64_t block) {
-        SumGradients<T, relu, adds>(
-            layout, block, Data<T>(x) + at, Data<T>(y) + at, Data<T>(dy) + at,
-            by, Data<T>(masked) + at, &sums);
-      });
-      const auto total = sums.Total(0), products = sums.Total(1);
-      for (int64_t c = 0; c < layout.channels; ++c) {
-        const double inverse = 1 / (static_cast<double>(variance[c]) + epsilon);
-        dscale->typed_data()[first + c] =
-            static_cast<float>(products[c] * std::sqrt(inverse));
-        dbias->typed_data()[first + c] = static_cast<float>(total[c]);
-      }
-    }
+    Sums sums(layout);
+    const Affine by(layout, By(scale, layout, i), By(bias, layout, i),
+                    By(mean, layout, i), By(var, layout, i), epsilon);
+    EachBlock(layout, [&](int64_t block) {
+      SumGradients<T, relu, adds>(layout, block, Of<T>(x, layout, i),
+                                  Of<T>(y, layout, i), Of<T>(dy, layout, i), by,
+                                  Of<T>(masked, layout, i), &sums);
+    });
+    ScaleGradients(sums.Total(0), sums.Total(1), By(var, layout, i), epsilon,
+                   By(*dscale, layout, i), By(*dbias, layout, i));
   });
 }
 
@@ -652,30 +643,24 @@ template <bool relu>
 ffi::Error InputGradientOf(Any x, Any dy, Floats scale, Floats bias,
                            Floats mean, Floats var, Floats dscale,
                            Floats dbias, AnyOut dx, float epsilon) {
-  const auto shape = x.dimensions();
-  const Layout layout(shape[1], shape[2]);
-  const double n = static_cast<double>(shape[1]);
-  return ByType(x, [&](auto type) {
+  const double n = static_cast<double>(x.dimensions()[1]);
+  return EachMember(x, [&](auto type, const Layout& layout, int64_t i) {
     using T = decltype(type);
-    for (int64_t i = 0; i < shape[0]; ++i) {
-      const int64_t at = i * layout.size, first = i * layout.channels;
-      const float* variance = var.typed_data() + first;
-      Affine by(layout, bias.typed_data() + first);
-      by.Set(layout, scale.typed_data() + first, mean.typed_data() + first,
-             variance, epsilon);
-      Through less(layout);
-      for (int64_t c = 0; c < layout.channels; ++c) {
-        const double inverse = 1 / (static_cast<double>(variance[c]) + epsilon);
-        const double of_scale = dscale.typed_data()[first + c];
-        less.offset.Set(c, static_cast<float>(dbias.typed_data()[first + c] / n));
-        less.slope.Set(c, static_cast<float>(of_scale * std::sqrt(inverse) / n));
-      }
-      EachBlock(layout, [&](int64_t block) {
-        InputGradient<T, relu, false>(layout, block, Data<T>(x) + at,
-                                      Data<T>(dy) + at, by, less,
-                                      Data<T>(*dx) + at);
-      });
+    const Affine by(layout, By(scale, layout, i), By(bias, layout, i),
+                    By(mean, layout, i), By(var, layout, i), epsilon);
+    Through less(layout);
+    for (int64_t c = 0; c < layout.channels; ++c) {
+      const double variance = By(var, layout, i)[c];
+      const double of_scale = By(dscale, layout, i)[c];
+      const double slope = of_scale * std::sqrt(1 / (variance + epsilon)) / n;
+      less.offset.Set(c, static_cast<float>(By(dbias, layout, i)[c] / n));
+      less.slope.Set(c, static_cast<float>(slope));
     }
+    EachBlock(layout, [&](int64_t block) {
+      InputGradient<T, relu, false>(layout, block, Of<T>(x, layout, i),
+                                    Of<T>(dy, layout, i), by, less,
+                                    Of<T>(*dx, layout, i));
+    });
   });
 }
 

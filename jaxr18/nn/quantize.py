@@ -350,6 +350,12 @@ def input_levels(bits: int, signed: bool) -> int:
   return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
+def input_ends(bits: int, signed: bool) -> tuple[float, float]:
+  """Returns the smallest and the largest integer of a quantized input."""
+  n = float(input_levels(bits, signed))
+  return (-n if signed else 0.0), n
+
+
 def input_step(bound: jax.Array, bits: int, signed: bool) -> jax.Array:
   """Returns the step of a quantized input's grid: bound / levels, float32.
 
@@ -504,7 +510,8 @@ def _by_device(x, bound, *how) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _quantize_input(x, bound, bits, signed, scales):
-  step, (low, high) = input_step(bound, bits, signed), _ends(bits, signed)
+  step = input_step(bound, bits, signed)
+  low, high = input_ends(bits, signed)
   if bound.ndim:  # of each image
     q = _rounded(_in_steps(x, step), bits, signed)
     return (q * step).astype(x.dtype)
@@ -520,7 +527,7 @@ def _backward(bits, signed, scales, saved, g):
   x, bound = saved
   if scales == "dynamic":
     return g, jnp.zeros_like(bound)
-  n, (low, high) = input_levels(bits, signed), _ends(bits, signed)
+  n, (low, high) = input_levels(bits, signed), input_ends(bits, signed)
   dx, total = quantize_grad_p.bind(
     x.reshape(1, -1),
     g.reshape(1, -1),
@@ -539,12 +546,6 @@ def _backward(bits, signed, scales, saved, g):
 
 
 _quantize_input.defvjp(_forward, _backward)
-
-
-def _ends(bits: int, signed: bool) -> tuple[float, float]:
-  """The smallest and the largest integer of a quantized input."""
-  n = float(input_levels(bits, signed))
-  return (-n if signed else 0.0), n
 
 
 # In one pass each: x is [members, elements], step is [members].
