@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxr18.nn.conv import BATCH_AXIS
+
 
 def make_mesh() -> Mesh:
-  """Makes a mesh of all devices of all processes on one axis, 'data'."""
+  """Makes a mesh of all devices of all processes on one axis, the batch's."""
   return jax.make_mesh(
-    (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
+    (jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,)
   )
 
 
@@ -36,12 +38,12 @@ def replicate(tree, mesh: Mesh):
 
 
 def shard(tree, mesh: Mesh, axis: int = 0):
-  """Splits host arrays [batch, ...], the same in every process, over 'data'.
+  """Splits host arrays [batch, ...], the same in every process, over the mesh.
 
   Args:
     axis: of the batch; 1 where members come first.
   """
-  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(
       np.shape(x), sharding, lambda i: np.asarray(x)[i]

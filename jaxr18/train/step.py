@@ -21,7 +21,7 @@ from jaxr18.data.augment import (
   draw_mixup,
   normalize,
 )
-from jaxr18.nn.conv import split_over
+from jaxr18.nn.conv import BATCH_AXIS, split_over
 from jaxr18.nn.network import (
   Network,
   apply_masks,
@@ -330,7 +330,8 @@ def _jitted(
       return jax.vmap(single, axes)(state, teachers, batch, key, epoch, each)
 
   replicated = NamedSharding(mesh, PartitionSpec())
-  split = NamedSharding(mesh, PartitionSpec(*[None] * bool(members), "data"))
+  axes = *[None] * bool(members), BATCH_AXIS
+  split = NamedSharding(mesh, PartitionSpec(*axes))
   return jax.jit(
     step,
     in_shardings=(replicated, replicated, split, replicated, replicated),
