@@ -15,9 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -34,6 +32,7 @@ from jaxr18.deploy import packed, saved, to_c
 from jaxr18.deploy.lower import lower
 from jaxr18.deploy.program import Program
 from jaxr18.deploy.program_xla import lower_with_sums, runner, with_sums
+from jaxr18.host.provenance import computer
 from jaxr18.nn.network import Network
 
 BATCH = 100
@@ -221,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     "network": args.file.parent.name,
     "images": len(images[some]),
     "peak_bytes": memory.peak(saved.unpack(args.file).spec).bytes,
-    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    "machine": computer(),
     "forms": found,
   }
   print(table(DEPLOY_HEADER, []), end="")

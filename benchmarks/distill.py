@@ -11,9 +11,7 @@ Images are random numbers: what they show costs nothing.
 """
 
 import argparse
-import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +24,7 @@ from benchmarks.bench_tables import distill_table
 from benchmarks.results import write
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import Augment
+from jaxr18.host.provenance import computer
 from jaxr18.nn import network
 from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
@@ -182,7 +181,7 @@ def main():
     "batch": args.batch,
     "rounds": args.rounds,
     "steps": args.steps,
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "platform": computer(),
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "jax": jax.__version__,
     "rows": results,

@@ -16,9 +16,7 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import platform
 import resource
 import shutil
 import subprocess
@@ -29,8 +27,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.bench_tables import growth_table
-from benchmarks.results import RESULTS, run, write
+from benchmarks.results import RESULTS, rows_with, run, write
 from jaxr18.host import sealed
+from jaxr18.host.provenance import computer
 
 ROUNDS, SECONDS = 3, 1.0
 BATCH, WIDTH, BLOCKS, RESOLUTION = 128, 16, 2, 32
@@ -214,16 +213,13 @@ def main(argv: list[str] | None = None) -> None:
     name, size = args.one
     print(json.dumps(measure(name, int(size))))
     return
-  names = [name for name in ROWS if args.rows in name]
-  if not names:
-    parser.error(f"no row contains {args.rows!r}; there are {', '.join(ROWS)}")
   rows = {}
-  for name in names:
+  for name in rows_with(parser, ROWS, args.rows):
     print(f"{name} ...", flush=True)
     rows[name] = row(name, args.rounds)
   out = {
     "rounds": args.rounds,
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "platform": computer(),
     "rows": rows,
   }
   print(growth_table(out))

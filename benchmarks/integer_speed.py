@@ -12,8 +12,6 @@ processes matter little. The numbers are the best of the rounds.
 import argparse
 import functools
 import importlib.metadata
-import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -21,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks.bench_tables import integers_table
-from benchmarks.results import RESULTS, write
+from benchmarks.results import RESULTS, rows_with, write
 from jaxr18.data.augment import normalize
 from jaxr18.deploy import integer, packed, program_xla, saved
 from jaxr18.deploy.fold import fold
@@ -63,10 +61,8 @@ def contenders(net: network.Network) -> dict[str, Run]:
   def integers(folded, x, path):
     return integer.forward(folded, net.spec, prepare(x), "int8", path)
 
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder, "network")
-    path.write_bytes(pack(net, mean=MEAN, std=STD, provenance={}))
-    program = lower(*packed.read(path))
+  data = pack(net, mean=MEAN, std=STD, provenance={})
+  program = lower(*packed.parse(data, "the network"))
   run = {"float32": lambda x: floats(plain, x)}
   for path in ("xla", "auto"):
     run[f"integer_{path}"] = functools.partial(integers, folded, path=path)
@@ -105,10 +101,10 @@ def main():
   keep_freed_memory()
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (args.batch, 32, 32, 3), np.uint8)
+  made = networks(images)
   rows = {
-    name: measure(make(), images, args.rounds)
-    for name, make in networks(images).items()
-    if args.rows in name
+    name: measure(made[name](), images, args.rounds)
+    for name in rows_with(parser, made, args.rows)
   }
   versions = ("jax", "numpy", machine.onednn.LIBRARY)
   out = {

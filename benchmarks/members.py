@@ -12,8 +12,6 @@ By turns, so that what disturbs one round disturbs all; medians over rounds.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 
@@ -23,9 +21,10 @@ import numpy as np
 
 from benchmarks.bench_tables import members_table
 from benchmarks.distill import STRIDES, make_step, random_images
-from benchmarks.results import write
+from benchmarks.results import rows_with, write
 from jaxr18.compress import ensemble
 from jaxr18.compress.distill import cross_entropy
+from jaxr18.host.provenance import computer
 from jaxr18.nn import network
 from jaxr18.nn.spec import NetSpec, resnet
 from jaxr18.train import state as state_lib
@@ -161,11 +160,8 @@ def main():
   parser.add_argument("--seconds", type=float, default=1.0, help="of a round")
   parser.add_argument("--out", help="a file for all numbers")
   args = parser.parse_args()
-  rows = [name for name in ROWS if args.rows in name]
-  if not rows:
-    parser.error(f"no row contains {args.rows!r}; there are {', '.join(ROWS)}")
   results = {}
-  for name in rows:
+  for name in rows_with(parser, ROWS, args.rows):
     print(f"{name} ...", flush=True)
     results[name] = measure(
       make_spec(name), args.members, args.batch, args.rounds, args.seconds
@@ -175,7 +171,7 @@ def main():
     "batch": args.batch,
     "rounds": args.rounds,
     "seconds": args.seconds,
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "platform": computer(),
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "jax": jax.__version__,
     "rows": results,

@@ -14,9 +14,7 @@ medians over rounds.
 
 import argparse
 import importlib.metadata
-import os
 import pathlib
-import platform
 import statistics
 import time
 
@@ -28,6 +26,7 @@ from benchmarks.results import write
 from jaxr18.config import file as configfile
 from jaxr18.config import parse
 from jaxr18.data.augment import normalize
+from jaxr18.host.provenance import computer
 from jaxr18.nn import network
 from jaxr18.run import experiment, sources
 from jaxr18.run import export as exporting
@@ -95,7 +94,7 @@ def main():
     "images_per_s": {k: statistics.median(v) for k, v in rates.items()},
     "of_each_round": rates,
     "device": str(jax.devices()[0].device_kind),
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "platform": computer(),
     "versions": {v: importlib.metadata.version(v) for v in versions},
   }
   print(onnx_speed_table(out))

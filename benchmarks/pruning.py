@@ -12,9 +12,7 @@ shrunk. Some 10 minutes. For our fastest, `pip install "jaxr18[cpu]"`.
 """
 
 import argparse
-import os
 import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -29,6 +27,7 @@ from benchmarks.bench_tables import pruning_tables
 from benchmarks.results import write
 from jaxr18.compress import channels, criteria, prune, shrink
 from jaxr18.host import compiled
+from jaxr18.host.provenance import computer
 from jaxr18.nn import network, onednn, spec
 from jaxr18.run import sources
 
@@ -159,7 +158,7 @@ def main():
     "density": DENSITY,
     "convolutions": "oneDNN" if onednn.reason() is None else "XLA",
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "platform": computer(),
     "host": hosted,
     "rows": rows,
   }

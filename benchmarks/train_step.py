@@ -17,15 +17,15 @@ what the first start left there.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 
 from benchmarks.bench_tables import speed_table
-from benchmarks.results import write
+from benchmarks.results import rows_with, write
 from benchmarks.speed_rows import ROWS, make_spec
+from jaxr18.host.provenance import computer
 
 
 class Process:
@@ -146,9 +146,7 @@ def main():
   parser.add_argument("--eager", action="store_true", help="no torch.compile")
   parser.add_argument("--out", help="a file for all numbers")
   args = parser.parse_args()
-  rows = {name: row for name, row in ROWS.items() if args.rows in name}
-  if not rows:
-    parser.error(f"no row contains {args.rows!r}; there are {', '.join(ROWS)}")
+  rows = {name: ROWS[name] for name in rows_with(parser, ROWS, args.rows)}
 
   results = {}
   for name, row in rows.items():
@@ -162,7 +160,7 @@ def main():
     "seconds": args.seconds,
     "ours": first["ours"]["description"],
     "theirs": first["eager"]["description"],
-    "platform": f"{platform.machine()}, {os.cpu_count()} cores",
+    "platform": computer(),
     "rows": results,
   }
   print(speed_table(out))

@@ -1,9 +1,10 @@
-"""Which code of jaxr18 runs: its version, and the commit it was taken from."""
+"""Which code of jaxr18 runs, the commit it was taken from, and on what."""
 
 import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import subprocess
 from typing import NamedTuple
 
@@ -36,6 +37,11 @@ def commit() -> Commit:
     return Commit(source["vcs_info"]["commit_id"])
   except (importlib.metadata.PackageNotFoundError, LookupError, ValueError):
     return Commit()
+
+
+def computer() -> str:
+  """Names the kind of processor and counts its cores: 'x86_64, 2 cores'."""
+  return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def _git(*arguments: str) -> str:

@@ -6,7 +6,6 @@ What trains knows no config: `phase`, `teaching` and `members` read the typed
 
 import contextlib
 import importlib.metadata
-import os
 import pathlib
 import platform
 import shlex
@@ -189,7 +188,7 @@ def made_by(workdir: pathlib.Path, command: str = "") -> Made:
     changed=commit.changed,
     starts=tuple(starts.read(workdir)),
     device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    platform=f"{platform.machine()}, {os.cpu_count()} cores",
+    platform=provenance.computer(),
     python=platform.python_version(),
     versions={v: importlib.metadata.version(v) for v in packages},
   )

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
-import os
 import pathlib
-import platform
 import shlex
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from jaxr18.host import paths, sealed
 from jaxr18.host.errors import ToldError, writing
 from jaxr18.host.files import try_writing, write_atomically
 from jaxr18.host.locks import in_turn
+from jaxr18.host.provenance import computer
 from jaxr18.nn.network import Network
 from jaxr18.run import result as result_lib
 from jaxr18.run import sources
@@ -182,7 +181,7 @@ def _speed(run: Callable[[np.ndarray], np.ndarray], images) -> dict[str, Any]:
   return {
     "milliseconds": found.milliseconds,
     "images_per_second": found.images_per_second,
-    "measured_on": f"{platform.machine()}, {os.cpu_count()} cores",
+    "measured_on": computer(),
   }
 
 
