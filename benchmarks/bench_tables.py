@@ -77,32 +77,59 @@ def ranged(row: dict[str, Any], name: str, digits: int = 2) -> str:
   return f"{median} ({low} to {high})"
 
 
-def speed_table(r: dict[str, Any]) -> str:
-  """Ours beside PyTorch, from what `benchmarks.train_step` measured."""
-  rows = []
+def speed_tables(r: dict[str, Any]) -> str:
+  """Ours beside others, of `benchmarks.train_step`: training, evaluation."""
+  train, evaluate = [], []
   for name, row in r["rows"].items():
-    ours, eager = row["ours"], row["eager"]
-    theirs = eager | row.get("compile", {})  # which may have failed
-    cells = [name]
-    for what in ("train", "forward"):
-      best = max(eager[what], theirs[what])
-      cells += [
-        f"{ours[what]:,.0f} / {best:,.0f}",
-        ranged(row, f"{what}_ratio"),
-      ]
+    ours = row["ours"]
     # A training step is the forward and two gradients, a MAC two operations.
     rate = 6 * row["macs"] * ours["train"] / 1e9
-    cells += [
+    ratios = {
+      f"{what}_{of}": ranged(row, f"{what}_{of}")
+      if f"{what}_{of}" in row
+      else ""
+      for what in ("train", "forward", "integers")
+      for of in ("ratio", "of_float")
+    }
+    train.append([
+      name,
+      _beside(row, "train"),
+      ratios["train_ratio"],
+      ratios["train_of_float"],
       f"{rate:.0f} ({rate / ours['gflop_per_s']:.0%})",
-      f"{ours['first_step_s']:.1f}, {ours['first_step_again_s']:.1f}"
-      f" / {eager['first_step_s']:.1f}",
-      f"{ours['peak_bytes'] / 2**30:.1f} / {eager['peak_bytes'] / 2**30:.1f}",
-    ]
-    rows.append(cells)
-  header = ["network", "training, images/s", "ratio", "evaluation, images/s",
-            "ratio", "GFLOP/s (of peak)", "first step, s",
-            "memory, GiB"]  # fmt: skip
-  return table(header, rows)
+      f"{ours['first_step_s']:.1f}, {ours['first_step_again_s']:.1f} / "
+      + _of_torch(row, "first_step_s", 1),
+      f"{ours['peak_bytes'] / 2**30:.1f} / "
+      + _of_torch(row, "peak_bytes", 2**30),
+    ])  # fmt: skip
+    evaluate.append([
+      name,
+      _beside(row, "forward"),
+      ratios["forward_ratio"],
+      _beside(row, "integers"),
+      ratios["integers_ratio"],
+      ratios["integers_of_float"],
+    ])  # fmt: skip
+  first = ["network", "training, images/s", "ratio", "to its float twin",
+           "GFLOP/s (of peak)", "first step, s", "memory, GiB"]  # fmt: skip
+  second = ["network", "evaluation, images/s", "ratio", "by integers", "ratio",
+            "to its float twin"]  # fmt: skip
+  return table(first, train) + "\n" + table(second, evaluate)
+
+
+def _of_torch(row: dict[str, Any], name: str, unit: int) -> str:
+  """A number of eager PyTorch's, and of the compiled one's if it was that."""
+  found = [row.get(mode, {}).get(name) for mode in ("eager", "compile")]
+  return ", ".join(f"{n / unit:.1f}" for n in found if n is not None)
+
+
+def _beside(row: dict[str, Any], what: str) -> str:
+  """Images a second of ours, the better PyTorch and ONNX Runtime."""
+  by_name = [("ours",), ("eager", "compile"), ("onnx",)]
+  found = [
+    [row[n][what] for n in names if what in row.get(n, {})] for names in by_name
+  ]
+  return " / ".join(f"{max(values):,.0f}" for values in found if values)
 
 
 def pruning_tables(r: dict[str, Any]) -> str:

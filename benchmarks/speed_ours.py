@@ -3,6 +3,7 @@
 See speed_serve for what it reads and answers.
 """
 
+import functools
 import json
 import sys
 import time
@@ -19,6 +20,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.speed_rows import make_spec  # noqa: E402
+from jaxr18.deploy import integer  # noqa: E402
+from jaxr18.deploy.fold import Folded, fold  # noqa: E402
 from jaxr18.nn import network, onednn  # noqa: E402
 from jaxr18.train import state as state_lib  # noqa: E402
 from jaxr18.train import terms  # noqa: E402
@@ -51,9 +54,13 @@ def make_network(row: dict, images: np.ndarray) -> network.Network:
 
 
 class Ours:
-  """The training step and the forward pass of a network on one batch."""
+  """The training step and the forward passes of a network on one batch.
 
-  def __init__(self, net: network.Network, batch: Batch):
+  Args:
+    dtype: of the step's and the simulation's convolutions and activations.
+  """
+
+  def __init__(self, net: network.Network, batch: Batch, dtype="float32"):
     mesh = make_mesh()
     self.batch = shard(batch, mesh)
     images = normalize(batch.images, _AUGMENT.mean, _AUGMENT.std,
@@ -66,8 +73,12 @@ class Ours:
     self.net = net
     self.state = replicate(state_lib.create(net, optimizer, False), mesh)
     answers = (terms.cross_entropy(),)
-    self.step = make_train_step(answers, optimizer, _AUGMENT, None, mesh)
-    self.evaluate = jax.jit(network.forward)
+    self.dtype = jnp.dtype(dtype)
+    self.step = make_train_step(
+      answers, optimizer, _AUGMENT, None, mesh, self.dtype
+    )
+    self.evaluate = jax.jit(network.forward, static_argnames="dtype")
+    self.by_integers = jax.jit(integer.forward, static_argnums=1)
     self.key = jax.random.key(0)
 
   def train(self):
@@ -76,7 +87,17 @@ class Ours:
     return loss.block_until_ready()
 
   def forward(self):
-    return self.evaluate(self.net, self.images).block_until_ready()
+    logits = self.evaluate(self.net, self.images, dtype=self.dtype)
+    return logits.block_until_ready()
+
+  def integers(self):
+    folded = self.folded
+    logits = self.by_integers(folded, self.net.spec, self.images)
+    return logits.block_until_ready()
+
+  @functools.cached_property
+  def folded(self) -> Folded:
+    return fold(self.net)
 
   def describe(self) -> str:
     reason = onednn.reason()
@@ -84,7 +105,7 @@ class Ours:
 
   def peak(self) -> float:
     """GFLOP/s of a matrix product of 2048."""
-    a = jnp.ones((2048, 2048), jnp.float32)
+    a = jnp.ones((2048, 2048), self.dtype)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
     times = []
@@ -98,4 +119,5 @@ class Ours:
 if __name__ == "__main__":
   row = json.loads(sys.argv[1])
   batch = random_batch(row["batch"])
-  serve(Ours(make_network(row, batch.images), batch), _START)
+  net = make_network(row, batch.images)
+  serve(Ours(net, batch, row["dtype"]), _START)

@@ -1,7 +1,7 @@
 """How a process of benchmarks.train_step answers: a line of JSON to each line.
 
-'train SECONDS' and 'forward SECONDS' run for so long, at least twice; 'peak 0'
-is the machine's. Each framework has a process of its own: their OpenMP
+'NAME SECONDS' runs that method of a worker for so long, at least twice;
+'peak 0' is the machine's. Each framework has a process of its own: their OpenMP
 runtimes and allocators do not mix, and a waiting one takes no time.
 """
 
@@ -11,11 +11,17 @@ import sys
 import time
 
 
-def serve(worker, start: float) -> None:
-  """Answers the lines of standard input until it ends."""
-  worker.train()
-  first = time.perf_counter() - start
-  _say(first_step_s=first, description=worker.describe())
+def serve(worker, start: float, first: str = "train") -> None:
+  """Answers the lines of standard input until it ends.
+
+  Args:
+    worker: whose methods are asked for by name.
+    start: of the process, as `time.perf_counter` gives it.
+    first: the method that is called before the first line is read.
+  """
+  getattr(worker, first)()
+  seconds = time.perf_counter() - start
+  _say(first_step_s=seconds, description=worker.describe())
   for line in sys.stdin:
     name, seconds = line.split()
     if name == "peak":

@@ -15,6 +15,7 @@ from torch import nn  # noqa: E402
 from torch.ao import quantization as ao  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+from benchmarks.speed_rows import STRIDES  # noqa: E402
 from benchmarks.speed_serve import serve  # noqa: E402
 
 
@@ -97,15 +98,14 @@ class Block(nn.Module):
 class ResNet(nn.Module):
   def __init__(self, row):
     super().__init__()
-    inputs = row["width"]
+    inputs = row["widths"][0]
     self.stem = Conv(row, 3, inputs, 3)
     self.bn = nn.BatchNorm2d(inputs)
     blocks = []
-    for i, stride in enumerate((1, 2, 2, 2)):
-      features = row["width"] * 2**i
-      blocks.append(Block(row, inputs, features, stride))
-      blocks.append(Block(row, features, features, 1))
-      inputs = features
+    for features, first in zip(row["widths"], STRIDES, strict=False):
+      for stride in (first, *[1] * (row["blocks"] - 1)):
+        blocks.append(Block(row, inputs, features, stride))
+        inputs = features
     self.blocks = nn.Sequential(*blocks)
     self.head = nn.Linear(inputs, 10)
 
@@ -135,12 +135,13 @@ class Theirs:
     )
     self.compiled = row["compile"]
     self.run = torch.compile(self.net) if self.compiled else self.net
+    self.bfloat16 = row["dtype"] == "bfloat16"
 
   def train(self):
     self.net.train()
     images = (self.uint8.float() / 255 - 0.5) / 0.25
     self.optimizer.zero_grad(set_to_none=True)
-    loss = functional.cross_entropy(self.run(images), self.labels)
+    loss = functional.cross_entropy(self.logits(images), self.labels)
     loss.backward()
     self.optimizer.step()
     return loss.item()
@@ -148,7 +149,11 @@ class Theirs:
   def forward(self):
     self.net.eval()
     with torch.no_grad():
-      return self.run(self.images)
+      return self.logits(self.images)
+
+  def logits(self, images):
+    with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+      return self.run(images).float()
 
   def describe(self) -> str:
     mode = "torch.compile" if self.compiled else "eager"
