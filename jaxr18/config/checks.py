@@ -95,6 +95,13 @@ def start_fits(d: Draft) -> Found:
       f"must be left out where config.{d.name}.start.init is empty",
       "name a phase or a workdir in start.init",
     )
+  if c.start.init and c.start.kernels != "he":
+    yield (
+      "start.kernels",
+      f"must be 'he' beside config.{d.name}.start.init (={c.start.init!r}),"
+      " whose kernels are taken",
+      "leave one of the two out",
+    )
   if c.start.drop_blocks and not c.start.shrink:
     yield (
       "start.drop_blocks",
@@ -328,6 +335,7 @@ def ensemble_fits(d: Draft) -> Found:
   for field, value, off in (
     ("population.size", c.population.size, 1),
     ("start.init", c.start.init, ""),
+    ("start.kernels", c.start.kernels, "he"),
     ("start.shrink", c.start.shrink, False),
     ("teacher.source", c.teacher.source, ""),
     ("teacher.self_teach", c.teacher.self_teach, False),

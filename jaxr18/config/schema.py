@@ -329,6 +329,11 @@ class Start(Section):
     "start from this earlier phase, workdir or file of weights; of"
     " several, comma-separated, from the mean of their weights",
   )
+  kernels: Literal["he", "dirac"] = field(
+    "he",
+    "what new kernels begin with: He's normal numbers; or, with dirac, as many"
+    " filters of the blocks' 3x3 kernels as they have inputs are identities",
+  )
   rewind: Text = field(
     "", "then take the numbers of this one, under init's masks"
   )

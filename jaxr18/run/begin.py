@@ -19,7 +19,7 @@ from jaxr18.config.faults import ConfigError
 from jaxr18.config.network import quantized
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
-from jaxr18.nn import network
+from jaxr18.nn import initial, network
 from jaxr18.nn.network import Network
 from jaxr18.nn.spec import NetSpec
 from jaxr18.run import sources, teaching
@@ -156,7 +156,8 @@ def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
   images = dataset.train.images[: c.calibrate.images]
   images = normalized(images, dataset, spec)
   method = c.calibrate.method
-  net = sources.initial_network(key, spec, images, source, where, method)
+  new = initial.dirac if c.start.kernels == "dirac" else network.chain()
+  net = sources.initial_network(key, spec, images, source, where, method, new)
   if source is not None and jax.process_index() == member == 0:
     converted = factorize.report(source, net)
     if converted and run.experiment.progress != "none":

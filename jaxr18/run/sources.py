@@ -172,6 +172,7 @@ def initial_network(
   source: Network | None,
   where: str,
   method: str = "mse",
+  begin: network.Transform = lambda net: net,
 ) -> Network:
   """Makes a network from a source's numbers or anew, with all bounds of grids.
 
@@ -188,13 +189,14 @@ def initial_network(
     source: a network; None for none.
     where: names the source in errors.
     method: of `nn.calibrate`.
+    begin: changes new kernels, where there is no source.
 
   Raises:
     ConfigError: the source is another network or cannot be converted.
   """
   net = network.init(key, spec)
   if source is None:
-    return network.calibrate(net, images, method)
+    return network.calibrate(begin(net), images, method)
   source = _unfolded(source, images)
   try:
     converted = factorize.convert(source, spec)
