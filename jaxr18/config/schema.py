@@ -60,27 +60,29 @@ class Data(Section):
 
   name: Text = field(
     "cifar10",
-    "the data set: cifar10, cifar100, svhn_cropped or digits; or, of one's own,"
-    " an .npz, a folder of images or 'module:function'",
+    "the data set: cifar10, cifar100, svhn_cropped or digits; or your own:"
+    " an .npz file, a folder of images or 'module:function'",
   )
   dir: Text = field(
     "",
-    "TFDS's folder, '' is TFDS_DATA_DIR or TFDS's default; or where the file of"
-    " one's own lies",
+    "TFDS's folder; '' takes TFDS_DATA_DIR or TFDS's default. For your own"
+    " data, the folder where its file is",
   )
-  cache_dir: Text = field("", "for decoded images; '' is ~/.cache/jaxr18")
+  cache_dir: Text = field(
+    "", "the folder for decoded images; '' is ~/.cache/jaxr18"
+  )
   validation: int = field(
-    5000, "training images held out to select on", 0, 10_000_000
+    5000, "number of training images held out for validation", 0, 10_000_000
   )
-  split_seed: int = field(0, "of the validation split", 0, 2**31 - 1)
+  split_seed: int = field(0, "the seed of the validation split", 0, 2**31 - 1)
   order: Literal["content", "folder"] = field(
     "content",
-    "of the images before they are split: by a hash of image and label,"
-    " which is the same for every copy; or as they are in the folder or"
-    " file, as in runs that are older than this field",
+    "the order of the images before the split. content sorts by a hash of"
+    " image and label, which is the same for every copy of a data set;"
+    " folder keeps the order on disk, as runs older than this field did",
   )
   limit: int = field(
-    0, "use so many images of each split; 0 is all", 0, 1_000_000
+    0, "the number of images used from each split; 0 uses all", 0, 1_000_000
   )
 
 
@@ -89,7 +91,8 @@ class Checkpoint(Section):
 
   every_seconds: float = field(
     60.0,
-    "between two checkpoints within an epoch; each epoch's end has one anyway",
+    "seconds between two checkpoints within an epoch; the end of an epoch"
+    " always saves one",
     0,
     1e6,
   )
@@ -98,16 +101,23 @@ class Checkpoint(Section):
 class Options(Section):
   """What all phases of an experiment share."""
 
-  seed: int = field(0, "of weights, batches and augmentation", 0, 2**31 - 1)
+  seed: int = field(
+    0, "the seed of weights, batches and augmentation", 0, 2**31 - 1
+  )
   data: Data = section(Data)
   checkpoint: Checkpoint = section(Checkpoint)
-  eval_batch_size: int = field(500, "images a step of an evaluation", 1, 10**5)
+  eval_batch_size: int = field(
+    500, "images in a step of an evaluation", 1, 10**5
+  )
   progress: Literal["auto", "bar", "plain", "none"] = field(
-    "auto", "a live bar on a terminal, else a line an epoch"
+    "auto",
+    "how progress is shown; auto is a live bar on a terminal and otherwise"
+    " a line for each epoch",
   )
   writers: Text = field(
     "",
-    "where each epoch's numbers go too, comma-separated: tensorboard, wandb",
+    "where else the numbers of each epoch are written, comma-separated:"
+    " tensorboard, wandb",
   )
 
 
@@ -115,40 +125,54 @@ class Network(Section):
   """The architecture, and the bits of its layers."""
 
   widths: Some[Annotated[int, between(1, 8192)]] = field(
-    (64, 128, 256, 512), "channels by stage"
+    (64, 128, 256, 512), "channels of each stage"
   )
   blocks: ByStage[Annotated[int, between(1, 100)]] = field(
-    (2,), "blocks by stage; one is for all"
+    (2,), "blocks of each stage; one number serves for all"
   )
   strides: MaybeByStage[Annotated[int, between(1, 4)]] = field(
-    (), "of each stage's first block; () is 1, then 2"
+    (),
+    "stride of each stage's first block; () is 1 in the first stage and 2"
+    " in the others",
   )
   groups: ByStage[Annotated[int, between(1, 8192)]] = field(
-    (1,), "of each stage's 3x3 convolutions; one is for all"
+    (1,), "groups of each stage's 3x3 convolutions; one number serves for all"
   )
   depthwise: ByStage[bool] = field(
-    (False,), "depthwise-separable 3x3 convolutions; one is for all"
+    (False,),
+    "whether a stage's 3x3 convolutions are depthwise-separable; one value"
+    " serves for all",
   )
   factorize: FormRules = field(
     (),
-    "(regex on layer paths, form), first match wins, others stay; forms are"
-    " dense, depthwise, groups=8, ranks=1/4,1/4",
+    "(regex on layer paths, form): the first match decides, and other"
+    " layers stay; a form is dense, depthwise, groups=8 or ranks=1/4,1/4",
   )
-  stem_features: int = field(0, "channels of the stem; 0 is widths[0]", 0, 8192)
+  stem_features: int = field(
+    0, "channels of the stem; 0 takes widths[0]", 0, 8192
+  )
   stem_stride: int = field(
-    1, "of the first convolution; 2 is for images of 64 pixels or more", 1, 4
+    1,
+    "stride of the first convolution; 2 is for images of 64 pixels or more",
+    1,
+    4,
   )
   resolution: int = field(
-    32, "side of the input in pixels; images are resized", 4, 512
+    32, "side of the input in pixels; images are resized to it", 4, 512
   )
   scale: float = field(
-    0.0, "EfficientNet's coefficient: about 1.92**scale the MACs", -8, 8
+    0.0,
+    "EfficientNet's scaling coefficient: the MACs grow by about 1.92**scale",
+    -8,
+    8,
   )
-  scale_multiple: int = field(8, "scaled widths are multiples of it", 1, 256)
+  scale_multiple: int = field(
+    8, "scaled widths are rounded to a multiple of this", 1, 256
+  )
   bits: BitsRules = field(
     ((".*", 32, 32),),
-    "(regex on layer paths, w_bits, a_bits), first match wins; 32 is"
-    " unquantized, 16 float16, 1 of weights their sign",
+    "(regex on layer paths, w_bits, a_bits): the first match decides; 32 is"
+    " unquantized, 16 is float16, and 1 bit of a weight is its sign",
   )
   inner_bits: Annotated[
     int,
@@ -158,28 +182,30 @@ class Network(Section):
     ),
   ] = field(
     0,
-    "in place of bits: of every layer but stem and head, which have 8; 0 is"
-    " off, else 2 to 8 or 16",
+    "a short form of bits: all layers have this many bits except stem and"
+    " head, which have 8; 0 is off, else 2 to 8 or 16",
   )
   sum_bits: Annotated[int, one_of(SUM_BITS, "choose one")] = field(
     32,
-    "of residual sums and their operands, on one learned scale of each block:"
-    " 4 to 16, or 32, unquantized",
+    "bits of residual sums and their operands, which share one learned"
+    " scale in each block: 4 to 16; 32 is unquantized",
   )
   scales: Scales = field(
     "lsq",
-    "of quantized inputs: learned as LSQ's, with the paper's gradient factor,"
-    " or as PACT's; fixed as calibrated; or dynamic, each image's largest",
+    "how inputs are scaled: learned as in LSQ (lsq), with the paper's"
+    " gradient factor (lsq_paper) or as in PACT; fixed keeps the calibrated"
+    " scale; dynamic takes each image's largest value",
   )
   w_scales: WeightScales = field(
     "least_error",
-    "where a kernel's grid ends: where the squared error of each channel is"
-    " least, or learned, one end a layer or a channel of 2 to 7 bits",
+    "where a kernel's grid ends: least_error minimizes the squared error of"
+    " each channel; learned trains one end for each layer, and"
+    " learned_channel one for each channel, of 2 to 7 bits",
   )
   two_bits: TwoBits = field(
     "ternary",
-    "of a weight: -1, 0, 1; or four levels, -3, -1, 1, 3, which cannot be"
-    " pruned",
+    "values of a 2-bit weight: ternary is -1, 0, 1; four_levels is -3, -1,"
+    " 1, 3, which has no zero and cannot be pruned",
   )
 
 
@@ -188,10 +214,13 @@ class Calibrate(Section):
 
   method: Calibration = field(
     "mse",
-    "what the largest values of quantized inputs begin with: least squared"
-    " error, the 99.9th percentile, the largest, or LSQ's 2 mean|x| sqrt(n)",
+    "how the largest value of a quantized input is first set: least squared"
+    " error (mse), the 99.9th percentile, the largest value (absmax), or"
+    " LSQ's 2 mean|x| sqrt(n)",
   )
-  images: int = field(512, "training images, without labels", 1, 50_000)
+  images: int = field(
+    512, "training images used to calibrate; labels are not used", 1, 50_000
+  )
 
 
 class Prune(Section):
@@ -199,53 +228,62 @@ class Prune(Section):
 
   density: float = field(
     1.0,
-    "share of weights, or of channels, kept at the end; 1 prunes nothing",
+    "share of weights, or of channels, that is kept at the end; 1 prunes"
+    " nothing",
     1e-6,
     1,
   )
-  structured: bool = field(False, "whole channels, in coupled groups")
+  structured: bool = field(
+    False, "prunes whole channels, in groups of layers that share them"
+  )
   criterion: Annotated[Literal[WeightCriterion, ChannelCriterion], OR_OWN] = (
     field(
       "magnitude_l1",
-      "what matters; whole channels have their own, and of single weights"
-      " 'module:function' of your own serves too",
+      "how importance is measured. Channels have criteria of their own; for"
+      " single weights, 'module:function' names one of yours",
     )
   )
   distribution: Literal[WeightDistribution, ChannelDistribution] = field(
     "global",
-    "over layers or channel groups; global_raw is of channels, and global then"
-    " of scores over their group's mean",
+    "how the density is spread over layers or channel groups; for channels,"
+    " global divides scores by their group's mean and global_raw does not",
   )
   rules: DensityRules = field(
     (),
-    "(regex on layer paths, density) of explicit, first match wins, others"
-    " stay",
+    "(regex on layer paths, density) for distribution=explicit: the first"
+    " match decides, and other layers stay",
   )
   pattern: Text = field(
-    "", "N:M along input channels in place of density, such as 2:4"
+    "", "N:M along the input channels, such as 2:4, in place of density"
   )
-  layers: Regex = field(".*", "regex on paths of the layers whose weights go")
+  layers: Regex = field(".*", "regex on the paths of the layers to prune")
   floor: float = field(
     0.01,
-    "share that each layer or group keeps at least, if the density allows",
+    "share that each layer or group keeps at least, where the density"
+    " allows it",
     0,
     1,
   )
-  multiple: int = field(1, "of the channels that a group keeps", 1, 1024)
+  multiple: int = field(
+    1, "each group keeps a multiple of this many channels", 1, 1024
+  )
   schedule: Literal["one_shot", "linear", "cubic", "iterative"] = field(
     "one_shot",
-    "of the density; iterative keeps the same share at each update",
+    "how the density falls; iterative keeps the same share at each update",
   )
-  begin: float = field(0.0, "of updates, as a share of the phase", 0, 1)
-  end: float = field(0.5, "of updates, as a share of the phase", 0, 1)
+  begin: float = field(0.0, "when updates begin, as a share of the phase", 0, 1)
+  end: float = field(0.5, "when updates end, as a share of the phase", 0, 1)
   every: int = field(100, "steps between two updates", 1, 1_000_000)
   regrow: Literal["none", "rigl", "set"] = field(
-    "none", "moves weights at each update, by gradient or at random"
+    "none",
+    "moves weights at each update: rigl regrows by gradient, set at random",
   )
   drop: float = field(
-    0.3, "share of kept weights that the first move takes", 0, 1
+    0.3, "share of the kept weights that the first update moves", 0, 1
   )
-  images: int = field(512, "training images that criteria look at", 1, 50_000)
+  images: int = field(
+    512, "training images that criteria are computed on", 1, 50_000
+  )
 
   @property
   def prunes(self) -> bool:
@@ -260,27 +298,32 @@ class Bounds(Section):
   learning_rate: float = field(
     1.0, "factor of the learning rate for the learned ends of grids", 0, 1000
   )
-  weight_decay: float = field(0.0, "of the learned ends of grids", 0, 10)
+  weight_decay: float = field(
+    0.0, "weight decay of the learned ends of grids", 0, 10
+  )
 
 
 class Augment(Section):
   """How training images are changed at random."""
 
-  pad: int = field(4, "random crops of images padded by so many pixels", 0, 16)
+  pad: int = field(
+    4, "images are padded by this many pixels and cropped at random", 0, 16
+  )
   flip: Literal["none", "random", "alternating"] = field(
-    "random", "mirroring; alternating is every second epoch"
+    "random", "mirroring; alternating mirrors each image in every second epoch"
   )
   cutout: int = field(0, "side of a blanked square in pixels; 0 is off", 0, 512)
   mixup: float = field(
     0.0,
-    "alpha of the Beta distribution of mixed images' shares; 0 is off",
+    "alpha of mixup's Beta distribution, from which an image's share is"
+    " drawn; 0 is off",
     0,
     100,
   )
   cutmix: float = field(
     0.0,
-    "alpha of the Beta distribution of the share that is not a rectangle of"
-    " another image; 0 is off",
+    "alpha of cutmix's Beta distribution, from which the share outside the"
+    " pasted rectangle is drawn; 0 is off",
     0,
     100,
   )
@@ -296,15 +339,17 @@ class Population(Section):
 
   size: int = field(
     1,
-    "networks trained side by side, of the seeds seed, seed + 1, ...",
+    "networks trained side by side, with the seeds seed, seed + 1, ...",
     1,
     64,
   )
   learning_rates: Some[Annotated[float, between(1e-6, 1e6)]] = field(
-    (1.0,), "factors of learning_rate by member; one is for all"
+    (1.0,),
+    "factor of the learning rate for each member; one number serves for all",
   )
   temperatures: Some[Annotated[float, between(1e-3, 1e3)]] = field(
-    (1.0,), "factors of temperature by member; one is for all"
+    (1.0,),
+    "factor of the temperature for each member; one number serves for all",
   )
 
 
@@ -313,11 +358,15 @@ class Ensemble(Section):
 
   members: Text = field(
     "",
-    "comma-separated phases or workdirs that vote; the phase then trains"
+    "the phases or workdirs that vote, comma-separated; such a phase trains"
     " nothing",
   )
   vote: Literal["select", "probability", "logit", "majority", "weighted"] = (
-    field("select", "select takes the best on validation images")
+    field(
+      "select",
+      "how votes are combined; select takes what is best on the validation"
+      " images",
+    )
   )
 
 
@@ -326,8 +375,8 @@ class Start(Section):
 
   init: Text = field(
     "",
-    "start from this earlier phase, workdir or file of weights; of"
-    " several, comma-separated, from the mean of their weights",
+    "an earlier phase, a workdir or a file of weights to start from;"
+    " several, comma-separated, start from the mean of their weights",
   )
   kernels: Literal["he", "dirac"] = field(
     "he",
@@ -335,19 +384,25 @@ class Start(Section):
     " filters of the blocks' 3x3 kernels as they have inputs are identities",
   )
   rewind: Text = field(
-    "", "then take the numbers of this one, under init's masks"
+    "",
+    "a phase or workdir whose weights then replace init's, under init's masks",
   )
   shrink: bool = field(
     False,
-    "the network is init's without the channels that it has masked; of"
-    " `network`, bits alone hold",
+    "takes init's network without its masked channels; of the network"
+    " section only the bits are used",
   )
   drop_blocks: Regex = field(
     "",
-    "with shrink: blocks that go, a regex on names such as 'stage3_block2'",
+    "with shrink, a regex on the names of blocks to remove, such as"
+    " 'stage3_block2'",
   )
   recalibrate: int = field(
-    0, "batches that renew batch norm's statistics first", 0, 10_000
+    0,
+    "batches from which batch norm's statistics are computed anew before"
+    " training",
+    0,
+    10_000,
   )
 
 
@@ -356,45 +411,46 @@ class Teacher(Section):
 
   source: Text = field(
     "",
-    "distil from this earlier phase, workdir or file of weights; of"
-    " several, comma-separated, from their mean probability, or mean logits for"
-    " mse",
+    "an earlier phase, a workdir or a file of weights to distil from;"
+    " several, comma-separated, teach by their mean probability, or for mse"
+    " by their mean logits",
   )
   self_teach: bool = field(
-    False, "the student's own average teaches; needs ema_decay"
+    False, "the student's own average teaches; needs average.ema_decay"
   )
   cache: Literal["none", "lazy", "full"] = field(
     "none",
-    "keeps the teacher's logits of each view in the workdir, filled as they"
-    " are needed or at once",
+    "keeps the teacher's logits for each view in the workdir: lazy computes"
+    " them when needed, full before the first step",
   )
   loss: Literal["kd", "mse", "dkd", "dkd_mixed"] = field(
     "kd",
-    "kd is Hinton's soft loss; mse half the squared difference of logits, in"
-    " its place; dkd the decoupled one beside cross entropy, each of weight 1,"
-    " as its authors have it; dkd_mixed the decoupled one in the place of kd",
+    "the soft loss. kd is Hinton's; mse is half the squared difference of"
+    " logits; dkd is the decoupled loss, added to cross entropy with weight"
+    " 1 each, as in its authors' code; dkd_mixed is the decoupled loss"
+    " weighted like kd",
   )
   weight: float = field(
     0.9,
-    "weight of the soft loss, and 1 - it of cross entropy, if there is a"
-    " teacher; 1 is the soft loss alone; not of dkd",
+    "weight of the soft loss; cross entropy has 1 minus it. dkd does not"
+    " use it",
     0,
     1,
   )
   temperature: float = field(
-    4.0, "of both softmaxes in the soft loss", 0.01, 100
+    4.0, "temperature of both softmaxes in the soft loss", 0.01, 100
   )
   dkd_beta: float = field(
-    8.0, "weight of dkd's classes that are not the right one", 0, 1000
+    8.0, "weight of dkd's term on the wrong classes", 0, 1000
   )
   dkd_warmup: float = field(
-    20.0, "epochs in which dkd grows to its whole size", 0, 100_000
+    20.0, "epochs over which dkd's weight grows to its full size", 0, 100_000
   )
   features: Literal["none", "fitnets", "attention"] = field(
-    "none", "loss on stage outputs, with one teacher"
+    "none", "a loss on the stages' outputs; needs exactly one teacher"
   )
   feature_weight: float = field(
-    1.0, "weight of the loss on stage outputs", 1e-9, 1e6
+    1.0, "weight of the loss on the stages' outputs", 1e-9, 1e6
   )
 
 
@@ -405,40 +461,51 @@ class Loss(Section):
     0.0, "weight of the group lasso on batch norm's scales", 0, 10
   )
   label_smoothing: float = field(
-    0.0, "mass moved to all classes evenly", 0, 0.99
+    0.0, "probability that is spread evenly over all classes", 0, 0.99
   )
   dampening: float = field(
     0.0,
-    "weight of the squared distance of weights to their grid, which grows to"
-    " it along a cosine: against weights that oscillate; 0 is off",
+    "weight of the squared distance of weights to their grid, against"
+    " weights that oscillate; it grows along a cosine to this value, and 0"
+    " is off",
     0,
     1e6,
   )
   others: Text = field(
     "",
-    "comma-separated phases or workdirs that the student is to differ from, as"
-    " members of an ensemble",
+    "phases or workdirs that the student should differ from,"
+    " comma-separated, as members of an ensemble do",
   )
-  diversity: float = field(0.0, "weight of the likeness to the others", 0, 1e3)
+  diversity: float = field(
+    0.0, "weight of the likeness to those of loss.others", 0, 1e3
+  )
   likeness: Literal["cosine", "log_det"] = field(
     "cosine",
-    "how the likeness is measured, of the wrong classes' probabilities: the"
-    " cosine to the others' mean, or Pang's log-determinant of all members'"
-    " cosines",
+    "how likeness is measured on the probabilities of the wrong classes:"
+    " cosine to the mean of the others, or Pang's log-determinant of the"
+    " cosines among all members",
   )
   extra: Terms = field(
-    (), "('module:function', weight) of terms of your own, added to the loss"
+    (),
+    "('module:function', weight) of terms of your own that are added to the"
+    " loss",
   )
 
 
 class Optimizer(Section):
   """How weights are updated."""
 
-  name: Literal["sgd", "adamw"] = field("sgd", "sgd has Nesterov momentum")
-  learning_rate: float = field(0.1, "at the end of the warm-up", 1e-9, 100)
-  warmup_epochs: float = field(2.0, "linear; then a cosine to zero", 0, 100_000)
-  momentum: float = field(0.9, "of sgd", 0, 0.9999)
-  weight_decay: float = field(5e-4, "on kernels only", 0, 10)
+  name: Literal["sgd", "adamw"] = field(
+    "sgd", "the optimizer; sgd has Nesterov momentum"
+  )
+  learning_rate: float = field(
+    0.1, "learning rate at the end of the warm-up", 1e-9, 100
+  )
+  warmup_epochs: float = field(
+    2.0, "epochs of linear warm-up; a cosine to zero follows", 0, 100_000
+  )
+  momentum: float = field(0.9, "momentum of sgd", 0, 0.9999)
+  weight_decay: float = field(5e-4, "weight decay, on kernels only", 0, 10)
   clip_norm: float = field(
     0.0, "largest norm of the whole gradient; 0 is off", 0, 1e6
   )
@@ -449,40 +516,41 @@ class Average(Section):
 
   ema_decay: float = field(
     0.0,
-    "of averaged weights, which are then what is evaluated; 0 is off",
+    "decay of the moving average of weights, which is then evaluated in"
+    " place of the weights; 0 is off",
     0,
     0.99999,
   )
   swa_from: float = field(
     1.0,
-    "share of the phase from which the averaged weights are the plain mean of"
-    " each epoch's last; 1 is off",
+    "share of the phase after which the average is the plain mean of each"
+    " epoch's last weights (SWA); 1 is off",
     0,
     1,
   )
   swa_rate: float = field(
     0.5,
-    "from swa_from on the rate stays at this factor of learning_rate; 0 lets"
-    " it fall to zero, and the mean is of every step's weights, which is not"
-    " SWA",
+    "factor of the learning rate from swa_from on; 0 lets the rate fall to"
+    " zero and averages the weights of every step, which is not SWA",
     0,
     1,
   )
   swa_cycle: int = field(
     0,
-    "epochs in which the rate falls from swa_rate to swa_low, again and again;"
-    " the mean is of the weights at each cycle's end. 0 keeps the rate",
+    "epochs of a cycle in which the rate falls from swa_rate to swa_low;"
+    " the weights at each cycle's end are averaged. 0 keeps the rate"
+    " constant",
     0,
     100_000,
   )
   swa_low: float = field(
-    0.01, "factor of learning_rate at the end of a cycle", 0, 1
+    0.01, "factor of the learning rate at the end of a cycle", 0, 1
   )
   estimate: int = field(
     50,
-    "batches that batch norm's statistics are estimated from at each epoch's"
-    " end, where weights are averaged or values quantized; 0 keeps the running"
-    " ones",
+    "batches from which batch norm's statistics are estimated at the end of"
+    " each epoch, where weights are averaged or values quantized; 0 keeps"
+    " the running statistics",
     0,
     10_000,
   )
@@ -496,13 +564,18 @@ class PhaseOptions(Section):
   teacher: Teacher = section(Teacher)
   loss: Loss = section(Loss)
   epochs: int = field(
-    30, "passes over the training images; 0 only transforms", 0, 100_000
+    30,
+    "passes over the training images; 0 only transforms the network",
+    0,
+    100_000,
   )
-  batch_size: int = field(128, "images a step, over all devices", 1, 50_000)
+  batch_size: int = field(
+    128, "images in a step, over all devices together", 1, 50_000
+  )
   dtype: Literal["float32", "bfloat16"] = field(
     "float32",
-    "of convolutions and activations in training; weights, statistics and sums"
-    " are float32",
+    "type of convolutions and activations in training; weights, statistics"
+    " and sums stay float32",
   )
   optimizer: Optimizer = section(Optimizer)
   bounds: Bounds = section(Bounds)
@@ -522,38 +595,40 @@ class Search(Section):
   )
   memory_budget: int = field(
     0,
-    "most bytes of the activations of one image, by cost/memory.py; 0 is any",
+    "most bytes of one image's activations, as docs/score.md counts them; 0"
+    " is no limit",
     0,
     2**40,
   )
   bytes_budget: int = field(
-    0, "most bytes of the weights as the on-disk score has them; 0 is any",
+    0, "most bytes of the weights, as the on-disk score counts them; 0 is no"
+    " limit",
     0, 2**40,
   )  # fmt: skip
   rungs: Some[Annotated[int, between(1, 100_000)]] = field(
-    (2, 4), "epochs after which only the best go on"
+    (2, 4), "epochs after which only the best candidates go on"
   )
-  eta: int = field(2, "of so many that came to a rung one goes on", 2, 100)
+  eta: int = field(2, "of this many candidates at a rung, one goes on", 2, 100)
   widths: ByStage[Some[Annotated[int, between(1, 8192)]]] = field(
     ((32, 64), (64, 128), (128, 256), (256, 512)),
-    "channels to choose from, by stage",
+    "channels to choose from, for each stage",
   )
   blocks: ByStage[Some[Annotated[int, between(1, 100)]]] = field(
-    ((1, 2),) * 4, "blocks to choose from, by stage"
+    ((1, 2),) * 4, "blocks to choose from, for each stage"
   )
   groups: ByStage[Some[Annotated[int, between(1, 8192)]]] = field(
-    ((1, 2, 4),) * 4, "groups to choose from, by stage"
+    ((1, 2, 4),) * 4, "groups to choose from, for each stage"
   )
   bits: BitChoices = field(
     (("stem|head", (8,)), (".*", (4, 8))),
-    "(regex on layer paths, bits of weights and, at least 2, activations to"
-    " choose from), first match wins",
+    "(regex on layer paths, bits to choose from): the first match decides;"
+    " activations have at least 2",
   )
   density: Some[Annotated[float, between(1e-6, 1)]] = field(
-    (1.0,), "shares of the weights that are kept"
+    (1.0,), "shares of kept weights to choose from"
   )
   resolution: Some[Annotated[int, between(4, 512)]] = field(
-    (32,), "sides of the input in pixels"
+    (32,), "sides of the input in pixels to choose from"
   )
 
 
@@ -672,12 +747,16 @@ def _short_line(f: Field) -> str:
   return first + textwrap.shorten(f.doc, 79 - len(first), placeholder=" ...")
 
 
+def _number(x: float) -> str:
+  return f"{x:,.0f}" if x == int(x) else f"{x:g}"
+
+
 def _line(f: Field) -> str:
   first, doc = _assigned(f), f.doc
   if f.choices:
     doc += f"; one of {', '.join(f.choices)}"
   elif f.low is not None:
-    doc += f"; {f.low:g} to {f.high:g}"
+    doc += f"; {_number(f.low)} to {_number(f.high)}"
   margin = " " * 32
   text = textwrap.fill(doc, 79, initial_indent=margin, subsequent_indent=margin)
   if len(first) <= len(margin):

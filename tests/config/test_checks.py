@@ -343,7 +343,8 @@ def test_a_fault_says_where_what_and_how_to_mend_it():
   [fault] = _faults(_set({"student.epochs": -1}))
   assert str(fault) == (
     "config.student.epochs (=-1) must be an int from 0 to 100000 (passes over"
-    " the training images; 0 only transforms); raise it to 0 or more"
+    " the training images; 0 only transforms the network); raise it to 0 or"
+    " more"
   )
 
 
