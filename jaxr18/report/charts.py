@@ -26,21 +26,24 @@ def styled(chart: alt.TopLevelMixin) -> Any:
     labelColor=palette.SOFT, titleColor=palette.SOFT, labelFontSize=SIZE,
     titleFontSize=SIZE,
   )  # fmt: skip
-  return (
-    chart.configure(background="transparent", font="sans-serif", padding=2)
-    .configure_view(stroke=None)
-    .configure_axis(
+  # All at once: Altair copies the whole chart at each call.
+  return chart.configure(
+    background="transparent",
+    font="sans-serif",
+    padding=2,
+    view=alt.ViewConfig(stroke=None),
+    axis=alt.AxisConfig(
       domain=False, ticks=False, gridColor=palette.LINE, labelPadding=5,
       titleFontWeight="normal", labelLimit=400, **letters,
-    )
-    .configure_legend(
+    ),
+    legend=alt.LegendConfig(
       orient="top", title=None, symbolOpacity=1, labelLimit=400, offset=6,
       **letters,
-    )
-    .configure_title(
+    ),
+    title=alt.TitleConfig(
       color=palette.INK, fontSize=SIZE + 1, fontWeight="normal",
       anchor="start",
-    )
+    ),
   )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ types. Results of older formats are lifted when they are read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -94,7 +95,7 @@ class Result:
     """Kernels' weights that no mask removes."""
     return sum(row.kept for row in self.score.rows)
 
-  @property
+  @functools.cached_property  # of some milliseconds
   def activation_bytes(self) -> int:
     """What the activations of one image need at most, one member at a time."""
     return max(memory.peak(s).bytes for s in self.specs or (self.spec,))
