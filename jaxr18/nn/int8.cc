@@ -31,7 +31,7 @@ using Shape = ffi::Span<const int64_t>;
 using Type = ffi::DataType;
 
 constexpr int64_t kBlock = 2048;    // elements, about; in a core's first cache
-constexpr int64_t kPart = 1 << 16;  // sums of a part of the batch, about
+constexpr int64_t kPart = 1 << 17;  // sums of a part of the batch, about
 constexpr int64_t kValues = 256;    // of a byte
 
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
@@ -248,7 +248,10 @@ int64_t Bytes(Type type) {
 class Arena {
  public:
   Arena() = default;
-  Arena(Arena&& other) { std::swap(data_, other.data_); }
+  Arena(Arena&& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
   ~Arena() { std::free(data_); }
   void* Get(int64_t bytes) {
     if (bytes > size_) {
@@ -284,10 +287,38 @@ struct Plan {
   dnnl::primitive convolve, reorder;
 };
 
-// What one thread works in.
+// What one thread works in. It keeps the last plan's arguments: to make them
+// anew takes longer than a small convolution.
 struct Desk {
   dnnl::stream stream;
   Arena scratch, codes, sums;
+  const Plan* plan = nullptr;
+  std::unordered_map<int, memory> arguments;
+
+  explicit Desk(const dnnl::engine& engine) : stream(engine) {}
+
+  void Convolve(const Plan& next, const void* x, const void* weights,
+                int32_t* y) {
+    if (plan != &next) {
+      const dnnl::engine engine = stream.get_engine();
+      arguments.clear();
+      for (const auto& [name, desc] :
+           {std::pair(DNNL_ARG_SRC, next.x),
+            std::pair(DNNL_ARG_WEIGHTS, next.blocked),
+            std::pair(DNNL_ARG_DST, next.y),
+            std::pair(DNNL_ARG_SCRATCHPAD, next.scratch)}) {
+        arguments.emplace(name, memory(desc, engine, DNNL_MEMORY_NONE));
+      }
+      plan = &next;
+    }
+    arguments[DNNL_ARG_SRC].set_data_handle(const_cast<void*>(x));
+    arguments[DNNL_ARG_WEIGHTS].set_data_handle(const_cast<void*>(weights));
+    arguments[DNNL_ARG_DST].set_data_handle(y);
+    void* const room = scratch.Get(next.scratch.get_size());
+    arguments[DNNL_ARG_SCRATCHPAD].set_data_handle(room);
+    next.convolve.execute(stream, arguments);
+    stream.wait();
+  }
 };
 
 struct Library {
@@ -420,20 +451,12 @@ struct Layer {
 
   void Part(const Plan& plan, const void* blocked, int64_t image,
             int64_t images, Desk& desk) const {
-    Library& lib = Lib();
     const int64_t in = g.x[1] * g.x[2] * g.x[3];
     const int64_t out = g.y[1] * g.y[2] * g.y[3], count = out * images;
     const void* codes = Encode(image * in, images * in, desk.codes);
     int32_t* sums = static_cast<int32_t*>(
         has_sums ? y.at(image * out) : desk.sums.Get(8 * count));
-    plan.convolve.execute(
-        desk.stream,
-        {{DNNL_ARG_SRC, lib.Wrap(plan.x, codes)},
-         {DNNL_ARG_WEIGHTS, lib.Wrap(plan.blocked, blocked)},
-         {DNNL_ARG_DST, lib.Wrap(plan.y, sums)},
-         {DNNL_ARG_SCRATCHPAD,
-          lib.Wrap(plan.scratch, desk.scratch.Get(plan.scratch.get_size()))}});
-    desk.stream.wait();
+    desk.Convolve(plan, codes, blocked, sums);
     if (!has_sums) Finish(sums, image * out, count, sums + count);
   }
 
@@ -449,7 +472,7 @@ struct Layer {
     const void* blocked = Blocked(plan);
     const void* blocked_rest = rest.blocked == plan.blocked ? blocked : nullptr;
     while (static_cast<int64_t>(lib.desks.size()) < threads) {
-      lib.desks.push_back({dnnl::stream(lib.engine), {}, {}, {}});
+      lib.desks.emplace_back(lib.engine);
     }
     std::string failed;
 #pragma omp parallel for schedule(static) if (parts > 1)
@@ -639,22 +662,31 @@ struct FloatLayer : Layer {
       numbers[i] = factor[i % g.k[3]];
       numbers[period + i] = bias[i % g.k[3]];
     }
-    Periods(period, count, sums, more, adds, to,
-            [&](const int32_t* sum, const float* plus, Out* y, int64_t n) {
-              ScaleBlock(sum, plus, y, n, numbers);
-            });
+    const auto run = [&](auto plus, auto cut) {
+      Periods(period, count, sums, more, adds, to,
+              [&](const int32_t* sum, const float* add, Out* y, int64_t n) {
+                ScaleBlock<plus.value, cut.value>(sum, add, y, n, numbers);
+              });
+    };
+    const std::true_type yes;
+    const std::false_type no;
+    if (adds) {
+      relu ? run(yes, yes) : run(yes, no);
+    } else {
+      relu ? run(no, yes) : run(no, no);
+    }
   }
 
-  template <typename Out>
+  template <bool plus, bool cut, typename Out>
   void ScaleBlock(const int32_t* sums, const float* more, Out* to,
                   int64_t count, const std::vector<float>& numbers) const {
     const int64_t period = numbers.size() / 2;
     const Grid grid = out;
-    const bool plus = adds, cut = relu;
-    for (int64_t v = 0; v < period; v += kLanes) {
-      const Floats mul = LoadFloats(numbers.data() + v);
-      const Floats add = LoadFloats(numbers.data() + period + v);
-      for (int64_t i = v; i < count; i += period) {
+    for (int64_t from = 0; from < count; from += period) {
+      for (int64_t v = 0; v < period; v += kLanes) {
+        const int64_t i = from + v;
+        const Floats mul = LoadFloats(numbers.data() + v);
+        const Floats add = LoadFloats(numbers.data() + period + v);
         const Floats sum = __builtin_convertvector(Load(sums + i), Floats);
         Floats z = MultiplyAdd(sum, mul, add);
         if (plus) z += LoadFloats(more + i);
