@@ -6,7 +6,9 @@ python -m jaxr18.main --config=configs/ensemble.py:runs/a,runs/b \\
 
 Without runs it trains the narrow network of dense_narrow.py with three seeds
 side by side. The members' networks are copied, the vote is chosen on validation
-images, the test images are seen once. `:tiny` takes seconds on the digits.
+images, the test images are seen once. Three networks pruned and quantized from
+one voted 82.24% at a per-layer score of 0.0809, and the best of them has 80.73%
+(docs/ensembles.md). `:tiny` takes seconds on the digits.
 """
 
 from jaxr18.config import base, tiny

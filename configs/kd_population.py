@@ -7,7 +7,8 @@ python -m jaxr18.main --config=configs/kd_population.py:plain
 
 `:kd` and `:plain` have the same students, seeds, steps and images; result.json
 has each seed's test accuracy, their mean and standard deviation. A pad of 1
-leaves 18 views of an image, whose logits the seeds share. `:tiny` takes seconds
+leaves 18 views of an image, whose logits the seeds share. 77.60 ± 0.97% with a
+teacher and 76.02 ± 0.62% without (docs/distill.md). `:tiny` takes seconds
 on the embedded digits, with a teacher of its own.
 """
 

@@ -6,8 +6,9 @@ python -m jaxr18.main --config=configs/prune_structured.py:0.5 \
 The argument is the share of channels kept, 0.5 by default: the best of all
 channel groups, at least a fifth of each. 10 dense epochs, 1 masked, 3 shrunk.
 Several shares of one dense network, which configs/dense_narrow.py trains:
-`--config.dense.start.init=runs/dense_narrow --config.dense.epochs=0`. `:tiny`
-takes seconds on the embedded digits.
+`--config.dense.start.init=runs/dense_narrow --config.dense.epochs=0`. With a
+half of the channels 76.94% at a per-layer score of 0.0176 (docs/pruning.md).
+`:tiny` takes seconds on the embedded digits.
 """
 
 from jaxr18.config import base, tiny

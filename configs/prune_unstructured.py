@@ -7,8 +7,9 @@ The argument is the share of weights kept, 0.1 by default; 1.0 trains on
 without pruning. 10 dense epochs, then 4 in which the smallest weights of the
 whole network go, by a cubic schedule in the first 2. Several shares of one
 dense network, which configs/dense_narrow.py trains:
-`--config.dense.start.init=runs/dense_narrow --config.dense.epochs=0`. `:tiny`
-takes seconds on the embedded digits.
+`--config.dense.start.init=runs/dense_narrow --config.dense.epochs=0`. With a
+tenth of the weights 80.73%, with all 82.90% (docs/pruning.md). `:tiny` takes
+seconds on the embedded digits.
 """
 
 from jaxr18.config import base, tiny

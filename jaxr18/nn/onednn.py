@@ -404,6 +404,8 @@ def _compile(target: pathlib.Path, library: pathlib.Path, include):
   compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
   if not compiler:
     raise Unavailable("there is no C++ compiler; install g++ or set CXX")
+  print("Building the fast convolutions for this processor, once: some 20 s",
+        file=sys.stderr, flush=True)  # fmt: skip
   with tempfile.TemporaryDirectory(dir=target.parent) as name:
     folder = pathlib.Path(name)
     objects = [folder / f"{source.stem}.o" for source in _SOURCES]
