@@ -1,5 +1,6 @@
 """From a phase's options to what the rooms below take."""
 
+import dataclasses
 from typing import Literal
 
 import optax
@@ -14,6 +15,8 @@ from jaxr18.host.paths import names
 from jaxr18.train import state
 from jaxr18.train import terms as terms_lib
 from jaxr18.train.average import Average
+from jaxr18.train.muon import Muon
+from jaxr18.train.state import Group
 from jaxr18.train.step import Member
 from jaxr18.train.terms import Term
 
@@ -142,14 +145,24 @@ def optimizer(
     c.average.swa_cycle * steps_per_epoch if start else 0,
     c.average.swa_low,
   )
+  muon = None
+  if c.optimizer.muon_rate:
+    muon = Muon(
+      dataclasses.replace(rate, peak=c.optimizer.muon_rate).schedule(),
+      c.optimizer.muon_momentum,
+      c.optimizer.weight_decay,
+    )
   return state.make_optimizer(
     c.optimizer.name,
     rate,
     momentum=c.optimizer.momentum,
     weight_decay=c.optimizer.weight_decay,
     clip_norm=c.optimizer.clip_norm,
-    bounds_rate=c.bounds.learning_rate,
-    bounds_decay=c.bounds.weight_decay,
+    groups=(
+      Group(state.bounds, c.bounds.learning_rate, c.bounds.weight_decay),
+      Group(state.norm_biases, c.optimizer.bias_rate),
+    ),
+    muon=muon,
     movement=movement,
   )
 

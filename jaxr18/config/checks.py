@@ -17,6 +17,7 @@ from jaxr18.config.schema import (
   Bounds,
   Calibrate,
   Network,
+  Optimizer,
   PhaseOptions,
   Section,
 )
@@ -450,6 +451,27 @@ def bounds_fit(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
       )
 
 
+def muon_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
+  """Checks that Muon finds kernels that are one matrix each."""
+  o = c.optimizer
+  grouped = [x.path for x in layers if 1 < x.groups < x.in_features]
+  if o.muon_rate and grouped:
+    yield (
+      "optimizer.muon_rate",
+      f"must be 0 with grouped convolutions ({grouped[0]}), whose kernels are"
+      " no matrix from inputs to outputs",
+      "write 0, or groups=1; depthwise kernels are left to optimizer.name",
+    )
+  if (
+    o.muon_momentum != _default(Optimizer, "muon_momentum") and not o.muon_rate
+  ):
+    yield (
+      "optimizer.muon_momentum",
+      "is of Muon, which optimizer.muon_rate (=0) leaves off",
+      "set muon_rate, or leave it out",
+    )
+
+
 def _default(model: type[Section], field: str):
   return model.model_fields[field].default
 
@@ -461,4 +483,5 @@ LAYER_CHECKS: tuple[
   (("network", "bounds", "start.shrink"), bounds_fit),
   (("network", "start.shrink"), two_bits_fit),
   (("network", "start.shrink", "loss.dampening"), dampening_fits),
+  (("network", "start.shrink", "optimizer"), muon_fits),
 )

@@ -509,6 +509,18 @@ class Optimizer(Section):
   clip_norm: float = field(
     0.0, "largest norm of the whole gradient; 0 is off", 0, 1e6
   )
+  bias_rate: float = field(
+    1.0, "factor of learning_rate for batch norm's biases", 0, 1000
+  )
+  muon_rate: float = field(
+    0.0,
+    "learning rate of convolutions' kernels by Muon, which falls as"
+    " learning_rate does, such as 0.02; 0 is off, and they are updated as all"
+    " else",
+    0,
+    100,
+  )
+  muon_momentum: float = field(0.95, "of muon", 0, 0.9999)
 
 
 class Average(Section):

@@ -1,7 +1,7 @@
 """What training carries from one step to the next, and its optimizer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from flax import struct
 
 from jaxr18.nn.network import Network, apply_masks, over
 from jaxr18.nn.spec import BOUNDS
+from jaxr18.train.muon import Muon, with_muon
 
 
 class TrainState(struct.PyTreeNode):
@@ -110,6 +111,13 @@ def bounds(params: Any) -> Any:
   )
 
 
+def norm_biases(params: Any) -> Any:
+  """Marks batch norm's biases by True; the head's is none."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == "bias" and path[-2].key != "head", params
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Rate:
   """A learning rate that warms up linearly and then falls as a cosine.
@@ -153,6 +161,20 @@ class Rate:
     return self.peak * ((1 - share) * self.hold + share * self.low)
 
 
+class Group(NamedTuple):
+  """Parameters that are updated in another way than the rest.
+
+  Attributes:
+    marks: params -> a tree of bools, True at those of the group.
+    rate: factor of the learning rate.
+    decay: weight decay.
+  """
+
+  marks: Callable[[Any], Any]
+  rate: float = 1.0
+  decay: float = 0.0
+
+
 def make_optimizer(
   name: str,
   rate: Rate,
@@ -160,8 +182,8 @@ def make_optimizer(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   clip_norm: float = 0.0,
-  bounds_rate: float = 1.0,
-  bounds_decay: float = 0.0,
+  groups: Sequence[Group] = (),
+  muon: Muon | None = None,
   movement: bool = False,
 ) -> optax.GradientTransformation:
   """Makes SGD with Nesterov momentum, or AdamW.
@@ -175,27 +197,29 @@ def make_optimizer(
     momentum: of sgd.
     weight_decay: of kernels.
     clip_norm: largest norm of the whole gradient; 0 is off.
-    bounds_rate: factor of the learning rate for the learned ends of grids.
-    bounds_decay: their weight decay.
+    groups: of parameters with a rate or a decay of their own.
+    muon: updates the kernels of convolutions; None leaves them to `name`.
     movement: the state also holds what `sum_movement` sums.
   """
   schedule = rate.schedule()
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   decays = [optax.add_decayed_weights(weight_decay, mask=kernels)]
-  if bounds_decay:
-    decays.append(optax.add_decayed_weights(bounds_decay, mask=bounds))
-  rates = []
-  if bounds_rate != 1:
-    rates.append(optax.masked(optax.scale(bounds_rate), bounds))
+  decays += [
+    optax.add_decayed_weights(g.decay, mask=g.marks) for g in groups if g.decay
+  ]
+  rates = [
+    optax.masked(optax.scale(g.rate), g.marks) for g in groups if g.rate != 1
+  ]
   if name == "sgd":
-    sgd = optax.sgd(schedule, momentum, nesterov=True)
-    optimizer = optax.chain(clip, *decays, sgd, *rates)
+    parts = *decays, optax.sgd(schedule, momentum, nesterov=True)
   elif name == "adamw":
     descend = optax.scale_by_learning_rate(schedule)
-    adamw = optax.chain(optax.scale_by_adam(), *decays, descend)
-    optimizer = optax.chain(clip, adamw, *rates)
+    parts = (optax.chain(optax.scale_by_adam(), *decays, descend),)
   else:
     raise ValueError(f"optimizer (={name!r}) must be 'sgd' or 'adamw'")
+  if muon is not None:
+    parts = (with_muon(muon, optax.chain(*parts)),)
+  optimizer = optax.chain(clip, *parts, *rates)
   if movement:
     return optax.chain(sum_movement(schedule), optimizer)
   return optimizer
@@ -242,7 +266,8 @@ def forget(opt_state: Any, grown: Any) -> Any:
   """Sets the optimizer's state, such as momentum, to 0 for new weights.
 
   Args:
-    opt_state: of any optimizer; its trees like `params` are changed.
+    opt_state: of any optimizer; its trees like `params` are changed, also
+      those that lack some leaves or have them flattened.
     grown: bool, a tree like `params`.
   """
   like_params = lambda x: isinstance(x, dict) and grown.keys() <= x.keys()
@@ -251,7 +276,13 @@ def forget(opt_state: Any, grown: Any) -> Any:
     if not like_params(node):
       return node
     new = {k: node[k] for k in grown}
-    zeroed = lambda g, x: jnp.where(over(g, x), 0, x)
-    return node | jax.tree.map(zeroed, grown, new)
+    return node | jax.tree.map(_zeroed, grown, new)
 
   return jax.tree.map(zero, opt_state, is_leaf=like_params)
+
+
+def _zeroed(grown: jax.Array, x: Any) -> Any:
+  if isinstance(x, optax.MaskedNode):  # another optimizer's
+    return x
+  same = grown.size == x.size
+  return jnp.where(grown.reshape(x.shape) if same else over(grown, x), 0, x)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_run
+from flax.traverse_util import flatten_dict
 
 from jaxr18.compress import criteria, prune
 from jaxr18.data import dataset as data
@@ -348,15 +349,44 @@ def test_learned_ends_of_grids_have_a_rate_and_a_decay_of_their_own(name):
     tx = tiny_run.optimizer(name, **how, **changes)
     return tx.update(g, tx.init(p), p)[0]
 
-  fell = moved(g, bounds_decay=0.1, bounds_rate=0.5)
+  fell = moved(g, groups=[state.Group(state.bounds, 0.5, 0.1)])
   assert not np.any(fell["kernel"])
   for bound, size in (("input_bound", 2), ("kernel_bound", 3)):
     np.testing.assert_allclose(fell[bound], -0.05 * 0.5 * 0.1 * size, rtol=1e-5)
   ones = jax.tree.map(jnp.ones_like, p)
-  plain, slow = moved(ones), moved(ones, bounds_rate=0.25)
+  plain = moved(ones)
+  slow = moved(ones, groups=[state.Group(state.bounds, 0.25)])
   np.testing.assert_array_equal(slow["kernel"], plain["kernel"])
   for bound in ("input_bound", "kernel_bound"):
     np.testing.assert_allclose(slow[bound], plain[bound] / 4, rtol=1e-6)
+
+
+def test_biases_of_batch_norm_have_a_rate_of_their_own():
+  """As airbench94's parameter group: their rate is 64 times the others'."""
+  p = tiny_run.tiny_network().params
+  slow, fast = (
+    tiny_run.optimizer(
+      warmup_steps=0, clip_norm=0.0, groups=[state.Group(state.norm_biases, x)]
+    )
+    for x in (1.0, 64.0)
+  )
+  moved = []
+  for tx in (slow, fast):
+    opt_state = tx.init(p)
+    for i in range(3):  # momentum is that of the gradients, as in PyTorch
+      g = jax.tree.map(lambda x, i=i: jnp.cos(x + i), p)
+      updates, opt_state = tx.update(g, opt_state, p)
+    moved.append(flatten_dict(updates, sep="/"))
+  factors = {
+    name: float(np.unique(np.float32(moved[1][name] / u)).item())
+    for name, u in moved[0].items()
+    if name.endswith("bias")
+  }
+  assert factors.pop("head/bias") == 1
+  assert len(factors) == 6 and set(factors.values()) == {64}
+  for name, u in moved[0].items():
+    if not name.endswith("bias"):
+      np.testing.assert_array_equal(moved[1][name], u)
 
 
 def test_an_unknown_optimizer():
