@@ -145,6 +145,9 @@ def optimizer(
     c.average.swa_cycle * steps_per_epoch if start else 0,
     c.average.swa_low,
   )
+  held = []
+  if c.optimizer.held:
+    held.append(Group(state.kernels_of(c.optimizer.held), 0.0))
   muon = None
   if c.optimizer.muon_rate:
     muon = Muon(
@@ -161,6 +164,7 @@ def optimizer(
     groups=(
       Group(state.bounds, c.bounds.learning_rate, c.bounds.weight_decay),
       Group(state.norm_biases, c.optimizer.bias_rate),
+      *held,
     ),
     muon=muon,
     movement=movement,

@@ -4,6 +4,7 @@ A check is a generator of (the field within the phase, what it must be, how to
 mend it). It names what it reads, and runs where nothing is wrong with that.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from jaxr18.config.schema import (
   Optimizer,
   PhaseOptions,
   Section,
+  Start,
 )
 from jaxr18.host import own
 from jaxr18.host.paths import names
@@ -96,13 +98,15 @@ def start_fits(d: Draft) -> Found:
       f"must be left out where config.{d.name}.start.init is empty",
       "name a phase or a workdir in start.init",
     )
-  if c.start.init and c.start.kernels != "he":
-    yield (
-      "start.kernels",
-      f"must be 'he' beside config.{d.name}.start.init (={c.start.init!r}),"
-      " whose kernels are taken",
-      "leave one of the two out",
-    )
+  for field in ("kernels", "whiten"):
+    off = _default(Start, field)
+    if c.start.init and getattr(c.start, field) != off:
+      yield (
+        f"start.{field}",
+        f"must be {off!r} beside config.{d.name}.start.init"
+        f" (={c.start.init!r}), whose kernels are taken",
+        "leave one of the two out",
+      )
   if c.start.drop_blocks and not c.start.shrink:
     yield (
       "start.drop_blocks",
@@ -337,6 +341,7 @@ def ensemble_fits(d: Draft) -> Found:
     ("population.size", c.population.size, 1),
     ("start.init", c.start.init, ""),
     ("start.kernels", c.start.kernels, "he"),
+    ("start.whiten", c.start.whiten, False),
     ("start.shrink", c.start.shrink, False),
     ("teacher.source", c.teacher.source, ""),
     ("teacher.self_teach", c.teacher.self_teach, False),
@@ -472,6 +477,36 @@ def muon_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
     )
 
 
+def whitening_fits(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
+  """Checks that the stem has two filters for each value of a patch."""
+  first = layers[0]
+  least = 2 * math.prod(first.kernel_shape[:3])
+  if c.start.whiten and first.path != "stem":
+    yield (
+      "start.whiten",
+      f"needs a stem of one kernel, and it begins with {first.path}",
+      "leave the stem out of network.factorize, or write False",
+    )
+  elif c.start.whiten and first.features < least:
+    yield (
+      "start.whiten",
+      f"needs a stem of at least {least} channels, two for each value of a"
+      f" patch, and it has {first.features}",
+      "raise network.stem_features or widths, or write False",
+    )
+
+
+def held_layers_are_there(c: PhaseOptions, layers: Sequence[Layer]) -> Found:
+  """Checks that a layer is held where a regex says so."""
+  held = c.optimizer.held
+  if held and not any(re.fullmatch(held, x.path) for x in layers):
+    yield (
+      "optimizer.held",
+      f"matches no layer; there are {', '.join(x.path for x in layers)}",
+      "mend it",
+    )
+
+
 def _default(model: type[Section], field: str):
   return model.model_fields[field].default
 
@@ -484,4 +519,6 @@ LAYER_CHECKS: tuple[
   (("network", "start.shrink"), two_bits_fit),
   (("network", "start.shrink", "loss.dampening"), dampening_fits),
   (("network", "start.shrink", "optimizer"), muon_fits),
+  (("network", "start"), whitening_fits),
+  (("network", "start.shrink", "optimizer.held"), held_layers_are_there),
 )

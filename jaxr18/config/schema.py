@@ -378,11 +378,6 @@ class Start(Section):
     "an earlier phase, a workdir or a file of weights to start from;"
     " several, comma-separated, start from the mean of their weights",
   )
-  kernels: Literal["he", "dirac"] = field(
-    "he",
-    "what new kernels begin with: He's normal numbers; or, with dirac, as many"
-    " filters of the blocks' 3x3 kernels as they have inputs are identities",
-  )
   rewind: Text = field(
     "",
     "a phase or workdir whose weights then replace init's, under init's masks",
@@ -403,6 +398,16 @@ class Start(Section):
     " training",
     0,
     10_000,
+  )
+  kernels: Literal["he", "dirac"] = field(
+    "he",
+    "how new kernels begin: he is He's normal numbers; dirac makes as many"
+    " filters of a block's 3x3 kernel identities as it has inputs",
+  )
+  whiten: bool = field(
+    False,
+    "begins the stem with filters that whiten patches of 5,000 training"
+    " images; optimizer.held='stem' keeps them so",
   )
 
 
@@ -514,13 +519,16 @@ class Optimizer(Section):
   )
   muon_rate: float = field(
     0.0,
-    "learning rate of convolutions' kernels by Muon, which falls as"
-    " learning_rate does, such as 0.02; 0 is off, and they are updated as all"
-    " else",
+    "learning rate of Muon for the kernels of convolutions, such as 0.02,"
+    " which warms up and falls as learning_rate does; 0 leaves these kernels"
+    " to the optimizer",
     0,
     100,
   )
-  muon_momentum: float = field(0.95, "of muon", 0, 0.9999)
+  muon_momentum: float = field(0.95, "momentum of Muon", 0, 0.9999)
+  held: Regex = field(
+    "", "regex on layer paths; the kernels of these layers are not trained"
+  )
 
 
 class Average(Section):

@@ -17,6 +17,7 @@ from jaxr18.config.experiment import (
 )
 from jaxr18.config.faults import ConfigError
 from jaxr18.config.network import quantized
+from jaxr18.config.schema import PhaseOptions
 from jaxr18.data import dataset as data
 from jaxr18.data.augment import normalize
 from jaxr18.nn import initial, network
@@ -156,7 +157,7 @@ def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
   images = dataset.train.images[: c.calibrate.images]
   images = normalized(images, dataset, spec)
   method = c.calibrate.method
-  new = initial.dirac if c.start.kernels == "dirac" else network.chain()
+  new = _new_kernels(c, dataset, spec)
   net = sources.initial_network(key, spec, images, source, where, method, new)
   if source is not None and jax.process_index() == member == 0:
     converted = factorize.report(source, net)
@@ -173,6 +174,21 @@ def start(run: Run, phase: Phase, key: jax.Array, member: int = 0) -> Network:
       ),
     )
   return net
+
+
+def _new_kernels(c: PhaseOptions, dataset, spec: NetSpec) -> network.Transform:
+  """What is done to kernels that no source gives."""
+  transforms: list[network.Transform] = []
+  if c.start.kernels == "dirac":
+    transforms.append(initial.dirac)
+  if c.start.whiten:
+    few = dataset.train.images[:5000]  # as many as airbench94's
+    batches = (
+      normalized(few[i : i + 100], dataset, spec)
+      for i in range(0, len(few), 100)
+    )
+    transforms.append(functools.partial(initial.whiten, batches=batches))
+  return network.chain(*transforms)
 
 
 def _prune(net: Network, step: int, *, plan, key, where, **seen) -> Network:

@@ -1,6 +1,7 @@
 """What training carries from one step to the next, and its optimizer."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxr18.nn.network import Network, apply_masks, over
 from jaxr18.nn.spec import BOUNDS
@@ -159,6 +161,18 @@ class Rate:
   def _cycles(self, step):
     share = (step % self.cycle + 1) / self.cycle  # of the cycle that is over
     return self.peak * ((1 - share) * self.hold + share * self.low)
+
+
+def kernels_of(layers: str) -> Callable[[Any], Any]:
+  """Returns what marks the kernels of layers whose path a regex matches."""
+
+  def marked(name: str) -> bool:
+    layer, _, last = name.rpartition("/")
+    return last == "kernel" and re.fullmatch(layers, layer) is not None
+
+  return lambda params: unflatten_dict(
+    {name: marked(name) for name in flatten_dict(params, sep="/")}, sep="/"
+  )
 
 
 class Group(NamedTuple):
