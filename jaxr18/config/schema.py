@@ -775,7 +775,7 @@ def _line(f: Field) -> str:
   first, doc = _assigned(f), f.doc
   if f.choices:
     doc += f"; one of {', '.join(f.choices)}"
-  elif f.low is not None:
+  elif f.low is not None and f.high is not None:
     doc += f"; {_number(f.low)} to {_number(f.high)}"
   margin = " " * 32
   text = textwrap.fill(doc, 79, initial_indent=margin, subsequent_indent=margin)
