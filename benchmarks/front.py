@@ -40,7 +40,7 @@ class Goal:
 
 
 GOALS = {
-  "A": Goal(0.90, 0.0080, 3, ("three_bits",)),
+  "A": Goal(0.90, 0.0080, 3, ("cut_blocks",)),
   "B": Goal(0.9347, 0.045, 3),
   "C": Goal(0.945, 0.10, 1),
   "D": Goal(0.95, 0.30, 1),

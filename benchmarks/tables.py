@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "prune_quant",
     "prune_quant_4",
     "three_bits",
+    "cut_blocks",
     "integers",
     "train_on_small",
     "three_bits_small",

@@ -4,7 +4,9 @@ python -m jaxr18.main --config=configs/cut_blocks.py
 
 From a clone, since it begins with docs/results/train_on. The last block of the
 second and of the third stage goes: a per-layer score of 0.0080 in place of
-0.0130. `:tiny` takes seconds on the digits, from new weights.
+0.0130. On one CPU core with AVX-512: 89.72% in 120 minutes
+(docs/results/cut_blocks). `:tiny` takes seconds on the digits, from new
+weights.
 """
 
 from jaxr18.config import base, tiny

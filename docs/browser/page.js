@@ -1,6 +1,6 @@
 // Runs one of the networks of ../results/ in ONNX Runtime Web, on one picture.
 
-const NETWORKS = ["train_on", "three_bits", "integers", "train_on_small", "three_bits_small",
+const NETWORKS = ["train_on", "three_bits", "cut_blocks", "integers", "train_on_small", "three_bits_small",
   "resnet8"];
 const CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
   "horse", "ship", "truck"];
