@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 import time
 
 import command
@@ -127,7 +128,9 @@ def test_two_processes_die_stop_and_finish_together(tmp_path, runs):
 @pytest.mark.slow
 def test_all_end_when_nobody_reads_them(tmp_path):
   """As in `launch/local.sh ... | head -1`."""
-  script = command.start_local(tmp_path / "run", *FLAGS, PATIENCE="5")
+  script = command.start_local(
+    tmp_path / "run", *FLAGS, kind=subprocess.Popen, PATIENCE="5"
+  )
   assert script.stdout.readline()
   script.stdout.close()
   assert script.wait(timeout=300) != 0

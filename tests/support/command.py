@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 from jaxr18.host import sealed
@@ -22,23 +23,41 @@ runpy.run_module("jaxr18.main", run_name="__main__")
 """
 
 
+class Running(subprocess.Popen):
+  """A command whose output is read as it comes: a full pipe would stop it.
+
+  XLA of jaxlib 0.10.0 warns of each program that it reads from a cache.
+  """
+
+  def __init__(self, *args, **options):
+    super().__init__(*args, **options)
+    self.said = []
+    self.reader = threading.Thread(target=self.said.extend, args=[self.stdout])
+    self.reader.start()
+
+  def communicate(self, input=None, timeout=None):
+    self.wait(timeout)
+    self.reader.join(timeout)
+    return "".join(self.said), None
+
+
 def start(workdir, *flags, epochs=3, cache=None, **environment):
-  """A running command; its output is in one pipe."""
+  """A running command."""
   return _start(
     [sys.executable, "-c", _CODE], workdir, flags, epochs, cache, environment
   )
 
 
-def start_local(workdir, *flags, epochs=3, cache=None, **environment):
+def start_local(
+  workdir, *flags, epochs=3, cache=None, kind=Running, **environment
+):
   """The same in two processes, through launch/local.sh."""
   environment["PYTHON"] = sys.executable
-  script = ["bash", str(ROOT / "launch" / "local.sh")]
-  return _start(
-    [*script, "--processes=2"], workdir, flags, epochs, cache, environment
-  )
+  script = ["bash", str(ROOT / "launch" / "local.sh"), "--processes=2"]
+  return _start(script, workdir, flags, epochs, cache, environment, kind)
 
 
-def _start(command, workdir, flags, epochs, cache, environment):
+def _start(command, workdir, flags, epochs, cache, environment, kind=Running):
   env = os.environ | {"PYTHONWARNINGS": "ignore"} | environment
   if cache is not None:
     env |= {
@@ -46,7 +65,7 @@ def _start(command, workdir, flags, epochs, cache, environment):
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
   config = f"--config={CONFIG}:{epochs}"
-  return subprocess.Popen(
+  return kind(
     [*command, config, f"--workdir={workdir}", *flags],
     env=env,
     stdout=subprocess.PIPE,
