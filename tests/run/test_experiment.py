@@ -73,7 +73,8 @@ def shrink(config):
     phase.network.strides = (4, 2, 2)[:stages]
     phase.epochs, phase.optimizer.warmup_epochs, phase.batch_size = 1, 0.0, 32
     if phase.start.init.endswith(".safetensors"):  # of another shape
-      phase.start.init = ""
+      phase.start.init, phase.start.drop_blocks = "", ""
+      phase.start.shrink = False
   return config
 
 
