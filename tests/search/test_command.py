@@ -13,6 +13,7 @@ import numpy as np
 import postgres
 import pytest
 import tiny_run
+from command import Running
 
 from jaxr18.config import file as configfile
 from jaxr18.config.faults import ConfigError
@@ -55,7 +56,7 @@ def search(config, workdir, trials, stop=None):
 
 
 def command(*flags, **environment):
-  return subprocess.Popen(
+  return Running(
     [sys.executable, "-m", "jaxr18.search", *map(str, flags)],
     env=os.environ | environment,
     stdout=subprocess.PIPE,
