@@ -32,12 +32,16 @@ class Running(subprocess.Popen):
   def __init__(self, *args, **options):
     super().__init__(*args, **options)
     self.said = []
-    self.reader = threading.Thread(target=self.said.extend, args=[self.stdout])
+    self.reader = threading.Thread(
+      target=self.said.extend, args=[self.stdout], daemon=True
+    )
     self.reader.start()
 
   def communicate(self, input=None, timeout=None):
     self.wait(timeout)
     self.reader.join(timeout)
+    if self.reader.is_alive():  # what it started holds the pipe
+      raise subprocess.TimeoutExpired(self.args, timeout)
     return "".join(self.said), None
 
 
